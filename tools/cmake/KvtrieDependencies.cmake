@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The kvtrie authors
+
+# Every library that kvtrie uses, as a target. tools/install-deps installs the Debian packages.
+
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+find_package(Boost 1.81 REQUIRED)                  # Boost::headers
+find_package(fmt 9 REQUIRED)                       # fmt::fmt
+find_package(prometheus-cpp CONFIG REQUIRED)       # prometheus-cpp::pull
+find_package(tomlplusplus CONFIG REQUIRED)         # tomlplusplus::tomlplusplus
+find_package(CLI11 CONFIG REQUIRED)                # CLI11::CLI11
+find_package(nlohmann_json 3 CONFIG REQUIRED)      # nlohmann_json::nlohmann_json
+
+# xxHash is used header-only, so that the compiler inlines short hashes on the lookup path.
+find_path(KVTRIE_XXHASH_INCLUDE_DIR xxhash.h REQUIRED)
+add_library(kvtrie_xxhash INTERFACE)
+add_library(kvtrie::xxhash ALIAS kvtrie_xxhash)
+target_include_directories(kvtrie_xxhash SYSTEM INTERFACE "${KVTRIE_XXHASH_INCLUDE_DIR}")
+target_compile_definitions(kvtrie_xxhash INTERFACE XXH_INLINE_ALL)
+
+if(KVTRIE_BUILD_TOOLS)
+  find_package(benchmark CONFIG)                   # benchmark::benchmark, optional
+endif()
+if(KVTRIE_BUILD_TESTS)
+  find_package(GTest 1.12 CONFIG REQUIRED)         # GTest::gtest, GTest::gtest_main, GTest::gmock
+  include(GoogleTest)
+endif()
