@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "shm/geometry.h"
+
+#include <fmt/format.h>
+
+#include <cstddef>
+#include <limits>
+
+#include "shm/prefix_hash.h"
+
+namespace kvtrie {
+namespace {
+
+constexpr std::uint64_t kPoolBytesMax = std::uint64_t{1} << 46;  // 64 TiB a plane
+
+std::string out_of_range(const char* name, std::uint64_t value, std::uint64_t low,
+                         std::uint64_t high) {
+  return value < low || value > high
+             ? fmt::format("{} is {}: must be {} to {}", name, value, low, high)
+             : std::string{};
+}
+
+constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t to) {
+  return (value + to - 1) / to * to;
+}
+
+}  // namespace
+
+std::string geometry_problem(const Geometry& g) {
+  for (const std::string& problem :
+       {out_of_range("pages", g.pages, kPagesMin, kPagesMax),
+        out_of_range("tokens-per-page", g.tokens_per_page, 1, kTokensPerPageMax),
+        out_of_range("planes", g.planes, 1, kPlanesMax),
+        out_of_range("workers", g.workers, 1, kWorkersMax),
+        out_of_range("leases", g.leases_per_worker, 2, kLeasesMax),
+        out_of_range("namespaces", g.namespaces, 1, kNamespacesMax),
+        out_of_range("stripes", g.stripes, 1, kStripesMax),
+        out_of_range("page-bytes", g.page_bytes, 8, kPoolBytesMax)}) {
+    if (!problem.empty()) return problem;
+  }
+  if (g.page_bytes % 8 != 0) {
+    return fmt::format("page-bytes is {}: must be a multiple of 8", g.page_bytes);
+  }
+  if (g.page_bytes > kPoolBytesMax / g.pages) {
+    return fmt::format("pages x page-bytes is {} x {}: a plane holds at most {} bytes", g.pages,
+                       g.page_bytes, kPoolBytesMax);
+  }
+  return {};
+}
+
+SegmentLayout layout_of(const Geometry& g) {
+  SegmentLayout layout;
+  layout.descriptor_stride = descriptor_stride(g.tokens_per_page);
+  layout.chunk_count = (g.pages + kChunkPages - 1) / kChunkPages;
+  // About 62 % full when every page is announced: both buckets of a key are then never full in practice.
+  const std::uint64_t per_stripe = (g.pages / 5 + g.stripes) / g.stripes;
+  layout.bucket_count = std::max<std::uint64_t>(per_stripe, 2) * g.stripes;
+  std::uint64_t offset = sizeof(Superblock);
+  auto add = [&](AreaKind kind, std::uint64_t stride, std::uint64_t count) {
+    layout.areas[layout.area_count++] = {static_cast<std::uint32_t>(kind), 0, offset, stride, count};
+    offset = align_up(offset + stride * count, kAreaAlignment);
+  };
+  const std::uint64_t slots = std::uint64_t{g.workers} + 1;
+  add(AreaKind::kNamespaces, sizeof(NamespaceRecord), g.namespaces);
+  add(AreaKind::kWorkers, sizeof(WorkerRecord), slots);
+  add(AreaKind::kLeases, sizeof(LeaseSlot), slots * g.leases_per_worker);
+  add(AreaKind::kPins, sizeof(PinRecord), g.leases_per_worker);
+  add(AreaKind::kHeldCounts, sizeof(std::uint16_t), slots * layout.chunk_count);
+  add(AreaKind::kAnnounce, sizeof(std::uint32_t), g.pages);
+  add(AreaKind::kFreeBitmap, sizeof(std::uint64_t), layout.chunk_count);
+  add(AreaKind::kStripes, sizeof(StripeRecord), g.stripes);
+  add(AreaKind::kBuckets, sizeof(IndexBucket), layout.bucket_count);
+  add(AreaKind::kDescriptors, layout.descriptor_stride, g.pages);
+  layout.segment_bytes = offset;
+  return layout;
+}
+
+std::uint64_t struct_fingerprint() {
+  const std::uint64_t sizes[] = {
+      kLayoutVersion,          sizeof(Superblock),      alignof(Superblock),
+      sizeof(AreaEntry),       sizeof(Descriptor),      sizeof(LeaseSlot),
+      sizeof(PinRecord),       sizeof(WorkerRecord),    sizeof(NamespaceRecord),
+      sizeof(StripeRecord),    sizeof(IndexBucket),     sizeof(pthread_mutex_t),
+      kCounters,               kChunkPages,             kBucketEntries,
+      offsetof(Superblock, poison_state),               offsetof(Superblock, constant_checksum),
+      offsetof(WorkerRecord, counters),                 offsetof(NamespaceRecord, fields),
+      offsetof(Descriptor, scope),                      offsetof(Descriptor, checksum),
+      XXH_VERSION_NUMBER / 100,
+  };
+  return hash_bytes(kSegmentMagic, sizes, sizeof sizes);
+}
+
+std::uint64_t constant_checksum(const Superblock& superblock) {
+  return hash_bytes(kSegmentMagic, &superblock, offsetof(Superblock, constant_checksum));
+}
+
+}  // namespace kvtrie

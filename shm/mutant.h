@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Each protection of the protocol as a switch that takes it out, so that a test can show that it is needed:
+// `if (!KVTRIE_MUTANT(lease_without_recheck)) ...`. Switched at run time in builds with KVTRIE_DEV, constant
+// false (and so compiled away) in all others. tests/crash/mutants_test.cc names the test that catches each.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace kvtrie {
+
+//       name                          what is taken out
+#define KVTRIE_MUTANTS(X)                                                                            \
+  X(walk_ignores_generation)        /* 1: parent compared without its generation */                  \
+  X(lease_without_recheck)          /* 2: no second look at the state word after the lease store */  \
+  X(rescue_by_store)                /* 2: rescue writes Live without compare-and-swap */             \
+  X(parent_of_other_worker)         /* 3: another worker's Pending page is taken as parent */        \
+  X(announce_without_lookup)        /* 4: no look for a page of the same key */                      \
+  X(index_before_pending)           /* 4: index entry before the Pending store */                    \
+  X(no_announce_counter)            /* 5: parent's announce counter not incremented */               \
+  X(lease_after_live)               /* 6: Live stored before the lease moved */                      \
+  X(publish_children_first)         /* 6: deepest page Live first */                                 \
+  X(move_by_overwrite)              /* 7: slot overwritten before the new claim is verified */       \
+  X(abort_frees_before_unindex)     /* 8: Free before the index entry is out */                      \
+  X(duplicate_supersedes)           /* 9: second of a key is announced all the same */               \
+  X(evict_without_lease_scan)       /* 10: slots not read after condemning */                        \
+  X(evict_without_counter_check)    /* 10: announce counters not read again */                       \
+  X(evict_scan_before_condemn)      /* 10: slots read before condemning */                           \
+  X(evict_parent_of_rescued)        /* 11: rescued child does not rescue its parent */               \
+  X(free_before_unindex)            /* 12: evictor frees before the index entry is out */            \
+  X(free_keeps_generation)          /* 12: page recycled in the same generation */                   \
+  X(no_stripe_sweep)                /* 13: stripe of a dead holder not swept */                      \
+  X(sweep_takes_pending)            /* 13: the sweep removes Pending pages' entries */               \
+  X(reap_keeps_pages)               /* 14: pages of the dead not given back */                       \
+  X(reap_slot_first)                /* 14: slot free before its pages are */                         \
+  X(reap_keeps_leases)              /* 14: leases of the dead not cleared */                         \
+  X(adopt_keeps_condemned)          /* 15: Condemned left behind */                                  \
+  X(adopt_revives_retiring)         /* 15: Retiring back to Live */                                  \
+  X(wait_without_recheck)           /* 16: sleeper does not look again */                            \
+  X(flush_ignored)                  /* 18: root generation not compared */                           \
+  X(touch_after_release)            /* 19: touch written without a lease */                          \
+  X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \
+  X(held_count_after_take)          /* held count raised after the page was taken */                 \
+  X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */
+
+enum class Mutant : std::uint8_t {
+  kNone = 0,
+#define KVTRIE_X(name) k_##name,
+  KVTRIE_MUTANTS(KVTRIE_X)
+#undef KVTRIE_X
+  kCount
+};
+
+inline constexpr std::string_view kMutantNames[] = {
+    "none",
+#define KVTRIE_X(name) #name,
+    KVTRIE_MUTANTS(KVTRIE_X)
+#undef KVTRIE_X
+};
+
+}  // namespace kvtrie
+
+#ifdef KVTRIE_DEV
+#include <atomic>
+namespace kvtrie {
+inline std::atomic<Mutant> active_mutant{Mutant::kNone};
+}
+#define KVTRIE_MUTANT(name) \
+  (::kvtrie::active_mutant.load(std::memory_order_relaxed) == ::kvtrie::Mutant::k_##name)
+#else
+#define KVTRIE_MUTANT(name) false
+#endif

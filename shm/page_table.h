@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// The life of a page. One atomic word says in which state it is (C1); everything else in a descriptor is
+// written by the page's present owner before the store that makes it visible.
+//
+//              take (CAS)          announce (store)       publish (store)
+//      Free ------------> Writing ----------------> Pending ------------> Live
+//       ^                    |                        |                  |   ^
+//       | give back (store,  |                        |   condemn (CAS)  |   | rescue (CAS), by a worker
+//       | next generation)   v                        v                  v   | that leases it or the evictor
+//       +--------------------+------------------------+               Condemned
+//       |                                                                |
+//       |   free (store, next generation)               retire (CAS)     v
+//       +----------------------------------------------------------- Retiring
+//
+//   edge       who                       order        why that suffices
+//   take       any worker                acq_rel CAS  one wins; reads of the old life are over (C4)
+//   announce   the owner, under the      release      nobody else writes a word that is owned; a reader that
+//              key's stripe lock                      sees Pending sees parent, tokens and hash
+//   publish    the owner                 release      the page's bytes happen before; the lease was stored
+//                                                     before (rule 6), so who sees Live sees the lease
+//   condemn    the evictor               seq_cst CAS  against lease stores: lease.h, rule 17
+//   rescue     worker or evictor         seq_cst CAS  fails only if it was rescued or is Retiring
+//   retire     the evictor               acq_rel CAS  decides against every rescue
+//   free       evictor, owner, reaper    release      last store of the life; index entry went before (rule 12)
+//
+// Readers look at a page in this order: state word (acquire), parent handle with generation, tokens (acquire
+// loads that pair with release stores). What they read may be of a page that is being recycled; they believe
+// it only after the lease on the deepest page is verified (lease.h). No second look at interior pages: the
+// deepest page's life pins its parent handle, and C2 pins the parent's life, up to the root.
+//
+// Crash: a page is left in Writing or Pending of a dead owner (reap_worker frees it), Condemned (adoption
+// makes it Live), Retiring (adoption finishes it). No edge is more than one store, so none is half done.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "shm/ids.h"
+#include "shm/segment.h"
+
+namespace kvtrie {
+
+// What a page's descriptor says beside its state.
+struct PageNode {
+  Handle parent;
+  std::uint64_t prefix_hash = 0;
+  NamespaceId name_space;
+  std::uint64_t root_generation = 0;
+  std::uint32_t depth = 0;
+  std::uint8_t priority = 0;
+  TouchWord touch;
+  std::uint32_t tick = 0;
+  std::uint32_t retain_until = 0;
+  WorkerId publisher;
+};
+
+constexpr std::uint32_t scope_of(NamespaceId id, std::uint64_t root_generation) {
+  return std::uint32_t{id.value} << 16 | static_cast<std::uint32_t>(root_generation & 0xFFFF);
+}
+constexpr NamespaceId namespace_in(std::uint32_t scope) {
+  return {static_cast<std::uint16_t>(scope >> 16)};
+}
+constexpr std::uint32_t depth_in(std::uint32_t depth_class) { return depth_class & 0xFFFFFF; }
+
+class PageTable {
+ public:
+  explicit PageTable(const Segment& segment) : segment_(segment) {}
+
+  StateWord state(PageIndex page) const {
+    return {segment_.descriptor(page).state.load(std::memory_order_acquire)};
+  }
+  Handle parent(PageIndex page) const {
+    return {segment_.descriptor(page).parent.load(std::memory_order_acquire)};
+  }
+
+  // By the owner, in Writing.
+  void write_node(PageIndex page, const PageNode& node,
+                  std::span<const std::uint32_t> tokens) const;
+
+  // Whether the page holds exactly these tokens below `parent`. Unverified until a lease holds.
+  bool matches(PageIndex page, Handle parent, std::span<const std::uint32_t> tokens) const;
+
+  // Compare-and-swap of a page's state within one life; true if this call moved it.
+  bool move(Handle page, PageState from, PageState to) const {
+    StateWord expected = StateWord::make(from, page.generation());
+    return segment_.descriptor(page.page_index())
+        .state.compare_exchange_strong(expected.raw, expected.with(to).raw,
+                                       std::memory_order_seq_cst);
+  }
+
+ private:
+  const Segment& segment_;
+};
+
+inline bool PageTable::matches(PageIndex page, Handle parent,
+                               std::span<const std::uint32_t> tokens) const {
+  const Descriptor& descriptor = segment_.descriptor(page);
+  if (descriptor.parent.load(std::memory_order_acquire) != parent.raw) return false;
+  if (descriptor.token_count.load(std::memory_order_relaxed) != tokens.size()) return false;
+  const AtomicU64* words = segment_.token_words(page);
+  std::uint64_t different = 0;
+  std::size_t i = 0;
+  for (; i + 1 < tokens.size(); i += 2) {
+    const std::uint64_t mine = tokens[i] | std::uint64_t{tokens[i + 1]} << 32;
+    different |= words[i / 2].load(std::memory_order_acquire) ^ mine;
+  }
+  if (i < tokens.size()) different |= words[i / 2].load(std::memory_order_acquire) ^ tokens[i];
+  return different == 0;
+}
+
+}  // namespace kvtrie

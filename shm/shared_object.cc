@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "shm/shared_object.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/interprocess/permissions.hpp>
+#include <boost/interprocess/shared_memory_object.hpp>
+#include <cerrno>
+#include <cstdio>
+
+#include "shm/format.h"
+
+namespace kvtrie {
+namespace {
+
+namespace bip = boost::interprocess;
+
+constexpr char kShmDirectory[] = "/dev/shm/";
+
+// What mapped_region wants of a memory source, for a descriptor that came over a socket.
+struct DescriptorSource {
+  int fd;
+  bip::mapping_handle_t get_mapping_handle() const {
+    return bip::ipcdetail::mapping_handle_from_file_handle(fd);
+  }
+};
+
+std::string temporary(const std::string& name) { return name + ".tmp"; }
+
+}  // namespace
+
+FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
+  if (this != &other) {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = other.release();
+  }
+  return *this;
+}
+
+FileDescriptor::~FileDescriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+std::string segment_object_name(const std::string& cache) {
+  return fmt::format("kvtrie.{}.v{}.seg", cache, kLayoutVersion);
+}
+
+std::string pool_object_name(const std::string& cache, std::uint32_t plane) {
+  return fmt::format("kvtrie.{}.v{}.pool{}", cache, kLayoutVersion, plane);
+}
+
+std::string cache_name_problem(const std::string& cache) {
+  const bool good = std::ranges::all_of(cache, [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+  });
+  if (cache.empty() || cache.size() > 63 || !good || cache.front() == '.') {
+    return fmt::format("cache name '{}': use 1 to 63 of A-Z a-z 0-9 . _ - and no dot in front", cache);
+  }
+  return {};
+}
+
+Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode) {
+  const std::string made = temporary(name);
+  bip::shared_memory_object::remove(made.c_str());
+  try {
+    bip::permissions permissions(static_cast<int>(mode));
+    bip::shared_memory_object object(bip::create_only, made.c_str(), bip::read_write, permissions);
+    FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
+    if (!fd.open()) return Status{Code::kSystem, "duplicating a descriptor", errno};
+    // The umask may have taken bits away that the operator asked for.
+    if (::fchmod(fd.get(), mode) != 0) return Status{Code::kSystem, "setting the mode", errno};
+    const int rc = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
+    if (rc != 0) {
+      bip::shared_memory_object::remove(made.c_str());
+      return Status{Code::kSystem,
+                    rc == ENOSPC ? "/dev/shm has not enough free memory for this cache; make it larger "
+                                   "(mount -o remount,size=...) or ask for fewer or smaller pages"
+                                 : "reserving memory in /dev/shm",
+                    rc};
+    }
+    return fd;
+  } catch (const bip::interprocess_exception& failure) {
+    return Status{Code::kSystem, "making an object in /dev/shm", failure.get_native_error()};
+  }
+}
+
+Status publish_object(const std::string& name) {
+  const std::string from = kShmDirectory + temporary(name);
+  const std::string to = kShmDirectory + name;
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    return {Code::kSystem, "renaming a whole object in /dev/shm", errno};
+  }
+  return {};
+}
+
+Result<FileDescriptor> open_object(const std::string& name, Access access) {
+  try {
+    bip::shared_memory_object object(
+        bip::open_only, name.c_str(),
+        access == Access::kReadOnly ? bip::read_only : bip::read_write);
+    FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
+    if (!fd.open()) return Status{Code::kSystem, "duplicating a descriptor", errno};
+    return fd;
+  } catch (const bip::interprocess_exception& failure) {
+    const int error = failure.get_native_error();
+    if (error == ENOENT) return Status{Code::kNotFound, "no such object in /dev/shm", error};
+    return Status{Code::kSystem, "opening an object in /dev/shm", error};
+  }
+}
+
+bool remove_object(const std::string& name) {
+  const bool whole = bip::shared_memory_object::remove(name.c_str());
+  const bool temp = bip::shared_memory_object::remove(temporary(name).c_str());
+  return whole || temp;
+}
+
+Result<std::uint64_t> object_bytes(int fd) {
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) return Status{Code::kSystem, "fstat of a shared object", errno};
+  return static_cast<std::uint64_t>(info.st_size);
+}
+
+Result<Mapping> Mapping::map(int fd, std::uint64_t bytes, Access access) {
+  const Result<std::uint64_t> there = object_bytes(fd);
+  if (!there) return there.error();
+  if (bytes == 0 || *there < bytes) {
+    return Status{Code::kCorrupt, "the object is smaller than it should be", 0};
+  }
+  try {
+    Mapping mapping;
+    mapping.region_ = bip::mapped_region(
+        DescriptorSource{fd}, access == Access::kReadOnly ? bip::read_only : bip::read_write, 0,
+        static_cast<std::size_t>(bytes));
+    if (::madvise(mapping.region_.get_address(), mapping.region_.get_size(), MADV_DONTFORK) != 0) {
+      return Status{Code::kSystem, "madvise(MADV_DONTFORK)", errno};
+    }
+    return mapping;
+  } catch (const bip::interprocess_exception& failure) {
+    return Status{Code::kSystem, "mapping a shared object", failure.get_native_error()};
+  }
+}
+
+}  // namespace kvtrie

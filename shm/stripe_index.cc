@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "shm/stripe_index.h"
+
+#include "shm/crash_point.h"
+#include "shm/mutant.h"
+#include "shm/robust_mutex.h"
+
+namespace kvtrie {
+
+Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
+  StripeRecord& record = segment_.stripe(place.stripe);
+  const Status status = RobustMutex::acquire(record.mutex);
+  switch (status.code()) {
+    case Code::kOwnerDied:
+      KVTRIE_CRASH_POINT("sweep.before");
+      if (!KVTRIE_MUTANT(no_stripe_sweep)) sweep(place.stripe);
+      KVTRIE_CRASH_POINT("sweep.before_consistent");
+      record.recoveries.fetch_add(1, std::memory_order_relaxed);
+      segment_.count(me, Counter::kLockRecoveries);
+      return RobustMutex::mark_consistent(record.mutex);
+    case Code::kBusy:
+      record.passed_by.fetch_add(1, std::memory_order_relaxed);
+      segment_.count(me, Counter::kStripesPassedBy);
+      return status;
+    case Code::kPoisoned:
+      segment_.poison(PoisonReason::kLockNotRecoverable);
+      return status;
+    default:
+      return status;
+  }
+}
+
+void StripeIndex::unlock(const IndexPlace& place) const {
+  if (!RobustMutex::release(segment_.stripe(place.stripe).mutex)) {
+    segment_.poison(PoisonReason::kLockNotRecoverable);
+  }
+}
+
+AtomicU64* StripeIndex::empty_slot(const IndexPlace& place) const {
+  AtomicU64* best = nullptr;
+  unsigned most_empty = 0;
+  for (const std::uint64_t b : place.bucket) {  // the emptier bucket: two choices keep both from filling
+    AtomicU64* empty = nullptr;
+    unsigned count = 0;
+    for (AtomicU64& slot : segment_.bucket(b).entries) {
+      if (slot.load(std::memory_order_relaxed) != 0) continue;
+      ++count;
+      if (empty == nullptr) empty = &slot;
+    }
+    if (count > most_empty) {
+      most_empty = count;
+      best = empty;
+    }
+  }
+  return best;
+}
+
+AtomicU64* StripeIndex::vacancy(WorkerId me, const IndexPlace& place) const {
+  if (AtomicU64* slot = empty_slot(place)) return slot;
+  const std::uint32_t cleaned = clean_bucket(place.bucket[0]) + clean_bucket(place.bucket[1]);
+  if (cleaned == 0) return nullptr;
+  segment_.count(me, Counter::kStaleEntriesCleaned, cleaned);
+  return empty_slot(place);
+}
+
+bool StripeIndex::remove(std::uint64_t hash, PageIndex page) const {
+  const IndexPlace place = place_of(hash);
+  bool found = false;
+  for (const std::uint64_t b : place.bucket) {
+    for (AtomicU64& slot : segment_.bucket(b).entries) {
+      std::uint64_t entry = place.tagged | page.value;
+      if (slot.load(std::memory_order_relaxed) != entry) continue;
+      found |= slot.compare_exchange_strong(entry, 0, std::memory_order_acq_rel);
+    }
+  }
+  return found;
+}
+
+bool StripeIndex::stale(std::uint64_t entry, std::uint64_t bucket) const {
+  const PageIndex page{static_cast<std::uint32_t>(entry & kIndexMask)};
+  if ((entry & kValid) == 0 || !segment_.has(page)) return true;
+  const Descriptor& descriptor = segment_.descriptor(page);
+  const StateWord word{descriptor.state.load(std::memory_order_acquire)};
+  if (word.state() == PageState::kPending && KVTRIE_MUTANT(sweep_takes_pending)) return true;
+  if (!word.canonical()) return true;
+  const IndexPlace right = place_of(descriptor.prefix_hash.load(std::memory_order_relaxed));
+  return right.tagged != (entry & ~kIndexMask) ||
+         (right.bucket[0] != bucket && right.bucket[1] != bucket);
+}
+
+std::uint32_t StripeIndex::clean_bucket(std::uint64_t bucket) const {
+  std::uint32_t removed = 0;
+  for (AtomicU64& slot : segment_.bucket(bucket).entries) {
+    std::uint64_t entry = slot.load(std::memory_order_acquire);
+    if (entry == 0 || !stale(entry, bucket)) continue;
+    if (slot.compare_exchange_strong(entry, 0, std::memory_order_acq_rel)) ++removed;
+  }
+  return removed;
+}
+
+std::uint32_t StripeIndex::sweep(std::uint32_t stripe) const {
+  std::uint32_t removed = 0;
+  const std::uint64_t first = first_bucket(stripe);
+  for (std::uint64_t b = first; b < first + buckets_per_stripe_; ++b) removed += clean_bucket(b);
+  return removed;
+}
+
+unsigned StripeIndex::occurrences(std::uint64_t hash, PageIndex page) const {
+  const IndexPlace place = place_of(hash);
+  unsigned count = 0;
+  for_each_candidate(place, [&](PageIndex candidate) {
+    count += candidate == page ? 1 : 0;
+    return false;
+  });
+  return count;
+}
+
+}  // namespace kvtrie

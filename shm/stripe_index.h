@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// From prefix hash to page: a hint that readers check and that a crash cannot break.
+//
+//   stripe = high half of the hash        a contiguous range of buckets and one robust mutex
+//   b1, b2 = two buckets of that range    a key may stand in either; readers look at both, so neither a full
+//                                         bucket nor a removal can hide an entry
+//   entry  = valid 1 | tag 39 | page 24   one store enters, one compare-and-swap removes; 0 is empty
+//
+// Who            does                                            under
+//   reader       loads entries (acquire), tries each equal tag   nothing
+//   announcer    looks for the same key, stores one entry        the stripe's lock
+//   page's owner removes its entry by CAS {tag, page} -> 0       nothing (rule 12: nobody waits for a stopped worker)
+//   next holder  sweeps after the last one died (rule 13)        the stripe's lock
+//
+// Invariants
+//   I1  a Pending page whose announce ended, a Live and a Condemned page stand in exactly one entry.
+//   I2  of all canonical pages at most one has a given (parent handle, tokens): it is looked for under the lock.
+//   I3  any other entry is stale: harmless (state, life, parent, tokens are checked), removed when met under the lock.
+// Every probe reads at most 16 entries. Lock level: stripe (docs/lock-order.md); one stripe at a time is enough,
+// both buckets of a key belong to it.
+//
+// Crash: a holder dies before the entry store / Pending page without entry / reap_worker frees the page; after
+// it / Pending page with entry / reap_worker removes both. The next holder gets OwnerDied and sweeps; dying in
+// the sweep leaves the next one the same task.
+#pragma once
+
+#include <cstdint>
+
+#include "shm/ids.h"
+#include "shm/segment.h"
+#include "shm/status.h"
+
+namespace kvtrie {
+
+// Where a key may stand.
+struct IndexPlace {
+  std::uint32_t stripe;
+  std::uint64_t bucket[2];
+  std::uint64_t tagged;  // valid bit and tag, page bits zero
+};
+
+class StripeIndex {
+ public:
+  explicit StripeIndex(const Segment& segment)
+      : segment_(segment),
+        stripes_(segment.geometry().stripes),
+        buckets_per_stripe_(
+            static_cast<std::uint32_t>(segment.layout().bucket_count / segment.geometry().stripes)) {}
+
+  IndexPlace place_of(std::uint64_t hash) const {
+    const std::uint64_t mixed = hash * 0x9E37'79B9'7F4A'7C15ULL;
+    const auto stripe = static_cast<std::uint32_t>((hash >> 32) * stripes_ >> 32);
+    const std::uint64_t base = std::uint64_t{stripe} * buckets_per_stripe_;
+    const std::uint64_t first = (hash & 0xFFFF'FFFF) * buckets_per_stripe_ >> 32;
+    std::uint64_t second = (mixed >> 32) * buckets_per_stripe_ >> 32;
+    if (second == first) second = first + 1 == buckets_per_stripe_ ? 0 : first + 1;
+    return {stripe, {base + first, base + second}, kValid | (mixed & kTagMask)};
+  }
+
+  // Calls visit(PageIndex) for each entry of this tag until it returns true. Page numbers are in range.
+  template <typename Visit>
+  bool for_each_candidate(const IndexPlace& place, Visit visit) const {
+    for (const std::uint64_t b : place.bucket) {
+      const IndexBucket& bucket = segment_.bucket(b);
+      for (const AtomicU64& slot : bucket.entries) {
+        const std::uint64_t entry = slot.load(std::memory_order_acquire);
+        if ((entry ^ place.tagged) > kIndexMask) continue;
+        const PageIndex page{static_cast<std::uint32_t>(entry & kIndexMask)};
+        if (segment_.has(page) && visit(page)) return true;
+      }
+    }
+    return false;
+  }
+
+  void prefetch(const IndexPlace& place) const {
+    __builtin_prefetch(&segment_.bucket(place.bucket[0]));
+  }
+
+  // Locks the stripe, repairing it when its last holder died. Busy: not had in time, counted. Poisons the
+  // segment when the lock is beyond recovery.
+  Status lock(WorkerId me, const IndexPlace& place) const;
+  void unlock(const IndexPlace& place) const;
+
+  // Under the lock: an empty slot of the emptier bucket, cleaning stale entries when both are full (counted for
+  // `me`); null when that helps nothing. It stays empty until the lock goes: only holders fill slots.
+  AtomicU64* vacancy(WorkerId me, const IndexPlace& place) const;
+  static void enter(AtomicU64& slot, const IndexPlace& place, PageIndex page) {
+    slot.store(place.tagged | page.value, std::memory_order_release);
+  }
+  // By the page's present owner, without lock. True if an entry was there.
+  bool remove(std::uint64_t hash, PageIndex page) const;
+  // Under the lock, after the last holder died; idempotent. Returns entries removed.
+  std::uint32_t sweep(std::uint32_t stripe) const;
+
+  // How often the page stands at its place; for verify.
+  unsigned occurrences(std::uint64_t hash, PageIndex page) const;
+  std::uint64_t first_bucket(std::uint32_t stripe) const {
+    return std::uint64_t{stripe} * buckets_per_stripe_;
+  }
+  std::uint32_t buckets_per_stripe() const { return buckets_per_stripe_; }
+
+  static constexpr std::uint64_t kValid = std::uint64_t{1} << 63;
+  static constexpr std::uint64_t kTagMask = ~kIndexMask & ~kValid;
+
+ private:
+  AtomicU64* empty_slot(const IndexPlace& place) const;
+  bool stale(std::uint64_t entry, std::uint64_t bucket) const;
+  std::uint32_t clean_bucket(std::uint64_t bucket) const;
+
+  const Segment& segment_;
+  std::uint64_t stripes_;
+  std::uint32_t buckets_per_stripe_;
+};
+
+}  // namespace kvtrie

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Worker slots: who is attached, as which life of the slot, and who may say so.
+//
+// Layout: area kWorkers, one WorkerRecord (1024 bytes) a slot; slot 0 is the coordinator's, stays kFree and is
+// used for its counters and pins alone. The slot word is {SlotState 8 | incarnation 56}.
+//
+// Invariants
+//   W1 Identity (pid, start time, uid, role, name) is constant while the word is not kFree; it is zero, or left over
+//      from a death between two stores of `give`, while it is kFree.
+//   W2 The incarnation grows by one each time the slot is given; so each grant has a word of its own, and a
+//      compare-and-swap by a process that is too late fails.
+//   W3 What the slot owns (pages, leases, waits) is given back before the word becomes kFree.
+//   W4 Counters are never reset: they belong to the slot, so the sum over all slots is monotone.
+//
+// States
+//   from        to          who          atomic              why that suffices
+//   kFree       kAttaching  coordinator  release store       one coordinator; identity was stored before
+//   kAttaching  kActive     worker       compare-and-swap    fails if the slot was given up meanwhile
+//   kActive     kLeaving    worker       compare-and-swap    its leases and pages are no longer used
+//   kAttaching  kReaping    coordinator  compare-and-swap    reply not sent, connection closed unconfirmed, dead
+//   kActive     kReaping    coordinator  compare-and-swap    only after the kernel reported the death
+//   kLeaving    kReaping    coordinator  compare-and-swap    detached
+//   kReaping    kFree       coordinator  release store       after the reap (W3) and after the identity is cleared
+//
+// Pairs: the worker's acquire load in `confirm` reads the identity's release store; a reader that sees kFree
+// (acquire) sees the pages of the last owner given back.
+//
+// Crash
+//   died after                                left behind                repaired by                       test
+//   give: attach.after_identity               kFree with an identity     recover clears it                 CoordinatorDiesInGive
+//   give: attach.after_attaching              kAttaching, no reply       adoption gives it up (a client    CoordinatorDiesInGive
+//                                                                        that got its slot in time is kActive)
+//   worker: before confirm                    kAttaching                 connection closes, or pidfd       GivenUpSlotCannotBeConfirmed
+//   worker: kActive, kLeaving                 slot, pages, leases        pidfd; kLeaving at any time       kvtried_test
+//   begin_reap: reap.after_reaping            kReaping, all still held   adoption reaps again (idempotent) CoordinatorDiesInReap
+//   finish_reap: reap.after_identity_cleared  kReaping without identity  the same                          CoordinatorDiesInReap
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "shm/format.h"
+#include "shm/ids.h"
+#include "shm/segment.h"
+#include "shm/status.h"
+
+namespace kvtrie {
+
+inline constexpr std::uint8_t kSlotStates = 5;
+
+constexpr const char* name_of(SlotState state) {
+  constexpr const char* kNames[] = {"free", "attaching", "active", "leaving", "reaping"};
+  const auto i = static_cast<std::uint8_t>(state);
+  return i < kSlotStates ? kNames[i] : "impossible";
+}
+
+constexpr const char* name_of(WorkerRole role) {
+  constexpr const char* kNames[] = {"worker", "observer", "plane_writer", "admin"};
+  const auto i = static_cast<std::uint32_t>(role);
+  return i < 4 ? kNames[i] : "impossible";
+}
+
+struct SlotWord {
+  std::uint64_t raw = 0;
+
+  static constexpr SlotWord make(SlotState state, std::uint64_t incarnation) {
+    return {incarnation << 8 | static_cast<std::uint64_t>(state)};
+  }
+  constexpr SlotState state() const { return static_cast<SlotState>(raw & 0xFF); }
+  constexpr std::uint64_t incarnation() const { return raw >> 8; }
+  constexpr SlotWord with(SlotState state) const { return make(state, incarnation()); }
+  constexpr bool well_formed() const { return (raw & 0xFF) < kSlotStates; }
+  constexpr bool operator==(const SlotWord&) const = default;
+};
+
+// One life of a slot.
+struct SlotGrant {
+  WorkerId slot;
+  std::uint64_t incarnation = 0;
+  bool operator==(const SlotGrant&) const = default;
+};
+
+struct WorkerIdentity {
+  std::uint32_t pid = 0;
+  std::uint64_t start_time = 0;
+  std::uint32_t uid = 0;
+  WorkerRole role = WorkerRole::kWorker;
+  std::string_view name;
+  std::uint64_t plane_mask = 0;
+};
+
+struct WorkerTableStats {
+  std::uint32_t slots[kSlotStates] = {};  // by SlotState, without slot 0
+  std::uint32_t impossible = 0;
+};
+
+// Thin and stateless: fresh zero bytes are an initialised table.
+class WorkerTable {
+ public:
+  explicit WorkerTable(const Segment& segment) : segment_(segment) {}
+
+  SlotWord word(WorkerId slot) const;
+
+  // --- the coordinator's ------------------------------------------------------------------------------
+  // A free slot for this process, whose pidfd is open. kFull: none.
+  Result<SlotGrant> give(const WorkerIdentity& identity) const;
+  // Takes the slot out of use if its word is still `expected` (same state and incarnation).
+  bool begin_reap(WorkerId slot, SlotWord expected) const;
+  // After everything that the slot held was given back.
+  void finish_reap(WorkerId slot) const;
+  // Clears what a death inside `give` left in free slots. Idempotent; no other coordinator may run.
+  void recover() const;
+
+  // --- the worker's -----------------------------------------------------------------------------------
+  // kStale: the slot was given up meanwhile; attach again.
+  Status confirm(SlotGrant grant) const;
+  // The last thing before unmapping; rings the coordinator.
+  Status leave(SlotGrant grant) const;
+
+  // --- anybody's --------------------------------------------------------------------------------------
+  // Empty, or what is impossible in a slot and which one.
+  std::string problem() const;
+  WorkerTableStats stats() const;
+
+ private:
+  const Segment& segment_;
+};
+
+}  // namespace kvtrie
