@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "coordinator/cache_store.h"
+
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "shm/crash_point.h"
+#include "shm/namespace_table.h"
+#include "shm/worker_table.h"
+
+namespace kvtrie {
+namespace {
+
+constexpr char kGiveUp[] = "remove it with `kvtrie destroy`, or start with --fresh";
+
+MaybeFailure random_bytes(void* into, std::size_t bytes) {
+  if (::getrandom(into, bytes, 0) != static_cast<ssize_t>(bytes)) {
+    return system_failure("getrandom", errno);
+  }
+  return {};
+}
+
+// One store at work on one cache.
+class Store {
+ public:
+  Store(const Options& options, const HostIdentity& host, const LogSink& log, CacheObjects& objects)
+      : options_(options), host_(host), log_(log), objects_(objects) {}
+
+  MaybeFailure run() {
+    if (MaybeFailure failure = random_bytes(identity_.cache_id, sizeof identity_.cache_id)) return failure;
+    if (MaybeFailure failure = random_bytes(&identity_.hash_secret, sizeof identity_.hash_secret)) {
+      return failure;
+    }
+    Result<FileDescriptor> fd = open_object(name_, Access::kReadWrite);
+    if (!fd && fd.error().code() == Code::kNotFound) return make_first();
+    if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
+    if (MaybeFailure failure = guard()) return failure;
+    objects_.segment_writable = std::move(*fd);
+    Status broken = map();
+    if (options_.fresh) {
+      return succeed(std::nullopt, "fresh");
+    }
+    if (!broken) {
+      Failure failure = failure_of("/dev/shm/" + name_, broken);
+      failure.text += fmt::format("; {}", kGiveUp);
+      return failure;
+    }
+    return judge();
+  }
+
+ private:
+  // A coordinator that was given another --dir would not meet our lock there; it meets this one.
+  MaybeFailure guard() {
+    Result<FileDescriptor> fd = open_object(name_, Access::kReadOnly);
+    if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
+    if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) return system_failure("locking /dev/shm/" + name_, errno);
+      return Failure{fmt::format("another coordinator serves cache '{}' from another directory; stop "
+                                 "it, or use the --dir that it was given",
+                                 options_.cache),
+                     kExitOtherRunning};
+    }
+    objects_.guard = std::move(*fd);
+    return {};
+  }
+
+  Status map() {
+    const Result<std::uint64_t> bytes = object_bytes(objects_.segment_writable.get());
+    if (!bytes) return bytes.error();
+    Result<Mapping> mapping = Mapping::map(objects_.segment_writable.get(), *bytes, Access::kReadWrite);
+    if (!mapping) return mapping.error();
+    Result<Segment> segment = Segment::open(std::move(*mapping));
+    if (!segment) return segment.error();
+    objects_.segment.emplace(std::move(*segment));
+    return {};
+  }
+
+  MaybeFailure judge() {
+    const Superblock& block = objects_.segment->superblock();
+    const CacheShape there = shape_there(block);
+    if (const std::string conflict = shape_conflict(options_, there); !conflict.empty()) {
+      return Failure{fmt::format("{}: leave the option out to adopt the cache, {} to change it", conflict,
+                                 kGiveUp)};
+    }
+    if (!std::equal(host_.boot_id.begin(), host_.boot_id.end(), block.boot_id)) {
+      return succeed(there, "other_boot");
+    }
+    if (block.pid_namespace != host_.pid_namespace) {
+      return Failure{fmt::format(
+          "cache '{}' was made in another PID namespace ({}, this is {}): run kvtried with the host's PID "
+          "namespace (--pid=host, hostPID or shareProcessNamespace: true); if the other one is gone, {}",
+          options_.cache, block.pid_namespace, host_.pid_namespace, kGiveUp)};
+    }
+    if (objects_.segment->poisoned()) {
+      return succeed(there, "poisoned");
+    }
+    return adopt();
+  }
+
+  MaybeFailure adopt() {
+    const Segment& segment = *objects_.segment;
+    std::string problem = WorkerTable(segment).problem();
+    if (problem.empty()) problem = NamespaceTable(segment).problem();
+    if (!problem.empty()) {
+      return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
+    }
+    if (MaybeFailure failure = HostPools::open(options_.cache, segment.geometry(), objects_.pools)) {
+      failure->text += fmt::format("; {}", kGiveUp);
+      return failure;
+    }
+    objects_.adopted = true;
+    return open_read_only();
+  }
+
+  // The segment that is there is given up for a new one of the same name; not before it is clear that the
+  // new one can be.
+  MaybeFailure succeed(const std::optional<CacheShape>& base, const char* reason) {
+    CacheShape shape;
+    if (MaybeFailure failure = plan(base, shape)) return failure;
+    log_(fmt::format("event=successor cache={} reason={}", options_.cache, reason));
+    if (objects_.segment) {
+      AtomicU64* successor = objects_.segment->superblock().successor_id;
+      successor[0].store(identity_.cache_id[0], std::memory_order_relaxed);
+      successor[1].store(identity_.cache_id[1], std::memory_order_relaxed);
+      objects_.segment->poison(PoisonReason::kOperator);
+    }
+    return build(shape);
+  }
+
+  MaybeFailure plan(const std::optional<CacheShape>& base, CacheShape& shape) const {
+    if (!base && (!options_.pages || !options_.page_bytes)) {
+      return Failure{fmt::format("cache '{}' has to be made: --pages and --page-bytes are needed",
+                                 options_.cache),
+                     kExitUsage};
+    }
+    shape = shape_of(options_, base);
+    if (const std::string problem = geometry_problem(shape.geometry); !problem.empty()) {
+      return Failure{problem, kExitUsage};
+    }
+    return {};
+  }
+
+  MaybeFailure make_first() {
+    CacheShape shape;
+    if (MaybeFailure failure = plan(std::nullopt, shape)) return failure;
+    return build(shape);
+  }
+
+  MaybeFailure build(const CacheShape& shape) {
+    objects_.segment.reset();
+    objects_.segment_writable = {};
+    (void)remove_object(name_);
+    remove_pools(options_.cache);
+    KVTRIE_CRASH_POINT("store.after_old_removed");
+    if (MaybeFailure failure = HostPools::create(options_.cache, shape.geometry, options_.mode, objects_.pools)) {
+      return failure;
+    }
+    KVTRIE_CRASH_POINT("store.after_pools_made");
+    MaybeFailure failure = build_segment(shape);
+    if (!failure) failure = objects_.pools.publish();
+    KVTRIE_CRASH_POINT("store.after_pools_published");
+    if (!failure) {
+      if (Status status = publish_object(name_); !status) failure = failure_of("/dev/shm/" + name_, status);
+    }
+    if (failure) {
+      (void)remove_object(name_);
+      remove_pools(options_.cache);
+      return failure;
+    }
+    objects_.adopted = false;
+    if (MaybeFailure unguarded = guard()) return unguarded;
+    return open_read_only();
+  }
+
+  MaybeFailure build_segment(const CacheShape& shape) {
+    const std::uint64_t bytes = layout_of(shape.geometry).segment_bytes;
+    const std::string what = fmt::format("/dev/shm/{} of {} bytes", name_, bytes);
+    Result<FileDescriptor> fd = create_object(name_, bytes, options_.mode);
+    if (!fd) return failure_of(what, fd.error());
+    Result<Mapping> mapping = Mapping::map(fd->get(), bytes, Access::kReadWrite);
+    if (!mapping) return failure_of(what, mapping.error());
+    identity_.cache_name = options_.cache;
+    std::ranges::copy(host_.boot_id, identity_.boot_id);
+    identity_.pid_namespace = host_.pid_namespace;
+    identity_.clock = shape.clock;
+    identity_.tick_ns = shape.tick_ns;
+    Result<Segment> segment = Segment::build(std::move(*mapping), shape.geometry, identity_);
+    if (!segment) return failure_of(what, segment.error());
+    objects_.segment.emplace(std::move(*segment));
+    objects_.segment_writable = std::move(*fd);
+    return {};
+  }
+
+  MaybeFailure open_read_only() {
+    Result<FileDescriptor> fd = open_object(name_, Access::kReadOnly);
+    if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
+    objects_.segment_read_only = std::move(*fd);
+    return objects_.pools.open_read_only();
+  }
+
+  const Options& options_;
+  const HostIdentity& host_;
+  const LogSink& log_;
+  CacheObjects& objects_;
+  const std::string name_ = segment_object_name(options_.cache);
+  SegmentIdentity identity_;
+};
+
+}  // namespace
+
+MaybeFailure read_host_identity(HostIdentity& host) {
+  const Result<BootId> boot_id = read_boot_id();
+  if (!boot_id) return failure_of("/proc/sys/kernel/random/boot_id", boot_id.error());
+  const Result<std::uint64_t> pid_namespace = own_pid_namespace();
+  if (!pid_namespace) return failure_of("/proc/self/ns/pid", pid_namespace.error());
+  host = {*boot_id, *pid_namespace};
+  return {};
+}
+
+CacheShape shape_there(const Superblock& superblock) {
+  return {geometry_of(superblock), static_cast<ClockKind>(superblock.clock_kind), superblock.tick_ns};
+}
+
+MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host, const LogSink& log,
+                                CacheObjects& objects) {
+  return Store(options, host, log, objects).run();
+}
+
+}  // namespace kvtrie

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// The objects of a cache: makes them, or takes over what is there after checking everything.
+//
+// Build: old names out (segment first), pools and segment made under temporary names with their memory reserved, pools
+// renamed, the segment last. So a segment that is at its name has its pools at theirs.
+//
+// What is found                             what is done
+//   no segment                              build
+//   --fresh                                 old one poisoned and pointed at its successor, build
+//   held by a coordinator in another --dir  refused (exit code 3)
+//   another boot id                         nothing in it is true any more: build with its geometry
+//   given options differ                    refused: --fresh, or leave them out
+//   another PID namespace                   refused: robust mutexes do not work between the two
+//   a pool missing or of another size,      refused: kvtrie destroy or --fresh
+//   superblock or tables impossible
+//   poisoned                                successor with its geometry; workers of the old one serve misses
+//   else                                    adopted
+//
+// Crash
+//   died after                           left behind                         repaired by             test
+//   build: store.after_old_removed       nothing at the names                the next build          CacheStoreTest.DiesInBuild
+//   build: store.after_pools_made        temporary objects                   create_object, destroy  CacheStoreTest.DiesInBuild
+//   build: store.after_pools_published   pools without a segment             the next build          CacheStoreTest.DiesInBuild
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "coordinator/failure.h"
+#include "coordinator/host_pools.h"
+#include "coordinator/log.h"
+#include "coordinator/options.h"
+#include "shm/process_identity.h"
+#include "shm/segment.h"
+#include "shm/shared_object.h"
+
+namespace kvtrie {
+
+struct HostIdentity {
+  BootId boot_id{};
+  std::uint64_t pid_namespace = 0;
+};
+MaybeFailure read_host_identity(HostIdentity& host);
+
+struct CacheObjects {
+  std::optional<Segment> segment;
+  FileDescriptor segment_writable;
+  FileDescriptor segment_read_only;
+  FileDescriptor guard;  // flock on the segment: its own descriptor, never handed out
+  HostPools pools;
+  bool adopted = false;
+};
+
+// Holding the cache's directory. On success `objects` is complete; an adopted segment is not recovered yet.
+MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host, const LogSink& log,
+                                CacheObjects& objects);
+
+CacheShape shape_there(const Superblock& superblock);
+
+}  // namespace kvtrie

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Eviction: exact LRU along paths. Only the coordinator that holds the cache's lock runs it, in one thread.
+//
+// A scan copies what ranking needs into private memory; then batch after batch of the least recently used leaves is
+// condemned and, where nobody objects, retired (rules 10 and 11):
+//
+//   1 read all announce counters      2 scan states, parents, touches; count children      3 rank the leaves
+//   for each batch
+//   4 condemn: CAS Live -> Condemned                                              (seq_cst, pairs with lease.h)
+//   5 read all lease slots; rescue what is leased: CAS Condemned -> Live          (after 4)
+//   6 read the batch's announce counters again; changed: rescue                   (after 5)
+//   7 children first: CAS Condemned -> Retiring, unless the page or a child of it in the batch was rescued by anybody
+//   8 index entry out, the parent's touch raised, Free with the next generation, free bit   (recovery.h: finish_page)
+//
+// Why 5 before 6: a worker may drop its lease on P only after it has raised P's counter for a child (announce.h), so
+// who sees the slot empty sees the counter changed.
+// A child that the scan knew is either in the batch or a reason not to choose its parent. A child that came after the
+// scan's look has raised the counter since step 1. A reap frees pages behind the scan's back: the scan is void then.
+//
+// A reader that meets a Condemned page walks over it, and rescues it if it is the deepest: no false miss.
+//
+// Crash: died after / left behind / repaired by / test
+//   4, 5, 6 / Condemned pages / adoption makes them Live / step_kill.evict
+//   7       / Retiring page / adoption finishes it, never back to Live / step_kill.evict
+//   8       / Retiring page without entry; Free page without bit / adoption / step_kill.evict
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "shm/ids.h"
+#include "shm/segment.h"
+
+namespace kvtrie {
+
+struct EvictReport {
+  std::uint64_t evicted = 0;
+  std::uint64_t rescued = 0;     // condemned and kept
+  bool interrupted = false;
+};
+
+class Evictor {
+ public:
+  explicit Evictor(const Segment& segment);
+
+  // Evicts up to `wanted` pages, the least recently used leaf first, exactly that many if there are that many.
+  // `interrupted` is asked between parts of at most about 100 us; true ends the call, the next one scans anew.
+  // `on_pause` is told how long each batch was Condemned, in seconds.
+  EvictReport evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
+                    const std::function<void(double)>& on_pause);
+
+ private:
+  struct Candidate {
+    std::uint64_t stamp;
+    std::uint32_t page;
+  };
+  struct Condemned {
+    Handle page;
+    bool kept = false;  // rescued, or a child of it was
+  };
+
+  bool scan(const std::function<bool()>& interrupted);
+  void mark_leased();
+  void rank();
+  bool worth_ranking(std::uint32_t page) const;
+  void push(std::uint32_t page);
+  void choose(std::uint64_t wanted);
+  void condemn();
+  void rescue_leased();
+  void rescue_announced();
+  void retire(EvictReport& report);
+  void keep(Condemned& page);
+  void pass_touch_to_parent(PageIndex page);
+  std::uint32_t parent_index(std::uint32_t page) const;
+
+  const Segment& segment_;
+  // Private copy of the segment as the scan saw it, by page.
+  std::vector<StateWord> words_;
+  std::vector<Handle> parents_;
+  std::vector<std::uint64_t> stamps_;
+  std::vector<std::uint32_t> children_;  // Live, Pending or Condemned, not retired by this evictor
+  std::vector<std::uint32_t> counters_;  // announce counters before the scan
+  std::vector<std::uint32_t> batch_place_;  // place in batch_ + 1; 0: not in it
+  std::vector<std::uint8_t> leased_;
+  std::vector<Candidate> heap_;
+  std::vector<Condemned> batch_;
+  std::uint32_t tick_ = 0;
+};
+
+}  // namespace kvtrie

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "coordinator/options.h"
+
+#include <fmt/format.h>
+
+#include "shm/shared_object.h"
+
+namespace kvtrie {
+namespace {
+
+const char* clock_name(ClockKind clock) { return clock == ClockKind::kDriven ? "driven" : "system"; }
+
+template <typename T>
+void take(const std::optional<T>& given, T& value) {
+  if (given) value = *given;
+}
+
+template <typename Given, typename There>
+void compare(const char* name, const std::optional<Given>& given, const There& there,
+             std::string& conflict) {
+  if (conflict.empty() && given && *given != there) {
+    conflict = fmt::format("--{} {} was given, but the cache there has {}", name, *given, there);
+  }
+}
+
+}  // namespace
+
+std::string options_problem(const Options& options) {
+  if (options.cache.empty()) return "--cache NAME is needed";
+  if (std::string text = cache_name_problem(options.cache); !text.empty()) return text;
+  if (options.directory.empty() || options.directory.front() != '/') {
+    return fmt::format("--dir '{}': give an absolute path", options.directory);
+  }
+  if (!(options.low_percent >= 0 && options.low_percent <= options.high_percent &&
+        options.high_percent <= 100)) {
+    return fmt::format("--low {} --high {}: must be 0 <= low <= high <= 100", options.low_percent,
+                       options.high_percent);
+  }
+  if (options.tick_ns && (*options.tick_ns == 0 || *options.tick_ns > 3'600'000'000'000)) {
+    return fmt::format("--tick-ns {}: must be 1 to 3600000000000 (an hour)", *options.tick_ns);
+  }
+  return {};
+}
+
+CacheShape shape_of(const Options& options, const std::optional<CacheShape>& base) {
+  CacheShape shape = base.value_or(CacheShape{});
+  Geometry& g = shape.geometry;
+  take(options.pages, g.pages);
+  take(options.tokens_per_page, g.tokens_per_page);
+  take(options.page_bytes, g.page_bytes);
+  take(options.planes, g.planes);
+  take(options.workers, g.workers);
+  take(options.leases, g.leases_per_worker);
+  take(options.namespaces, g.namespaces);
+  take(options.stripes, g.stripes);
+  if (options.clock && *options.clock != shape.clock) {
+    shape.clock = *options.clock;
+    shape.tick_ns = shape.clock == ClockKind::kDriven ? kDrivenTickNs : kSystemTickNs;
+  }
+  take(options.tick_ns, shape.tick_ns);
+  return shape;
+}
+
+std::string shape_conflict(const Options& options, const CacheShape& there) {
+  std::string conflict;
+  const Geometry& g = there.geometry;
+  compare("pages", options.pages, g.pages, conflict);
+  compare("tokens-per-page", options.tokens_per_page, g.tokens_per_page, conflict);
+  compare("page-bytes", options.page_bytes, g.page_bytes, conflict);
+  compare("planes", options.planes, g.planes, conflict);
+  compare("workers", options.workers, g.workers, conflict);
+  compare("leases", options.leases, g.leases_per_worker, conflict);
+  compare("namespaces", options.namespaces, g.namespaces, conflict);
+  compare("stripes", options.stripes, g.stripes, conflict);
+  compare("tick-ns", options.tick_ns, there.tick_ns, conflict);
+  if (conflict.empty() && options.clock && *options.clock != there.clock) {
+    conflict = fmt::format("--clock {} was given, but the cache there has {}",
+                           clock_name(*options.clock), clock_name(there.clock));
+  }
+  return conflict;
+}
+
+}  // namespace kvtrie

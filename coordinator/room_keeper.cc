@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "coordinator/room_keeper.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "shm/futex.h"
+
+namespace kvtrie {
+namespace {
+
+constexpr std::int64_t kPollFirstMs = 2;
+constexpr std::int64_t kPollLastMs = 1000;
+constexpr int kRoundsAPass = 4;  // then the loop looks at its sockets before it goes on
+
+std::uint64_t share(std::uint64_t pages, double percent) {
+  return static_cast<std::uint64_t>(std::ceil(static_cast<double>(pages) * percent / 100));
+}
+
+}  // namespace
+
+RoomKeeper::RoomKeeper(const Segment& segment, Watermarks watermarks)
+    : segment_(segment), free_pages_(segment), evictor_(segment),
+      low_pages_(share(segment.page_count(), watermarks.low_percent)),
+      high_pages_(share(segment.page_count(), watermarks.high_percent)) {
+  Superblock& block = segment_.superblock();
+  block.low_pages.store(low_pages_, std::memory_order_relaxed);
+  block.high_pages.store(high_pages_, std::memory_order_relaxed);
+  block.evictor_busy.store(0, std::memory_order_seq_cst);
+}
+
+std::vector<RoomKeeper::Waiter> RoomKeeper::waiters() const {
+  std::vector<Waiter> waiting;
+  for (std::uint32_t slot = 1; slot < segment_.slot_count(); ++slot) {
+    const WorkerId worker{static_cast<std::uint16_t>(slot)};
+    WorkerRecord& record = segment_.worker(worker);
+    const std::uint32_t wanted = record.pages_wanted.load(std::memory_order_seq_cst);
+    if (wanted == 0 || wanted > segment_.page_count()) continue;
+    const std::uint64_t ticket = record.wait_ticket.load(std::memory_order_relaxed);
+    // Ticket 0 asks and does not sleep: served after those who do.
+    waiting.push_back({ticket == 0 ? ~std::uint64_t{0} : ticket, wanted, worker});
+  }
+  std::ranges::sort(waiting, {}, [](const Waiter& w) { return std::pair(w.ticket, w.worker); });
+  return waiting;
+}
+
+std::uint64_t RoomKeeper::target(std::uint64_t free, const std::vector<Waiter>& waiting) const {
+  std::uint64_t goal = free < low_pages_ ? std::max(high_pages_, low_pages_) : 0;
+  if (!waiting.empty() && waiting.front().wanted > free) {
+    goal = std::max<std::uint64_t>({goal, high_pages_, waiting.front().wanted});
+  }
+  return goal;
+}
+
+void RoomKeeper::wake(const std::vector<Waiter>& waiting, std::uint64_t free) {
+  std::uint32_t unserved = 0;
+  for (const Waiter& waiter : waiting) {
+    WorkerRecord& record = segment_.worker(waiter.worker);
+    const bool sleeps = waiter.ticket != ~std::uint64_t{0};
+    if (unserved > 0 || waiter.wanted > free) {
+      ++unserved;
+      if (sleeps) continue;
+    }
+    if (sleeps) {
+      free -= waiter.wanted;
+      record.wait_word.fetch_add(1, std::memory_order_seq_cst);
+      futex_wake_all(record.wait_word);
+    } else {
+      // Asked once, looked after once.
+      std::uint32_t wanted = waiter.wanted;
+      record.pages_wanted.compare_exchange_strong(wanted, 0, std::memory_order_seq_cst);
+    }
+  }
+  segment_.superblock().pages_waiters.store(unserved, std::memory_order_seq_cst);
+}
+
+PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
+  Superblock& block = segment_.superblock();
+  PassReport report;
+  std::vector<Waiter> waiting;
+  bool settled = false;
+  for (int round = 0; round < kRoundsAPass && !settled && !report.interrupted; ++round) {
+    report.free = free_pages_.count();
+    block.free_hint.store(static_cast<std::int64_t>(report.free), std::memory_order_relaxed);
+    waiting = waiters();
+    const std::uint64_t goal = target(report.free, waiting);
+    report.shortfall = goal > report.free ? goal - report.free : 0;
+    const auto start = std::chrono::steady_clock::now();
+    if (report.shortfall == 0 || start < not_before_) {
+      settled = true;
+      break;
+    }
+
+    block.evictor_busy.store(1, std::memory_order_seq_cst);
+    const EvictReport evicted = evictor_.evict(report.shortfall, interrupted, on_pause_);
+    report.evicted += evicted.evicted;
+    report.interrupted = evicted.interrupted;
+    block.eviction_passes.fetch_add(1, std::memory_order_relaxed);
+    segment_.count(kCoordinatorSlot, Counter::kEvictionPasses);
+    const bool fell_short = evicted.evicted < report.shortfall && !evicted.interrupted;
+    block.eviction_shortfall.store(fell_short ? report.shortfall - evicted.evicted : 0,
+                                   std::memory_order_seq_cst);
+    block.evictor_busy.store(0, std::memory_order_seq_cst);
+    if (fell_short) {
+      // Everything else is leased: rest three times as long as the fruitless scan took.
+      const auto now = std::chrono::steady_clock::now();
+      not_before_ = now + 3 * (now - start);
+      settled = true;
+      report.free = free_pages_.count();
+      report.shortfall -= evicted.evicted;
+    }
+  }
+  if (report.shortfall == 0) block.eviction_shortfall.store(0, std::memory_order_relaxed);
+  wake(waiting, report.free);
+  const bool unserved = block.pages_waiters.load(std::memory_order_relaxed) != 0;
+  if (report.interrupted || !settled) {
+    poll_ms_ = 0;
+  } else if (unserved || report.shortfall > 0) {
+    poll_ms_ = poll_ms_ <= 0 ? kPollFirstMs : std::min(poll_ms_ * 2, kPollLastMs);
+    if (unserved) poll_ms_ = std::min<std::int64_t>(poll_ms_, 64);
+  } else {
+    poll_ms_ = -1;
+  }
+  return report;
+}
+
+}  // namespace kvtrie

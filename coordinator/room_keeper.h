@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Keeps pages free: watermarks, and the workers that wait for pages.
+//
+// One pass counts the free pages and evicts down to a target when one is due:
+//   fewer than low_pages free              -> until high_pages are free
+//   the oldest waiter wants more than free -> until max(high_pages, what it wants) are free
+// and wakes waiters, oldest first, as far as the free pages go; nobody overtakes the oldest.
+//
+// evictor_busy is 1 while it evicts. A worker that takes pages meanwhile does not ring: the count is made once more
+// after the word is 0 again (both sides seq_cst), so a take is seen by one of the two.
+//
+// Crash: a waiter's wait word and wish stay; the next coordinator's first pass serves them. evictor_busy stays 1: the
+// next coordinator clears it.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "coordinator/evictor.h"
+#include "shm/free_pages.h"
+#include "shm/segment.h"
+
+namespace kvtrie {
+
+struct Watermarks {
+  double low_percent = 1;
+  double high_percent = 2;
+};
+
+struct PassReport {
+  std::uint64_t evicted = 0;
+  std::uint64_t free = 0;
+  std::uint64_t shortfall = 0;  // pages below the target that could not be had
+  bool interrupted = false;
+};
+
+class RoomKeeper {
+ public:
+  RoomKeeper(const Segment& segment, Watermarks watermarks);
+
+  PassReport pass(const std::function<bool()>& interrupted);
+  // How long the loop may sleep when nobody rings; -1: for ever. Short while somebody waits for pages that could not
+  // be had (a lease dropped later frees them), doubling up to a second.
+  std::int64_t poll_after_ms() const { return poll_ms_; }
+  void on_pause(std::function<void(double)> observer) { on_pause_ = std::move(observer); }
+
+ private:
+  struct Waiter {
+    std::uint64_t ticket;
+    std::uint32_t wanted;
+    WorkerId worker;
+  };
+
+  std::vector<Waiter> waiters() const;
+  std::uint64_t target(std::uint64_t free, const std::vector<Waiter>& waiting) const;
+  void wake(const std::vector<Waiter>& waiting, std::uint64_t free);
+
+  const Segment& segment_;
+  FreePages free_pages_;
+  Evictor evictor_;
+  std::uint64_t low_pages_;
+  std::uint64_t high_pages_;
+  std::int64_t poll_ms_ = -1;
+  std::chrono::steady_clock::time_point not_before_{};  // after a fruitless scan, the next one waits a while
+  std::function<void(double)> on_pause_ = [](double) {};
+};
+
+}  // namespace kvtrie
