@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// How kvtrie ends: the one table that --help prints and scripts may depend on. Append-only.
+#pragma once
+
+#include <cerrno>
+#include <string>
+
+#include "shm/status.h"
+
+namespace kvtrie::inspect {
+
+enum class Exit : int {
+  kOk = 0,
+  kFindings = 1,
+  kUsage = 2,
+  kNotFound = 3,
+  kCorrupt = 4,
+  kRefused = 5,
+  kSystem = 6,
+};
+
+struct ExitMeaning {
+  Exit code;
+  const char* text;
+};
+
+inline constexpr ExitMeaning kExitTable[] = {
+    {Exit::kOk, "done; verify: nothing found"},
+    {Exit::kFindings, "verify found something"},
+    {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
+    {Exit::kNotFound, "no such cache, page or namespace"},
+    {Exit::kCorrupt, "the segment cannot be read: damaged, truncated or not a segment"},
+    {Exit::kRefused, "not allowed, made by another build, or a coordinator runs (destroy)"},
+    {Exit::kSystem, "a system call failed"},
+};
+
+inline std::string exit_table_text() {
+  std::string text = "Exit codes:\n";
+  for (const ExitMeaning& row : kExitTable) {
+    text += "  " + std::to_string(static_cast<int>(row.code)) + "  " + row.text + "\n";
+  }
+  return text;
+}
+
+constexpr Exit exit_of(Status status) {
+  switch (status.code()) {
+    case Code::kOk: return Exit::kOk;
+    case Code::kInvalid: return Exit::kUsage;
+    case Code::kNotFound: return Exit::kNotFound;
+    case Code::kCorrupt:
+    case Code::kPoisoned: return Exit::kCorrupt;
+    case Code::kSystem: {
+      const bool denied = status.system_errno() == EACCES || status.system_errno() == EPERM;
+      return denied ? Exit::kRefused : Exit::kSystem;
+    }
+    default: return Exit::kRefused;
+  }
+}
+
+}  // namespace kvtrie::inspect
