@@ -35,7 +35,7 @@ struct OwnPage {
   Handle node;  // canonical page of this position; none: not linked
   PageIndex page;
   OwnState state = OwnState::kPrivate;
-  bool counted_duplicate = false;
+  bool before_other = false;  // another page of this key was there first
 };
 
 // What begin was asked for beside the tokens.

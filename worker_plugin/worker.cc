@@ -268,6 +268,7 @@ Status Worker::announce_full(Sequence& sequence, std::uint32_t end, bool link_li
   while (sequence.linked < end) {
     const std::uint32_t position = sequence.linked;
     OwnPage& own = sequence.own_at(position);
+    if (own.before_other && !link_live) return {};  // looked for again at publish time
     PageNode node = node_for(sequence, position, tick);
     node.touch = touch;
     const std::span<const std::uint32_t> tokens = sequence.tokens;
@@ -282,8 +283,8 @@ Status Worker::announce_full(Sequence& sequence, std::uint32_t end, bool link_li
         count(Counter::kPagesAnnounced);
         break;
       case AnnounceOutcome::kDuplicate:
-        if (!own.counted_duplicate) count(Counter::kDuplicates);
-        own.counted_duplicate = true;
+        if (!own.before_other) count(Counter::kDuplicates);
+        own.before_other = true;
         if (KVTRIE_MUTANT(parent_of_other_worker)) {
           own.node = result.other;
           ++sequence.linked;
@@ -371,13 +372,13 @@ Status Worker::publish(Sequence& sequence, std::uint64_t token_count, PublishRep
   const auto end = static_cast<std::uint32_t>(
       std::min<std::uint64_t>({token_count / page_tokens, sequence.positions(),
                                sequence.full_positions(page_tokens)}));
-  while (sequence.published < end) {
+  for (;;) {
     const std::uint32_t before = sequence.published;
     // Private pages look again: their stripe may be free now, or the canonical page gone or Live (rule 9).
-    if (Status status = announce_full(sequence, end, true); !status) return status;
+    if (Status status = announce_full(sequence, sequence.positions(), true); !status) return status;
     const std::uint32_t ready = std::min(end, sequence.linked);
     if (sequence.published < ready) publish_group(sequence, ready, report);
-    if (sequence.published == before) break;
+    if (sequence.published == before || sequence.published >= end) break;
   }
   count(Counter::kPagesPublished, report.pages_published);
   for (std::uint32_t position = static_cast<std::uint32_t>(sequence.shared.size()); position < end;

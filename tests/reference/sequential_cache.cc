@@ -177,8 +177,14 @@ PublishResult SequentialCache::publish(RequestId id, std::size_t tokens) {
   OpenRequest& request = *requests_.at(id);
   ++stamp_;
   const std::size_t full = std::min(tokens, request.tokens.size()) / options_.tokens_per_page;
-  join_canonical(request);
-  announce(request);
+  // Enter what can be entered, look at what stands before it, until nothing moves.
+  std::size_t before = 0;
+  do {
+    announce(request);
+    before = request.canonical.size();
+    join_canonical(request);
+    if (!request.stands_before_other) announce(request);
+  } while (request.canonical.size() != before);
   PublishResult result;
   while (request.live < std::min(full, request.canonical.size())) {
     Node* node = request.canonical[request.live++];

@@ -19,7 +19,7 @@
 //            trie (rule 9: the first to announce is canonical); that page and all below stay
 //            private.
 // publish    makes the announced pages up to a token count Live and moves the lease to the deepest.
-//            Before that, if the request stands before a page of somebody else, it looks again:
+//            Before that it announces what it can; where it stands before a page of somebody else, it looks:
 //            gone: announces its own; Live: leases and touches it and goes on below, its own copy
 //            stays private; still Pending: nothing.
 // release    drops the lease; all pages of the request that are not Live are Free again.
