@@ -12,10 +12,13 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "shm/crash_point.h"
 #include "shm/runtime_directory.h"
 
 namespace kvtrie {
 namespace {
+
+constexpr int kAttempts = 100;
 
 MaybeFailure make_directory(const std::string& path, unsigned mode) {
   if (::mkdir(path.c_str(), mode) == 0 || errno == EEXIST) return {};
@@ -40,20 +43,35 @@ std::string pid_inside(int fd) {
   return pid.empty() ? "unknown" : pid;
 }
 
+bool is_file_at(int fd, const std::string& path) {
+  struct stat open_one {};
+  struct stat there {};
+  return fd >= 0 && ::fstat(fd, &open_one) == 0 && ::stat(path.c_str(), &there) == 0 &&
+         open_one.st_dev == there.st_dev && open_one.st_ino == there.st_ino;
+}
+
 }  // namespace
 
 MaybeFailure CacheDirectory::lock(const std::string& directory, const std::string& cache,
                                   unsigned mode, CacheDirectory& locked) {
   const std::string path = cache_directory_path(directory, cache);
-  if (MaybeFailure failure = make_directory(path, directory_mode(mode))) return failure;
   const std::string file = lock_path(directory, cache);
-  FileDescriptor fd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
-  if (!fd.open()) return system_failure("opening " + file, errno);
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+  FileDescriptor fd;
+  // `kvtrie destroy` takes the file away while it holds the lock: what we locked must still be the
+  // file there.
+  for (int attempt = 0; !is_file_at(fd.get(), file); ++attempt) {
+    if (attempt == kAttempts) return Failure{fmt::format("{} is taken away again and again", file)};
+    if (MaybeFailure failure = make_directory(path, directory_mode(mode))) return failure;
+    fd = FileDescriptor(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+    if (!fd.open() && errno == ENOENT) continue;
+    if (!fd.open()) return system_failure("opening " + file, errno);
+    KVTRIE_CRASH_POINT("directory.before_lock");
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) continue;
     if (errno != EWOULDBLOCK) return system_failure("locking " + file, errno);
-    return Failure{fmt::format("another coordinator (pid {}) serves cache '{}' in {}; stop it first",
-                               pid_inside(fd.get()), cache, path),
-                   kExitOtherRunning};
+    return Failure{
+        fmt::format("another coordinator (pid {}) serves cache '{}' in {}; stop it first",
+                    pid_inside(fd.get()), cache, path),
+        kExitOtherRunning};
   }
   const std::string pid = fmt::format("{}\n", ::getpid());
   if (::ftruncate(fd.get(), 0) != 0 ||
@@ -61,7 +79,8 @@ MaybeFailure CacheDirectory::lock(const std::string& directory, const std::strin
     return system_failure("writing " + file, errno);
   }
   // The umask may have taken bits away, and --mode may have changed since the last start.
-  if (::chmod(path.c_str(), directory_mode(mode)) != 0) return system_failure("chmod " + path, errno);
+  if (::chmod(path.c_str(), directory_mode(mode)) != 0)
+    return system_failure("chmod " + path, errno);
   locked.path_ = path;
   locked.lock_ = std::move(fd);
   return {};

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The cache's directory DIR/NAME: made when missing, and locked while this object lives, so that one coordinator at
-// a time serves the cache. The lock is flock's, so the kernel drops it with its holder; the pid inside is for
-// people. Permissions follow the objects' mode: who may read those may enter.
+// The cache's directory DIR/NAME: made when missing, and locked while this object lives, so that
+// one coordinator at a time serves the cache. The lock is flock's, so the kernel drops it with its
+// holder; the pid inside is for people. Permissions follow the objects' mode: who may read those
+// may enter.
 #pragma once
 
 #include <string>

@@ -27,6 +27,18 @@ MaybeFailure random_bytes(void* into, std::size_t bytes) {
   return {};
 }
 
+// A state word that cannot be would lead adoption astray; everything else is checked where it is
+// read.
+std::string impossible_page(const Segment& segment) {
+  for (std::uint32_t page = 0; page < segment.page_count(); ++page) {
+    const StateWord word{segment.descriptor({page}).state.load(std::memory_order_relaxed)};
+    if (!word.well_formed() || word.owner().value >= segment.slot_count()) {
+      return fmt::format("page {}: impossible state word {:#x}", page, word.raw);
+    }
+  }
+  return {};
+}
+
 // One store at work on one cache.
 class Store {
  public:
@@ -34,7 +46,8 @@ class Store {
       : options_(options), host_(host), log_(log), objects_(objects) {}
 
   MaybeFailure run() {
-    if (MaybeFailure failure = random_bytes(identity_.cache_id, sizeof identity_.cache_id)) return failure;
+    if (MaybeFailure failure = random_bytes(identity_.cache_id, sizeof identity_.cache_id))
+      return failure;
     if (MaybeFailure failure = random_bytes(&identity_.hash_secret, sizeof identity_.hash_secret)) {
       return failure;
     }
@@ -62,10 +75,11 @@ class Store {
     if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
     if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) return system_failure("locking /dev/shm/" + name_, errno);
-      return Failure{fmt::format("another coordinator serves cache '{}' from another directory; stop "
-                                 "it, or use the --dir that it was given",
-                                 options_.cache),
-                     kExitOtherRunning};
+      return Failure{
+          fmt::format("another coordinator serves cache '{}' from another directory; stop "
+                      "it, or use the --dir that it was given",
+                      options_.cache),
+          kExitOtherRunning};
     }
     objects_.guard = std::move(*fd);
     return {};
@@ -74,7 +88,8 @@ class Store {
   Status map() {
     const Result<std::uint64_t> bytes = object_bytes(objects_.segment_writable.get());
     if (!bytes) return bytes.error();
-    Result<Mapping> mapping = Mapping::map(objects_.segment_writable.get(), *bytes, Access::kReadWrite);
+    Result<Mapping> mapping =
+        Mapping::map(objects_.segment_writable.get(), *bytes, Access::kReadWrite);
     if (!mapping) return mapping.error();
     Result<Segment> segment = Segment::open(std::move(*mapping));
     if (!segment) return segment.error();
@@ -86,17 +101,19 @@ class Store {
     const Superblock& block = objects_.segment->superblock();
     const CacheShape there = shape_there(block);
     if (const std::string conflict = shape_conflict(options_, there); !conflict.empty()) {
-      return Failure{fmt::format("{}: leave the option out to adopt the cache, {} to change it", conflict,
-                                 kGiveUp)};
+      return Failure{fmt::format("{}: leave the option out to adopt the cache, {} to change it",
+                                 conflict, kGiveUp)};
     }
     if (!std::equal(host_.boot_id.begin(), host_.boot_id.end(), block.boot_id)) {
       return succeed(there, "other_boot");
     }
     if (block.pid_namespace != host_.pid_namespace) {
-      return Failure{fmt::format(
-          "cache '{}' was made in another PID namespace ({}, this is {}): run kvtried with the host's PID "
-          "namespace (--pid=host, hostPID or shareProcessNamespace: true); if the other one is gone, {}",
-          options_.cache, block.pid_namespace, host_.pid_namespace, kGiveUp)};
+      return Failure{
+          fmt::format("cache '{}' was made in another PID namespace ({}, this is {}): run kvtried "
+                      "with the host's PID "
+                      "namespace (--pid=host, hostPID or shareProcessNamespace: true); if the "
+                      "other one is gone, {}",
+                      options_.cache, block.pid_namespace, host_.pid_namespace, kGiveUp)};
     }
     if (objects_.segment->poisoned()) {
       return succeed(there, "poisoned");
@@ -108,10 +125,12 @@ class Store {
     const Segment& segment = *objects_.segment;
     std::string problem = WorkerTable(segment).problem();
     if (problem.empty()) problem = NamespaceTable(segment).problem();
+    if (problem.empty()) problem = impossible_page(segment);
     if (!problem.empty()) {
       return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
     }
-    if (MaybeFailure failure = HostPools::open(options_.cache, segment.geometry(), objects_.pools)) {
+    if (MaybeFailure failure =
+            HostPools::open(options_.cache, segment.geometry(), objects_.pools)) {
       failure->text += fmt::format("; {}", kGiveUp);
       return failure;
     }
@@ -119,8 +138,8 @@ class Store {
     return open_read_only();
   }
 
-  // The segment that is there is given up for a new one of the same name; not before it is clear that the
-  // new one can be.
+  // The segment that is there is given up for a new one of the same name; not before it is clear
+  // that the new one can be.
   MaybeFailure succeed(const std::optional<CacheShape>& base, const char* reason) {
     CacheShape shape;
     if (MaybeFailure failure = plan(base, shape)) return failure;
@@ -159,7 +178,8 @@ class Store {
     (void)remove_object(name_);
     remove_pools(options_.cache);
     KVTRIE_CRASH_POINT("store.after_old_removed");
-    if (MaybeFailure failure = HostPools::create(options_.cache, shape.geometry, options_.mode, objects_.pools)) {
+    if (MaybeFailure failure =
+            HostPools::create(options_.cache, shape.geometry, options_.mode, objects_.pools)) {
       return failure;
     }
     KVTRIE_CRASH_POINT("store.after_pools_made");
@@ -167,7 +187,8 @@ class Store {
     if (!failure) failure = objects_.pools.publish();
     KVTRIE_CRASH_POINT("store.after_pools_published");
     if (!failure) {
-      if (Status status = publish_object(name_); !status) failure = failure_of("/dev/shm/" + name_, status);
+      if (Status status = publish_object(name_); !status)
+        failure = failure_of("/dev/shm/" + name_, status);
     }
     if (failure) {
       (void)remove_object(name_);
@@ -225,11 +246,12 @@ MaybeFailure read_host_identity(HostIdentity& host) {
 }
 
 CacheShape shape_there(const Superblock& superblock) {
-  return {geometry_of(superblock), static_cast<ClockKind>(superblock.clock_kind), superblock.tick_ns};
+  return {geometry_of(superblock), static_cast<ClockKind>(superblock.clock_kind),
+          superblock.tick_ns};
 }
 
-MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host, const LogSink& log,
-                                CacheObjects& objects) {
+MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host,
+                                const LogSink& log, CacheObjects& objects) {
   return Store(options, host, log, objects).run();
 }
 

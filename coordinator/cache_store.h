@@ -3,26 +3,25 @@
 //
 // The objects of a cache: makes them, or takes over what is there after checking everything.
 //
-// Build: old names out (segment first), pools and segment made under temporary names with their memory reserved, pools
-// renamed, the segment last. So a segment that is at its name has its pools at theirs.
+// Build: old names out (segment first); pools and segment made under temporary names with their
+// memory reserved; pools renamed, the segment last. So a segment at its name is whole.
 //
-// What is found                             what is done
-//   no segment                              build
-//   --fresh                                 old one poisoned and pointed at its successor, build
-//   held by a coordinator in another --dir  refused (exit code 3)
-//   another boot id                         nothing in it is true any more: build with its geometry
-//   given options differ                    refused: --fresh, or leave them out
-//   another PID namespace                   refused: robust mutexes do not work between the two
-//   a pool missing or of another size,      refused: kvtrie destroy or --fresh
-//   superblock or tables impossible
-//   poisoned                                successor with its geometry; workers of the old one serve misses
-//   else                                    adopted
+// What is found                            what is done
+//   no segment                             build
+//   --fresh                                old one poisoned and pointed at its successor, build
+//   held by a coordinator in another dir   refused (exit code 3)
+//   options given that differ              refused: --fresh, or leave them out
+//   another boot id                        nothing in it is true any more: build with its shape
+//   another PID namespace                  refused: robust mutexes do not work between the two
+//   poisoned                               successor of its shape; old workers serve misses
+//   a pool missing or of another size,     refused: kvtrie destroy, or --fresh
+//   superblock, tables or states impossible
+//   else                                   adopted
 //
-// Crash
-//   died after                           left behind                         repaired by             test
-//   build: store.after_old_removed       nothing at the names                the next build          CacheStoreTest.DiesInBuild
-//   build: store.after_pools_made        temporary objects                   create_object, destroy  CacheStoreTest.DiesInBuild
-//   build: store.after_pools_published   pools without a segment             the next build          CacheStoreTest.DiesInBuild
+// Crash: died after / left behind / repaired by / test (CacheStoreTest.DiesInBuild)
+//   store.after_old_removed / nothing at the names / the next build
+//   store.after_pools_made / temporary objects / the next build throws them away
+//   store.after_pools_published / pools without a segment / the next build
 #pragma once
 
 #include <optional>
@@ -53,9 +52,10 @@ struct CacheObjects {
   bool adopted = false;
 };
 
-// Holding the cache's directory. On success `objects` is complete; an adopted segment is not recovered yet.
-MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host, const LogSink& log,
-                                CacheObjects& objects);
+// Holding the cache's directory. On success `objects` is complete; an adopted segment is not
+// recovered yet.
+MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host,
+                                const LogSink& log, CacheObjects& objects);
 
 CacheShape shape_there(const Superblock& superblock);
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Turns the segment's doorbell, a futex word that workers ring, into an eventfd that the loop's epoll understands.
-// The only thread of the coordinator besides the loop and the metrics server; it touches nothing but the bell.
+// Turns the segment's doorbell, a futex word that workers ring, into an eventfd that the loop's
+// epoll understands. The only thread of the coordinator besides the loop and the metrics server; it
+// touches nothing but the bell.
 #pragma once
 
 #include <atomic>
@@ -21,7 +22,8 @@ class DoorbellWatcher {
   DoorbellWatcher(const DoorbellWatcher&) = delete;
   DoorbellWatcher& operator=(const DoorbellWatcher&) = delete;
 
-  // Forgets the waiter that a dead coordinator left on the bell. Signals are blocked in the new thread.
+  // Forgets the waiter that a dead coordinator left on the bell. Signals are blocked in the new
+  // thread.
   MaybeFailure start();
   int event_fd() const { return event_.get(); }
   // Empties the eventfd; what was rung before is to be looked after now.

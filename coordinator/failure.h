@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Why kvtried cannot go on: a text for people that says what to do, and the exit code that scripts look at.
+// Why kvtried cannot go on: a text for people that says what to do, and the exit code that scripts
+// look at.
 #pragma once
 
 #include <optional>

@@ -16,7 +16,8 @@ MaybeFailure HostPools::create(const std::string& cache, const Geometry& geometr
     Result<FileDescriptor> fd = create_object(name, pools.size_bytes_, mode);
     if (!fd) {
       remove_pools(cache);  // gives back what the planes before it reserved
-      return failure_of(fmt::format("/dev/shm/{} of {} bytes", name, pools.size_bytes_), fd.error());
+      return failure_of(fmt::format("/dev/shm/{} of {} bytes", name, pools.size_bytes_),
+                        fd.error());
     }
     pools.writable_.push_back(std::move(*fd));
   }
@@ -26,7 +27,8 @@ MaybeFailure HostPools::create(const std::string& cache, const Geometry& geometr
 MaybeFailure HostPools::publish() const {
   for (std::uint32_t plane = 0; plane < count(); ++plane) {
     const std::string name = pool_object_name(cache_, plane);
-    if (Status status = publish_object(name); !status) return failure_of("/dev/shm/" + name, status);
+    if (Status status = publish_object(name); !status)
+      return failure_of("/dev/shm/" + name, status);
   }
   return {};
 }

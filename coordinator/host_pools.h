@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The pools: page bytes on host memory, one object a plane. (A device's memory gets a sibling of this file.)
-// The coordinator hands descriptors out and never looks at the bytes.
+// The pools: page bytes on host memory, one object a plane. (A device's memory gets a sibling of
+// this file.) The coordinator hands descriptors out and never looks at the bytes.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,8 @@ namespace kvtrie {
 // One line without its end. Called by the loop's thread only.
 using LogSink = std::function<void(std::string_view line)>;
 
-// `text` as a value of a log line: what could break the line or the value apart becomes '_'; at most 64 bytes.
+// `text` as a value of a log line: what could break the line or the value apart becomes '_'; at
+// most 64 bytes.
 std::string log_value(std::string_view text);
 
 }  // namespace kvtrie

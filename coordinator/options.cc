@@ -4,13 +4,32 @@
 #include "coordinator/options.h"
 
 #include <fmt/format.h>
+#include <sys/un.h>
 
+#include <charconv>
+
+#include "shm/runtime_directory.h"
 #include "shm/shared_object.h"
 
 namespace kvtrie {
 namespace {
 
-const char* clock_name(ClockKind clock) { return clock == ClockKind::kDriven ? "driven" : "system"; }
+const char* clock_name(ClockKind clock) {
+  return clock == ClockKind::kDriven ? "driven" : "system";
+}
+
+bool good_metrics_address(const std::string& address) {
+  if (address == "off") return true;
+  const std::size_t colon = address.rfind(':');
+  if (colon == std::string::npos || colon == 0) return false;
+  unsigned port = 0;
+  const char* end = address.data() + address.size();
+  const auto [stopped, error] = std::from_chars(address.data() + colon + 1, end, port);
+  return error == std::errc{} && stopped == end && port <= 65535 &&
+         address.find_first_not_of(
+             "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:[]") ==
+             std::string::npos;
+}
 
 template <typename T>
 void take(const std::optional<T>& given, T& value) {
@@ -32,6 +51,14 @@ std::string options_problem(const Options& options) {
   if (std::string text = cache_name_problem(options.cache); !text.empty()) return text;
   if (options.directory.empty() || options.directory.front() != '/') {
     return fmt::format("--dir '{}': give an absolute path", options.directory);
+  }
+  constexpr std::size_t kSocketPathMax = sizeof(sockaddr_un::sun_path) - 1;
+  if (socket_path(options.directory, options.cache).size() > kSocketPathMax) {
+    return fmt::format("the socket's path {} is longer than {} bytes: use a shorter --dir",
+                       socket_path(options.directory, options.cache), kSocketPathMax);
+  }
+  if (!good_metrics_address(options.metrics)) {
+    return fmt::format("--metrics '{}': must be HOST:PORT or off", options.metrics);
   }
   if (!(options.low_percent >= 0 && options.low_percent <= options.high_percent &&
         options.high_percent <= 100)) {

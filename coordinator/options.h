@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What kvtried is told. Filled by settings.h from flags and a file; nothing below main reads the environment.
+// What kvtried is told. Filled by settings.h from flags and a file; nothing below main reads the
+// environment.
 #pragma once
 
 #include <sys/types.h>
@@ -22,7 +23,7 @@ struct Options {
   std::string metrics = "127.0.0.1:9464";
   std::string policy = "lru";
   bool fresh = false;
-  unsigned mode = 0600;  // of the objects and the socket
+  unsigned mode = 0600;           // of the objects and the socket
   std::vector<uid_t> allow_uids;  // besides the coordinator's own and root
   std::vector<gid_t> allow_gids;
   double low_percent = 1;

@@ -19,6 +19,10 @@ constexpr int kEventsAtOnce = 64;
 
 }  // namespace
 
+const char* Reaper::event_name(Why why) {
+  return why == Why::kDied ? "reap" : why == Why::kLeft ? "detach" : "give_up";
+}
+
 MaybeFailure Reaper::start() {
   epoll_ = FileDescriptor(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.open()) return system_failure("epoll_create1", errno);
@@ -48,19 +52,20 @@ bool Reaper::death_waits() const {
   return ::epoll_wait(epoll_.get(), &event, 1, 0) > 0;
 }
 
-bool Reaper::reap(WorkerId slot, SlotWord expected, const char* why) {
+bool Reaper::reap(WorkerId slot, SlotWord expected, Why why) {
   const auto start = std::chrono::steady_clock::now();
   const WorkerRecord& record = segment_.worker(slot);
   const std::uint32_t pid = record.pid.load(std::memory_order_relaxed);
   if (!table_.begin_reap(slot, expected)) return false;
   const ReapReport report = reap_worker(segment_, slot);
-  table_.finish_reap(slot);
-  forget(slot);
+  if (why == Why::kDied) segment_.count(kCoordinatorSlot, Counter::kReapedWorkers);
   segment_.count(kCoordinatorSlot, Counter::kReapedPages, report.pages);
   segment_.count(kCoordinatorSlot, Counter::kReapedLeases, report.leases);
+  table_.finish_reap(slot);
+  forget(slot);
   const auto took = std::chrono::steady_clock::now() - start;
-  log_(fmt::format("event={} worker={} pid={} pages={} leases={} took_us={}", why, slot.value, pid,
-                   report.pages, report.leases,
+  log_(fmt::format("event={} worker={} pid={} pages={} leases={} took_us={}", event_name(why),
+                   slot.value, pid, report.pages, report.leases,
                    std::chrono::duration_cast<std::chrono::microseconds>(took).count()));
   return true;
 }
@@ -73,10 +78,13 @@ std::uint32_t Reaper::reap_dead() {
     if (ready <= 0) return reaped;
     for (int i = 0; i < ready; ++i) {
       const WorkerId slot{static_cast<std::uint16_t>(events[static_cast<std::size_t>(i)].data.u32)};
-      // The process is dead, so nobody but us moves the word.
-      if (reap(slot, table_.word(slot), "reap")) {
-        segment_.count(kCoordinatorSlot, Counter::kReapedWorkers);
+      // The process is dead, so nobody but us moves the word; a word that does not know its worker
+      // was written over.
+      if (reap(slot, table_.word(slot), Why::kDied)) {
         ++reaped;
+      } else {
+        log_(fmt::format("event=corrupt worker={} word={:#x}", slot.value, table_.word(slot).raw));
+        segment_.poison(PoisonReason::kCorruptStructure);
       }
       forget(slot);
     }
@@ -88,14 +96,14 @@ std::uint32_t Reaper::reap_leaving() {
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
     const SlotWord now = table_.word(slot);
-    if (now.state() == SlotState::kLeaving && reap(slot, now, "detach")) ++reaped;
+    if (now.state() == SlotState::kLeaving && reap(slot, now, Why::kLeft)) ++reaped;
   }
   return reaped;
 }
 
 void Reaper::give_up(SlotGrant grant) {
   // Fails when the worker confirmed: then the slot is its own.
-  (void)reap(grant.slot, SlotWord::make(SlotState::kAttaching, grant.incarnation), "give_up");
+  (void)reap(grant.slot, SlotWord::make(SlotState::kAttaching, grant.incarnation), Why::kGivenUp);
 }
 
 MaybeFailure Reaper::adopt(AdoptSlots& slots) {
@@ -106,22 +114,27 @@ MaybeFailure Reaper::adopt(AdoptSlots& slots) {
     if (now.state() == SlotState::kFree) continue;
     if (now.state() == SlotState::kActive) {
       const WorkerRecord& record = segment_.worker(slot);
-      Result<FileDescriptor> pidfd = open_pidfd_of(record.pid.load(std::memory_order_relaxed),
-                                                   record.start_time.load(std::memory_order_relaxed));
+      Result<FileDescriptor> pidfd =
+          open_pidfd_of(record.pid.load(std::memory_order_relaxed),
+                        record.start_time.load(std::memory_order_relaxed));
       if (pidfd) {
-        if (MaybeFailure failure = watch({slot, now.incarnation()}, std::move(*pidfd))) return failure;
+        if (MaybeFailure failure = watch({slot, now.incarnation()}, std::move(*pidfd)))
+          return failure;
         ++slots.alive;
         continue;
       }
-      // Only "no such process" is a death; without descriptors, say, we know nothing and must not take.
+      // Only "no such process" is a death; without descriptors, say, we know nothing and must not
+      // take.
       if (pidfd.error().code() != Code::kNotFound) {
         return failure_of(fmt::format("looking for the process of worker {}", i), pidfd.error());
       }
     }
-    // Dead, leaving, half reaped, or attached only by halves: a worker that confirms just now wins, and is then
-    // looked at again.
-    if (reap(slot, now, "reap")) {
-      segment_.count(kCoordinatorSlot, Counter::kReapedWorkers);
+    // Dead, leaving, half reaped, or attached only by halves: a worker that confirms just now wins,
+    // and is then looked at again.
+    const Why why = now.state() == SlotState::kLeaving     ? Why::kLeft
+                    : now.state() == SlotState::kAttaching ? Why::kGivenUp
+                                                           : Why::kDied;
+    if (reap(slot, now, why)) {
       ++slots.reaped;
     } else {
       --i;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Takes back what workers held that died, left, or never came (rule 14). Death is the kernel's word: each slot in use
-// has the pidfd of its process in an epoll set; nothing here is a time-out.
+// Takes back what workers held that died, left, or never came (rule 14). Death is the kernel's
+// word: each slot in use has the pidfd of its process in an epoll set; nothing here is a time-out.
 //
-// Order for one slot: kReaping, then its pages, leases and waits, then its identity, last kFree. A coordinator that
-// dies in between leaves kReaping (or the slot as it was), and adopt() of the next one does it again.
+// Order for one slot: kReaping, then its pages, leases and waits, then its identity, last kFree. A
+// coordinator that dies in between leaves kReaping (or the slot as it was), and adopt() of the next
+// one does it again.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ namespace kvtrie {
 
 class Reaper {
  public:
-  Reaper(const Segment& segment, const LogSink& log) : segment_(segment), table_(segment), log_(log) {}
+  Reaper(const Segment& segment, const LogSink& log)
+      : segment_(segment), table_(segment), log_(log) {}
 
   MaybeFailure start();
   // Readable when a watched process is dead.
@@ -50,7 +52,9 @@ class Reaper {
   std::uint32_t watched() const { return watched_; }
 
  private:
-  bool reap(WorkerId slot, SlotWord expected, const char* why);
+  enum class Why : std::uint8_t { kDied, kLeft, kGivenUp };
+  static const char* event_name(Why why);
+  bool reap(WorkerId slot, SlotWord expected, Why why);
   void forget(WorkerId slot);
 
   const Segment& segment_;

@@ -5,10 +5,10 @@
 
 #include <fmt/format.h>
 
+#include <toml++/toml.h>
 #include <algorithm>
 #include <charconv>
 #include <limits>
-#include <toml++/toml.h>
 
 namespace kvtrie {
 namespace {
@@ -98,7 +98,8 @@ constexpr Setting kSettings[] = {
     {"pages", kValue, "N", "Pages, 64 to 16777216", number<&Options::pages>},
     {"tokens-per-page", kValue, "N", "Tokens of a page, 1 to 1024 (16)",
      number<&Options::tokens_per_page>},
-    {"page-bytes", kValue, "N", "Bytes of a page in one plane; 512K, 2MiB are understood", page_bytes},
+    {"page-bytes", kValue, "N", "Bytes of a page in one plane; 512K, 2MiB are understood",
+     page_bytes},
     {"planes", kValue, "N", "Planes, one pool each, 1 to 64 (1)", number<&Options::planes>},
     {"workers", kValue, "N", "Worker slots, 1 to 1024 (64)", number<&Options::workers>},
     {"leases", kValue, "N", "Lease slots of a worker (1024)", number<&Options::leases>},
@@ -149,13 +150,15 @@ Failure bad_key(const std::string& path, std::uint32_t line, std::string_view ke
 }
 
 MaybeFailure apply_table(const toml::table& table, const std::string& path,
-                         const std::function<bool(std::string_view)>& overridden, Options& options) {
+                         const std::function<bool(std::string_view)>& overridden,
+                         Options& options) {
   for (const auto& [name, node] : table) {
     const std::string_view key = name.str();
     const std::uint32_t line = node.source().begin.line;
     const auto* setting = std::ranges::find(kSettings, key, &Setting::key);
     if (setting == std::end(kSettings)) {
-      return bad_key(path, line, key, "unknown key; `kvtried --help` lists them (without the dashes)");
+      return bad_key(path, line, key,
+                     "unknown key; `kvtried --help` lists them (without the dashes)");
     }
     std::vector<std::string> texts;
     if (std::string problem = texts_of(node, setting->kind, texts); !problem.empty()) {
@@ -176,8 +179,8 @@ MaybeFailure apply_table(const toml::table& table, const std::string& path,
 
 std::span<const Setting> settings() { return kSettings; }
 
-MaybeFailure apply_file(const std::string& path, const std::function<bool(std::string_view)>& overridden,
-                        Options& options) {
+MaybeFailure apply_file(const std::string& path,
+                        const std::function<bool(std::string_view)>& overridden, Options& options) {
   try {
     return apply_table(toml::parse_file(path), path, overridden, options);
   } catch (const toml::parse_error& error) {
@@ -195,7 +198,8 @@ Result<std::uint64_t> parse_bytes(std::string_view text) {
   if (!unit.empty()) {
     const std::size_t power = std::string_view("KMGT").find(unit.front());
     if (power == std::string_view::npos || (unit.size() > 1 && unit.substr(1) != "iB")) {
-      return Status{Code::kInvalid, "not a number of bytes: use a number, 512K or 2MiB (powers of 1024)"};
+      return Status{Code::kInvalid,
+                    "not a number of bytes: use a number, 512K or 2MiB (powers of 1024)"};
     }
     shift = static_cast<unsigned>(10 * (power + 1));
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Every setting of kvtried in one table: a flag --KEY and a line `KEY = value` of a TOML file are the same thing,
-// read by the same function. A flag beats the file.
+// Every setting of kvtried in one table: a flag --KEY and a line `KEY = value` of a TOML file are
+// the same thing, read by the same function. A flag beats the file.
 #pragma once
 
 #include <cstdint>
@@ -30,10 +30,11 @@ struct Setting {
 
 std::span<const Setting> settings();
 
-// Applies a TOML file, except for keys that `overridden` names (flags were given for them; they are checked all
-// the same). Unknown keys and values of a wrong type are failures that name the key and its line.
-MaybeFailure apply_file(const std::string& path, const std::function<bool(std::string_view)>& overridden,
-                        Options& options);
+// Applies a TOML file, except for keys that `overridden` names (flags were given for them; they are
+// checked all the same). Unknown keys and values of a wrong type are failures that name the key and
+// its line.
+MaybeFailure apply_file(const std::string& path,
+                        const std::function<bool(std::string_view)>& overridden, Options& options);
 
 // "4096", "512K", "2MiB": K, M, G, T with or without iB, powers of 1024.
 Result<std::uint64_t> parse_bytes(std::string_view text);

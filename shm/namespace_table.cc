@@ -58,7 +58,7 @@ bool is_open(const NamespaceRecord& record) {
 
 // The namespace if this record holds exactly `fields`, all of one generation.
 std::optional<OpenNamespace> match(const Segment& segment, NamespaceId id, std::uint64_t hash,
-                                  std::size_t bytes, const FieldWords& words) {
+                                   std::size_t bytes, const FieldWords& words) {
   NamespaceRecord& record = segment.name_space(id);
   if (!is_open(record) || record.fields_hash.load(std::memory_order_relaxed) != hash) {
     return std::nullopt;
@@ -87,13 +87,15 @@ Result<std::string> canonical_fields(std::span<const NamespaceField> fields) {
   std::string text;
   for (const auto& [key, value] : sorted) {
     if (!good_key(key) || !good_value(value)) {
-      return Status{Code::kInvalid,
-                    "namespace fields: keys are 1 to 64 of a-z 0-9 _ . -, values have no line feed"};
+      return Status{
+          Code::kInvalid,
+          "namespace fields: keys are 1 to 64 of a-z 0-9 _ . -, values have no line feed"};
     }
     text.append(key).append("=").append(value).append("\n");
   }
   if (text.size() > kNamespaceDescriptorMax) {
-    return Status{Code::kInvalid, "namespace fields: more than 768 bytes; hash the long values first"};
+    return Status{Code::kInvalid,
+                  "namespace fields: more than 768 bytes; hash the long values first"};
   }
   if (!namespace_fields_problem(text).empty()) {
     return Status{Code::kInvalid, "namespace fields: give at least one, and each key once"};
@@ -175,7 +177,8 @@ Result<NamespaceId> NamespaceTable::id_to_fill() {
   return Status{Code::kFull, "every namespace is taken and has pages"};
 }
 
-OpenNamespace NamespaceTable::fill(NamespaceId id, std::string_view fields, std::string_view label) {
+OpenNamespace NamespaceTable::fill(NamespaceId id, std::string_view fields,
+                                   std::string_view label) {
   NamespaceRecord& record = segment_.name_space(id);
   const std::uint64_t hash = hash_fields(segment_, fields);
   const std::uint64_t seed = seed_of(segment_, hash, id);
@@ -221,7 +224,8 @@ std::string NamespaceTable::problem() const {
       return fmt::format("namespace {}: impossible state {}", i, state);
     }
     const std::uint32_t bytes = record.fields_bytes.load(std::memory_order_relaxed);
-    if (bytes > kNamespaceDescriptorMax) return fmt::format("namespace {}: {} field bytes", i, bytes);
+    if (bytes > kNamespaceDescriptorMax)
+      return fmt::format("namespace {}: {} field bytes", i, bytes);
     const std::string_view fields(record.fields, bytes);
     if (const std::string text = namespace_fields_problem(fields); !text.empty()) {
       return fmt::format("namespace {}: {}", i, text);

@@ -1,30 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Namespaces: what must match before KV may be shared (C8), made by the coordinator on request, found by workers
-// without a lock.
+// Namespaces: what must match before KV may be shared (C8), made by the coordinator on request,
+// found by workers without a lock.
 //
-// Layout: area kNamespaces, one NamespaceRecord (1024 bytes) each. A namespace is its canonical field text:
-// lines "key=value\n", sorted by key, each key once. It is compared in full; fields_hash only finds candidates.
-// Root handle: Handle::root(id, root_generation).
+// Layout: area kNamespaces, one NamespaceRecord (1024 bytes) each. A namespace is its canonical
+// field text: lines "key=value\n", sorted by key, each key once. It is compared in full;
+// fields_hash only finds candidates. Root handle: Handle::root(id, root_generation).
 //
 // Invariants
 //   N1 At most one kOpen record has a given field text.
 //   N2 fields, fields_hash, hash_seed and label are constant while (kOpen, root_generation) is.
 //   N3 root_generation only grows: at each open and reuse (and later at each flush).
 //
-// States: kFree -> kOpen (release store, after all else) and, for reuse, kOpen -> kFree -> kOpen with the next root
-// generation, by the coordinator alone; a flush leaves kOpen and only raises the generation. A reader loads state
-// and root_generation, then the fields, then both again (a sequence lock without a writer's mark): equal means
-// that what it read belongs together. Reuse happens only when the table is full, and only of a namespace
-// without a page; a handle of its old root is of a dead generation then (rule 18).
+// States, moved by the coordinator alone:
+//   kFree -> kOpen            release store, after all else
+//   kOpen -> kFree -> kOpen   reuse, with the next root generation: only when the table is full,
+//                             and only of a namespace without a page. A handle of its old root is of a
+//                             dead generation then (rule 18).
+// A reader loads state and root_generation, then the fields, then both again: equal means that what
+// it read belongs together (the generation is stored before any new field).
 //
-// Crash
-//   died after                        left behind                    repaired by                       test
-//   open: namespace.before_open       kFree with fields              recover clears them               CoordinatorDiesInOpen
-//   reuse: namespace.after_close      kFree, old generation          recover; the next open takes it   CoordinatorDiesInReuse
+// Crash: died after / left behind / repaired by / test (NamespaceTableTest)
+//   open, namespace.before_open / kFree with fields / recover clears them / CoordinatorDiesInOpen
+//   reuse, namespace.after_close / kFree, old generation / recover; the next open takes it /
+//       CoordinatorDiesInReuse
 //
-// Cost: finding and opening read one line a record, at most 65,536; reuse also one line a page, only when full.
+// Cost: finding and opening read one line a record, at most 65,536; reuse also one line a page.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +52,9 @@ struct OpenNamespace {
 
 using NamespaceField = std::pair<std::string_view, std::string_view>;
 
-// Sorted text of the fields, in any order. kInvalid: no field, a key twice, or a character that cannot be
-// (keys: 1 to 64 of [a-z0-9_.-]; values: no line feed, no NUL), or longer than kNamespaceDescriptorMax.
+// Sorted text of the fields, in any order. kInvalid: no field, a key twice, or a character that
+// cannot be (keys: 1 to 64 of [a-z0-9_.-]; values: no line feed, no NUL), or longer than
+// kNamespaceDescriptorMax.
 Result<std::string> canonical_fields(std::span<const NamespaceField> fields);
 // Empty when `text` is canonical; the coordinator checks what it is sent.
 std::string namespace_fields_problem(std::string_view text);

@@ -25,7 +25,8 @@ constexpr int kFirstFieldAfterName = 3;
 Result<std::string> read_small_file(const std::string& path) {
   const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
   if (!fd.open()) {
-    return Status{errno == ENOENT ? Code::kNotFound : Code::kSystem, "opening a file of /proc", errno};
+    return Status{errno == ENOENT ? Code::kNotFound : Code::kSystem, "opening a file of /proc",
+                  errno};
   }
   std::string text(8192, '\0');
   std::size_t filled = 0;
@@ -33,7 +34,8 @@ Result<std::string> read_small_file(const std::string& path) {
     const ssize_t got = ::read(fd.get(), text.data() + filled, text.size() - filled);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
-      return Status{errno == ESRCH ? Code::kNotFound : Code::kSystem, "reading a file of /proc", errno};
+      return Status{errno == ESRCH ? Code::kNotFound : Code::kSystem, "reading a file of /proc",
+                    errno};
     }
     if (got == 0) break;
     filled += static_cast<std::size_t>(got);
@@ -142,7 +144,8 @@ Result<bool> in_own_pid_namespace(std::uint32_t pid) {
     return static_cast<std::uint64_t>(info.st_ino) == *own;
   }
   if (errno != EACCES && errno != EPERM) {
-    return Status{errno == ENOENT ? Code::kNotFound : Code::kSystem, "stat of /proc/PID/ns/pid", errno};
+    return Status{errno == ENOENT ? Code::kNotFound : Code::kSystem, "stat of /proc/PID/ns/pid",
+                  errno};
   }
   const Result<std::string> text = read_small_file(fmt::format("/proc/{}/status", pid));
   if (!text) return text.error();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Where a cache's directory is. A pure rule, so that coordinator, plugin and tools agree without reading the
-// environment below main.
+// Where a cache's directory is. A pure rule, so that coordinator, plugin and tools agree without
+// reading the environment below main.
 //
 //   DIR/NAME/lock     held (flock) by the coordinator that runs, its pid inside
 //   DIR/NAME/socket   attach and admin requests, see wire.h
@@ -13,8 +13,8 @@
 
 namespace kvtrie {
 
-// DIR when nobody names one: /run/kvtrie for root, $XDG_RUNTIME_DIR/kvtrie for others. Without that variable
-// (null or empty), what it is on a system with logind.
+// DIR when nobody names one: /run/kvtrie for root, $XDG_RUNTIME_DIR/kvtrie for others. Without that
+// variable (null or empty), what it is on a system with logind.
 inline std::string default_runtime_directory(std::uint32_t euid, const char* xdg_runtime_dir) {
   if (euid == 0) return "/run/kvtrie";
   if (xdg_runtime_dir != nullptr && *xdg_runtime_dir != '\0') {

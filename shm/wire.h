@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What plugin, tools and coordinator say to each other over the cache's Unix socket (SOCK_SEQPACKET, so one
-// message is one packet). The socket says nothing about life: that is the pidfd's.
+// What plugin, tools and coordinator say to each other over the cache's Unix socket
+// (SOCK_SEQPACKET, so one message is one packet). The socket says nothing about life: that is the pidfd's.
 //
-//   client                                        coordinator
-//   AttachRequest            ->
-//                            <-                   AttachReply + descriptors {segment, pool 0, pool 1, ...}
-//   maps the segment, then kAttaching -> kActive in its slot (worker_table.h)
-//   closes                                        a slot that is still kAttaching now is given up
+//   client                                coordinator
+//   AttachRequest                 ->
+//                                 <-      AttachReply + descriptors {segment, pool 0, pool 1, ...}
+//   maps the segment,
+//   kAttaching -> kActive in its slot     (worker_table.h)
+//   closes                                a slot that is still kAttaching now is given up
 //
-//   NamespaceRequest, PlainRequest (ping, stats)  one reply each, any number a connection
+//   NamespaceRequest, PlainRequest ->     ping and statistics; any number a connection
+//                                 <-      one reply each
 //
-// Every message begins with WireHeader, every reply with ReplyHead, in every version: so any two builds can at
-// least refuse each other in words. Fixed widths, host byte order (one host), unused bytes zero. What does not
-// have exactly its size, a known kind and ended strings is refused; nothing that is received is believed before.
+// Every message begins with WireHeader, every reply with ReplyHead, in every version: so any two
+// builds can at least refuse each other in words. Fixed widths, host byte order (one host), unused
+// bytes zero. What does not have exactly its size, a known kind and ended strings is refused.
 #pragma once
 
 #include <algorithm>
@@ -32,39 +34,44 @@ namespace kvtrie {
 
 inline constexpr std::uint32_t kWireMagic = 0x5754'564B;  // "KVTW" in memory order
 inline constexpr std::uint16_t kWireVersion = 1;
-inline constexpr std::size_t kWireRequestMax = 4096;      // longer packets are refused
+inline constexpr std::size_t kWireRequestMax = 4096;  // longer packets are refused
 inline constexpr std::size_t kWireTextMax = 8192;
 inline constexpr int kWireTimeoutMs = 5000;  // of a connection, on both sides
 
 // Append-only.
-enum class WireKind : std::uint16_t { kReply = 0, kAttach = 1, kNamespace = 2, kPing = 3, kStats = 4 };
+enum class WireKind : std::uint16_t {
+  kReply = 0,
+  kAttach = 1,
+  kNamespace = 2,
+  kPing = 3,
+  kStats = 4
+};
 
 // Why the coordinator said no. Append-only; each comes with a message that says what to do.
 enum class Refusal : std::uint32_t {
   kNone = 0,
-  kBadRequest = 1,        // not a message of this protocol
-  kProtocol = 2,          // plugin and coordinator speak other versions
-  kLayout = 3,            // other layout version of the segment
-  kFingerprint = 4,       // other struct sizes
-  kPidNamespace = 5,      // robust mutexes do not exclude between PID namespaces
-  kNotAllowed = 6,        // uid and gid are not on the coordinator's lists
-  kTableFull = 7,         // no worker slot
-  kPoisoned = 8,          // the segment was given up
-  kRoleNotServed = 9,     // this coordinator does not serve that role
-  kIdentity = 10,         // the peer is not the process that it says it is
-  kOtherCache = 11,       // the socket belongs to another cache
+  kBadRequest = 1,     // not a message of this protocol
+  kProtocol = 2,       // plugin and coordinator speak other versions
+  kLayout = 3,         // other layout version of the segment
+  kFingerprint = 4,    // other struct sizes
+  kPidNamespace = 5,   // robust mutexes do not exclude between PID namespaces
+  kNotAllowed = 6,     // uid and gid are not on the coordinator's lists
+  kTableFull = 7,      // no worker slot
+  kPoisoned = 8,       // the segment was given up
+  kRoleNotServed = 9,  // this coordinator does not serve that role
+  kIdentity = 10,      // the peer is not the process that it says it is
+  kOtherCache = 11,    // the socket belongs to another cache
   kNamespaceInvalid = 12,
   kNamespacesFull = 13,
-  kInternal = 14,         // a system call of the coordinator failed
+  kInternal = 14,  // a system call of the coordinator failed
 };
 inline constexpr std::uint32_t kRefusals = 15;
 
 constexpr const char* name_of(Refusal refusal) {
-  constexpr const char* kNames[] = {"none",          "bad_request",       "protocol",
-                                    "layout",        "fingerprint",       "pid_namespace",
-                                    "not_allowed",   "table_full",        "poisoned",
-                                    "role",          "identity",          "other_cache",
-                                    "namespace",     "namespaces_full",   "internal"};
+  constexpr const char* kNames[] = {
+      "none",          "bad_request", "protocol",   "layout",          "fingerprint",
+      "pid_namespace", "not_allowed", "table_full", "poisoned",        "role",
+      "identity",      "other_cache", "namespace",  "namespaces_full", "internal"};
   const auto i = static_cast<std::uint32_t>(refusal);
   return i < kRefusals ? kNames[i] : "unknown";
 }
@@ -72,13 +79,18 @@ constexpr const char* name_of(Refusal refusal) {
 // What the caller can act on.
 constexpr Code code_of(Refusal refusal) {
   switch (refusal) {
-    case Refusal::kNone: return Code::kOk;
+    case Refusal::kNone:
+      return Code::kOk;
     case Refusal::kBadRequest:
-    case Refusal::kNamespaceInvalid: return Code::kInvalid;
+    case Refusal::kNamespaceInvalid:
+      return Code::kInvalid;
     case Refusal::kTableFull:
-    case Refusal::kNamespacesFull: return Code::kFull;
-    case Refusal::kPoisoned: return Code::kPoisoned;
-    default: return Code::kRefused;
+    case Refusal::kNamespacesFull:
+      return Code::kFull;
+    case Refusal::kPoisoned:
+      return Code::kPoisoned;
+    default:
+      return Code::kRefused;
   }
 }
 
@@ -152,14 +164,18 @@ struct TextReply {
   std::uint32_t reserved;
   char text[kWireTextMax];
 };
-static_assert(sizeof(AttachRequest) <= kWireRequestMax && sizeof(NamespaceRequest) <= kWireRequestMax);
+static_assert(sizeof(AttachRequest) <= kWireRequestMax &&
+              sizeof(NamespaceRequest) <= kWireRequestMax);
 
 template <typename Message>
 concept WireMessage = std::is_trivially_copyable_v<Message> && std::is_standard_layout_v<Message> &&
-                      sizeof(Message) % 8 == 0;
+                          sizeof(Message) %
+                          8 ==
+                      0;
 
 constexpr WireHeader wire_header(WireKind kind, std::size_t bytes) {
-  return {kWireMagic, kWireVersion, static_cast<std::uint16_t>(kind), static_cast<std::uint32_t>(bytes), 0};
+  return {kWireMagic, kWireVersion, static_cast<std::uint16_t>(kind),
+          static_cast<std::uint32_t>(bytes), 0};
 }
 
 // A zeroed message of this kind with its header.

@@ -32,7 +32,8 @@ Status no_coordinator(const CoordinatorAddress& address, int error, std::string&
       "--dir {} --pages N --page-bytes N",
       address.cache, socket_path(address.directory, address.cache), std::strerror(error),
       address.cache, address.directory);
-  return {Code::kNoCoordinator, "no coordinator answers on the cache's socket; start kvtried", error};
+  return {Code::kNoCoordinator, "no coordinator answers on the cache's socket; start kvtried",
+          error};
 }
 
 // Takes the descriptors out of a received message, so that none can leak.
@@ -71,7 +72,8 @@ Result<WireClient> WireClient::connect(const CoordinatorAddress& address, std::s
   if (!client.socket_.open()) {
     return client.failed(Code::kSystem, "making a socket", errno, message);
   }
-  // connect() of a Unix socket waits only for room in the backlog, and obeys the send time-out there.
+  // connect() of a Unix socket waits only for room in the backlog, and obeys the send time-out
+  // there.
   const timeval limit{address.timeout_ms / 1000,
                       static_cast<suseconds_t>(address.timeout_ms % 1000) * 1000};
   (void)::setsockopt(client.socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
@@ -86,7 +88,8 @@ Result<WireClient> WireClient::connect(const CoordinatorAddress& address, std::s
     }
     if (error == EACCES || error == EPERM) {
       message = fmt::format(
-          "not allowed to connect to {}: run as the coordinator's user, or start kvtried with --mode "
+          "not allowed to connect to {}: run as the coordinator's user, or start kvtried with "
+          "--mode "
           "and --allow-uid or --allow-gid",
           path);
       return Status{Code::kRefused, "not allowed to connect to the coordinator", error};
@@ -112,7 +115,8 @@ Status WireClient::wait_for(short events, std::string& message) {
     if (ready < 0 && errno == EINTR) continue;
     if (ready < 0) return failed(Code::kSystem, "poll", errno, message);
     message = fmt::format(
-        "the coordinator of cache '{}' did not answer within {} ms; see whether kvtried is stopped or busy",
+        "the coordinator of cache '{}' did not answer within {} ms; see whether kvtried is stopped "
+        "or busy",
         address_.cache, address_.timeout_ms);
     return {Code::kTimeout, "the coordinator did not answer in time"};
   }
@@ -122,7 +126,8 @@ Status WireClient::exchange(std::span<const std::byte> request, std::span<std::b
                             std::size_t& received, std::vector<FileDescriptor>* descriptors,
                             std::string& message) {
   for (;;) {
-    const ssize_t sent = ::send(socket_.get(), request.data(), request.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t sent =
+        ::send(socket_.get(), request.data(), request.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent >= 0) break;
     if (errno == EINTR) continue;
     // The coordinator may have answered (a refusal) and closed before it read anything: look.
@@ -138,23 +143,32 @@ Status WireClient::exchange(std::span<const std::byte> request, std::span<std::b
   header.msg_control = control;
   header.msg_controllen = sizeof control;
   ssize_t got = 0;
-  for (;;) {
+  for (bool reset = false;;) {
     got = ::recvmsg(socket_.get(), &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (got >= 0) break;
     if (errno == EINTR) continue;
-    if (errno == ECONNRESET) return no_coordinator(address_, errno, message);
-    if (errno != EAGAIN) return failed(Code::kSystem, "receiving from the coordinator", errno, message);
+    if (errno == ECONNRESET && !reset) {
+      // It closed with our request unread. The kernel says so first; its answer, a refusal, comes
+      // after that.
+      reset = true;
+      continue;
+    }
+    if (errno != EAGAIN)
+      return failed(Code::kSystem, "receiving from the coordinator", errno, message);
     if (Status status = wait_for(POLLIN, message); !status) return status;
   }
   std::vector<FileDescriptor> found = descriptors_of(header);
   if (got == 0) {
     message = fmt::format(
-        "the coordinator of cache '{}' closed the connection without an answer: it stopped, or it is "
-        "overrun by connections; try again", address_.cache);
+        "the coordinator of cache '{}' closed the connection without an answer: it stopped, or it "
+        "is "
+        "overrun by connections; try again",
+        address_.cache);
     return {Code::kNoCoordinator, "the coordinator closed the connection"};
   }
   if ((header.msg_flags & MSG_CTRUNC) != 0) {
-    return failed(Code::kSystem, "too few free file descriptors for the pools (ulimit -n)", EMFILE, message);
+    return failed(Code::kSystem, "too few free file descriptors for the pools (ulimit -n)", EMFILE,
+                  message);
   }
   if ((header.msg_flags & MSG_TRUNC) != 0) {
     return failed(Code::kRefused, "the coordinator's answer is of another version", 0, message);
@@ -167,7 +181,8 @@ Status WireClient::exchange(std::span<const std::byte> request, std::span<std::b
 Status WireClient::judge(std::span<const std::byte> reply, std::size_t received,
                          std::string& message) const {
   ReplyHead head;
-  if (received < sizeof head) return failed(Code::kRefused, "not an answer of a kvtrie coordinator", 0, message);
+  if (received < sizeof head)
+    return failed(Code::kRefused, "not an answer of a kvtrie coordinator", 0, message);
   std::memcpy(&head, reply.data(), sizeof head);
   if (head.header.magic != kWireMagic) {
     return failed(Code::kRefused, "not an answer of a kvtrie coordinator", 0, message);
@@ -177,7 +192,8 @@ Status WireClient::judge(std::span<const std::byte> reply, std::size_t received,
     message = std::string(get_text(head.message));
     return {code_of(refusal), "the coordinator refused; the message says why"};
   }
-  if (received != reply.size() || head.header.bytes != received || head.header.version != kWireVersion) {
+  if (received != reply.size() || head.header.bytes != received ||
+      head.header.version != kWireVersion) {
     return failed(Code::kRefused, "the coordinator's answer is of another version", 0, message);
   }
   return {};
@@ -187,7 +203,8 @@ Result<std::string> request_stats(const CoordinatorAddress& address, std::string
   Result<WireClient> client = WireClient::connect(address, message);
   if (!client) return client.error();
   TextReply reply{};
-  if (Status status = client->call(make_message<PlainRequest>(WireKind::kStats), reply, message); !status) {
+  if (Status status = client->call(make_message<PlainRequest>(WireKind::kStats), reply, message);
+      !status) {
     return status;
   }
   return std::string(reply.text, std::min<std::size_t>(reply.text_bytes, sizeof reply.text));

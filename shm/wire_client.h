@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// One connection to a coordinator, client's side: bounded in time, no signals, close-on-exec. Used by the
-// plugin's attach and by tools.
+// One connection to a coordinator, client's side: bounded in time, no signals, close-on-exec. Used
+// by the plugin's attach and by tools.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,8 @@ struct CoordinatorAddress {
 
 class WireClient {
  public:
-  // kNoCoordinator at once when nobody listens. `message` gets the text for people whenever a call fails.
+  // kNoCoordinator at once when nobody listens. `message` gets the text for people whenever a call
+  // fails.
   static Result<WireClient> connect(const CoordinatorAddress& address, std::string& message);
 
   // Sends a request and waits for its reply. A refusal is an error with the coordinator's text.
@@ -34,9 +35,9 @@ class WireClient {
   Status call(const Request& request, Reply& reply, std::string& message,
               std::vector<FileDescriptor>* descriptors = nullptr) {
     std::size_t received = 0;
-    if (Status status = exchange(std::as_bytes(std::span(&request, 1)),
-                                 std::as_writable_bytes(std::span(&reply, 1)), received, descriptors,
-                                 message);
+    if (Status status =
+            exchange(std::as_bytes(std::span(&request, 1)),
+                     std::as_writable_bytes(std::span(&reply, 1)), received, descriptors, message);
         !status) {
       return status;
     }
@@ -46,8 +47,9 @@ class WireClient {
   FileDescriptor take_socket() { return std::move(socket_); }
 
  private:
-  Status exchange(std::span<const std::byte> request, std::span<std::byte> reply, std::size_t& received,
-                  std::vector<FileDescriptor>* descriptors, std::string& message);
+  Status exchange(std::span<const std::byte> request, std::span<std::byte> reply,
+                  std::size_t& received, std::vector<FileDescriptor>* descriptors,
+                  std::string& message);
   Status judge(std::span<const std::byte> reply, std::size_t received, std::string& message) const;
   Status wait_for(short events, std::string& message);
   Status failed(Code code, const char* what, int error, std::string& message) const;

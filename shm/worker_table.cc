@@ -86,8 +86,8 @@ Status WorkerTable::confirm(SlotGrant grant) const {
   }
   std::uint64_t raw = SlotWord::make(SlotState::kAttaching, grant.incarnation).raw;
   const std::uint64_t active = SlotWord::make(SlotState::kActive, grant.incarnation).raw;
-  if (!segment_.worker(grant.slot).slot_state.compare_exchange_strong(raw, active,
-                                                                      std::memory_order_acq_rel)) {
+  if (!segment_.worker(grant.slot)
+           .slot_state.compare_exchange_strong(raw, active, std::memory_order_acq_rel)) {
     return {Code::kStale, "the coordinator gave the worker slot up meanwhile; attach again"};
   }
   segment_.count(grant.slot, Counter::kAttaches);
@@ -100,8 +100,8 @@ Status WorkerTable::leave(SlotGrant grant) const {
   }
   std::uint64_t raw = SlotWord::make(SlotState::kActive, grant.incarnation).raw;
   const std::uint64_t leaving = SlotWord::make(SlotState::kLeaving, grant.incarnation).raw;
-  if (!segment_.worker(grant.slot).slot_state.compare_exchange_strong(raw, leaving,
-                                                                      std::memory_order_acq_rel)) {
+  if (!segment_.worker(grant.slot)
+           .slot_state.compare_exchange_strong(raw, leaving, std::memory_order_acq_rel)) {
     return {Code::kStale, "the worker slot is no longer this worker's"};
   }
   ring(segment_.superblock().doorbell);

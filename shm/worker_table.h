@@ -3,39 +3,43 @@
 //
 // Worker slots: who is attached, as which life of the slot, and who may say so.
 //
-// Layout: area kWorkers, one WorkerRecord (1024 bytes) a slot; slot 0 is the coordinator's, stays kFree and is
-// used for its counters and pins alone. The slot word is {SlotState 8 | incarnation 56}.
+// Layout: area kWorkers, one WorkerRecord (1024 bytes) a slot. Slot 0 is the coordinator's, stays
+// kFree and is used for its counters and pins alone.
+//   slot word   63           8 7       0
+//              | incarnation  | SlotState |
 //
 // Invariants
-//   W1 Identity (pid, start time, uid, role, name) is constant while the word is not kFree; it is zero, or left over
-//      from a death between two stores of `give`, while it is kFree.
-//   W2 The incarnation grows by one each time the slot is given; so each grant has a word of its own, and a
-//      compare-and-swap by a process that is too late fails.
+//   W1 Identity (pid, start time, uid, role, name) is constant while the word is not kFree; while
+//      it is kFree, it is zero, or left over from a death inside `give`.
+//   W2 The incarnation grows by one each time the slot is given; so each grant has a word of its
+//      own, and a compare-and-swap by a process that is too late fails.
 //   W3 What the slot owns (pages, leases, waits) is given back before the word becomes kFree.
 //   W4 Counters are never reset: they belong to the slot, so the sum over all slots is monotone.
 //
-// States
-//   from        to          who          atomic              why that suffices
-//   kFree       kAttaching  coordinator  release store       one coordinator; identity was stored before
-//   kAttaching  kActive     worker       compare-and-swap    fails if the slot was given up meanwhile
-//   kActive     kLeaving    worker       compare-and-swap    its leases and pages are no longer used
-//   kAttaching  kReaping    coordinator  compare-and-swap    reply not sent, connection closed unconfirmed, dead
-//   kActive     kReaping    coordinator  compare-and-swap    only after the kernel reported the death
-//   kLeaving    kReaping    coordinator  compare-and-swap    detached
-//   kReaping    kFree       coordinator  release store       after the reap (W3) and after the identity is cleared
+// States: from, to, who, by which atomic, and why that suffices
+//   kFree      kAttaching  coordinator  release store  there is one; identity was stored before
+//   kAttaching kActive     worker       CAS            fails if the slot was given up meanwhile
+//   kActive    kLeaving    worker       CAS            its leases and pages are no longer used
+//   kAttaching kReaping    coordinator  CAS            connection closed unconfirmed, or dead
+//   kActive    kReaping    coordinator  CAS            only after the kernel reported the death
+//   kLeaving   kReaping    coordinator  CAS            detached
+//   kReaping   kFree       coordinator  release store  after the reap (W3), identity cleared before
 //
-// Pairs: the worker's acquire load in `confirm` reads the identity's release store; a reader that sees kFree
-// (acquire) sees the pages of the last owner given back.
+// Pairs: the worker's compare-and-swap in `confirm` reads the identity's release store; a reader
+// that sees kFree (acquire) sees the pages of the last owner given back.
 //
-// Crash
-//   died after                                left behind                repaired by                       test
-//   give: attach.after_identity               kFree with an identity     recover clears it                 CoordinatorDiesInGive
-//   give: attach.after_attaching              kAttaching, no reply       adoption gives it up (a client    CoordinatorDiesInGive
-//                                                                        that got its slot in time is kActive)
-//   worker: before confirm                    kAttaching                 connection closes, or pidfd       GivenUpSlotCannotBeConfirmed
-//   worker: kActive, kLeaving                 slot, pages, leases        pidfd; kLeaving at any time       kvtried_test
-//   begin_reap: reap.after_reaping            kReaping, all still held   adoption reaps again (idempotent) CoordinatorDiesInReap
-//   finish_reap: reap.after_identity_cleared  kReaping without identity  the same                          CoordinatorDiesInReap
+// Crash: died after / left behind / repaired by / test (WorkerTableTest, else named)
+//   give, attach.after_identity / kFree with an identity / recover clears it /
+//       CoordinatorDiesInGive
+//   give, attach.after_attaching / kAttaching without a reply / adoption gives it up; a client that
+//       got its slot in time is kActive / CoordinatorDiesInGive, AdoptTest.TakesOverWhatIsThere
+//   worker, before confirm / kAttaching / its connection closes, its pidfd fires /
+//       GivenUpSlotCannotBeConfirmed, KvtriedAttachTest.WorkersThatDieInAttachCostNothing
+//   worker, kActive or kLeaving / slot, pages, leases / pidfd; kLeaving at the next doorbell /
+//       AttachTest.DeathGivesBackPagesAndSlot, KvtriedTest.AdoptsAfterSigkill...
+//   begin_reap, reap.after_reaping / kReaping, all still held / adoption reaps again (idempotent) /
+//       CoordinatorDiesInReap, AdoptTest.DiesWhileItAdopts
+//   finish_reap, reap.after_identity_cleared / kReaping without identity / the same / the same
 #pragma once
 
 #include <cstdint>
@@ -104,8 +108,9 @@ class WorkerTable {
 
   SlotWord word(WorkerId slot) const;
 
-  // --- the coordinator's ------------------------------------------------------------------------------
-  // A free slot for this process, whose pidfd is open. kFull: none.
+  // --- the coordinator's
+  // ------------------------------------------------------------------------------ A free slot for
+  // this process, whose pidfd is open. kFull: none.
   Result<SlotGrant> give(const WorkerIdentity& identity) const;
   // Takes the slot out of use if its word is still `expected` (same state and incarnation).
   bool begin_reap(WorkerId slot, SlotWord expected) const;
@@ -114,14 +119,16 @@ class WorkerTable {
   // Clears what a death inside `give` left in free slots. Idempotent; no other coordinator may run.
   void recover() const;
 
-  // --- the worker's -----------------------------------------------------------------------------------
-  // kStale: the slot was given up meanwhile; attach again.
+  // --- the worker's
+  // ----------------------------------------------------------------------------------- kStale: the
+  // slot was given up meanwhile; attach again.
   Status confirm(SlotGrant grant) const;
   // The last thing before unmapping; rings the coordinator.
   Status leave(SlotGrant grant) const;
 
-  // --- anybody's --------------------------------------------------------------------------------------
-  // Empty, or what is impossible in a slot and which one.
+  // --- anybody's
+  // -------------------------------------------------------------------------------------- Empty,
+  // or what is impossible in a slot and which one.
   std::string problem() const;
   WorkerTableStats stats() const;
 

@@ -31,7 +31,8 @@ Status own_identity(AttachRequest& request, std::string& message) {
 Result<Attachment> attach(const AttachOptions& options, std::string& message) {
   if (options.role == WorkerRole::kWorker && !RobustMutex::has_robust_list()) {
     message =
-        "this thread has no robust list, so the kernel would not release its locks if it died: attach from "
+        "this thread has no robust list, so the kernel would not release its locks if it died: "
+        "attach from "
         "a thread made by pthread_create or std::thread";
     return Status{Code::kRefused, "attaching from a thread without a robust list"};
   }

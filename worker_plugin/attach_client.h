@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The plugin's side of attach (shm/wire.h): asks the coordinator for a slot, the segment and the pools.
+// The plugin's side of attach (shm/wire.h): asks the coordinator for a slot, the segment and pools.
 //
-// In an engine's process: no threads, no signals, every descriptor close-on-exec, at most 5 s on the socket. Every
-// failure is a Status and, in `message`, a text that says what failed, on what, and what to do about it.
+// In an engine's process: no threads, no signals, every descriptor close-on-exec, at most 5 s on
+// the socket. Every failure is a Status and, in `message`, a text that says what failed, on what, and
+// what to do about it.
 //
-//   Attachment got = attach(options, message)    the slot is kAttaching
+//   attach(options, message)                  the slot is kAttaching
 //   map got.segment, Segment::open
-//   WorkerTable(segment).confirm(got.grant)      kActive: from here on only the process's death or leave() ends it
-//   got.connection = {}                          only now: closing it unconfirmed gives the slot up
+//   WorkerTable(segment).confirm(got.grant)   kActive: only leave() or the process's death end it
+//   got.connection = {}                       not before: closing it unconfirmed gives the slot up
 #pragma once
 
 #include <cstdint>
@@ -45,7 +46,8 @@ struct Attachment {
 
 Result<Attachment> attach(const AttachOptions& options, std::string& message);
 
-// Finds or makes a namespace; `fields` is canonical_fields(). Ask find_namespace() first: it needs nobody.
+// Finds or makes a namespace; `fields` is canonical_fields(). Ask find_namespace() first: it needs
+// nobody.
 Result<OpenNamespace> request_namespace(const CoordinatorAddress& address, std::string_view fields,
                                         std::string_view label, std::string& message);
 

@@ -59,12 +59,14 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   sequence.options = options;
   report = {};
 
-  // Generation first, fields second: a record is reused by writing the fields and then raising the generation.
+  // Generation, then state, then fields: a record is given to another by closing it, raising the generation, writing
+  // the fields and opening it. So who reads the new generation reads closed, or the new fields.
   const NamespaceRecord& record = segment_.name_space(name_space.id);
   sequence.name_space = name_space.id;
   sequence.root_generation = record.root_generation.load(std::memory_order_acquire);
   sequence.root_hash = record.hash_seed.load(std::memory_order_relaxed);
-  if (record.fields_hash.load(std::memory_order_acquire) != name_space.fields_hash) {
+  if (record.state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(NamespaceState::kOpen) ||
+      record.fields_hash.load(std::memory_order_acquire) != name_space.fields_hash) {
     return {Code::kStale, "the namespace was unused and its place given to another: open it again"};
   }
   const std::optional<std::uint32_t> slot = leases_.take();

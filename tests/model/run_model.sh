@@ -46,11 +46,11 @@ grep -q -i -E 'error|undeclared' spin.out && broken "spin refuses the model" spi
 # shellcheck disable=SC2086
 "${CC:-cc}" $optimise -w -DSAFETY -DCOLLAPSE -DMEMLIM="${KVTRIE_MODEL_MB:-3800}" $compile_flags -o pan pan.c \
   >cc.out 2>&1 || broken "the generated search does not compile" cc.out
-start=$(date +%s.%N)
+TIMEFORMAT=%U
 # shellcheck disable=SC2086
-timeout "${KVTRIE_MODEL_SECONDS:-120}" ./pan -m100000 $run_flags >pan.out 2>&1
+{ time timeout "${KVTRIE_MODEL_SECONDS:-120}" ./pan -m100000 $run_flags >pan.out 2>&1; } 2>time.out
 pan_code=$?
-seconds=$(awk -v a="$start" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
+seconds=$(cat time.out)
 
 errors=$(sed -n 's/.*errors: \([0-9]*\).*/\1/p' pan.out | head -n 1)
 states=$(awk '/states, stored/ { print $1; exit }' pan.out)
@@ -69,6 +69,6 @@ case $expect in
 esac
 claim=$(grep -o -m 1 'claim_[a-z_]*' <<<"$violation") || claim=${violation:0:80}
 echo "$verdict $name [$defines] expected=$expect errors=${errors:-none} complete=$complete" \
-  "states=${states:-0} depth=${depth:-0} seconds=$seconds${claim:+ error: $claim}"
+  "states=${states:-0} depth=${depth:-0} cpu_s=$seconds${claim:+ error: $claim}"
 rm -f pan pan.[bchmpt] ./*.trail
 [ "$verdict" = ok ]

@@ -45,7 +45,8 @@ const Limit kLimits[] = {
 };
 
 bool names(const std::string& problem, const Limit& limit) {
-  return problem.find(limit.name) == 0 && problem.find(std::to_string(limit.low)) != std::string::npos &&
+  return problem.find(limit.name) == 0 &&
+         problem.find(std::to_string(limit.low)) != std::string::npos &&
          problem.find(std::to_string(limit.high)) != std::string::npos;
 }
 
@@ -151,7 +152,8 @@ TEST(GeometryTest, AreasAreAlignedInOrderAndApart) {
 
 TEST(GeometryTest, LargestOfEverythingDoesNotOverflow) {
   Geometry g;
-  for (const Limit& limit : kLimits) limit.set(g, limit.high);
+  for (const Limit& limit : kLimits)
+    limit.set(g, limit.high);
   g.page_bytes = 8;
   ASSERT_EQ(geometry_problem(g), "");
   expect_sound(g);
@@ -162,7 +164,8 @@ TEST(GeometryTest, EveryAreaThatHoldsElementsHasItsLineAlignment) {
   const SegmentLayout layout = layout_of(valid());
   for (std::uint32_t i = 0; i < layout.area_count; ++i) {
     const auto kind = static_cast<AreaKind>(layout.areas[i].kind);
-    if (kind == AreaKind::kDescriptors || kind == AreaKind::kStripes || kind == AreaKind::kBuckets) {
+    if (kind == AreaKind::kDescriptors || kind == AreaKind::kStripes ||
+        kind == AreaKind::kBuckets) {
       EXPECT_EQ(layout.areas[i].stride % kLineBytes, 0U);
     }
   }

@@ -18,7 +18,8 @@ constexpr std::array kStates = {PageState::kFree, PageState::kWriting,   PageSta
                                 PageState::kLive, PageState::kCondemned, PageState::kRetiring};
 
 WorkerId owner_for(PageState state, std::uint16_t worker) {
-  return state == PageState::kWriting || state == PageState::kPending ? WorkerId{worker} : WorkerId{};
+  return state == PageState::kWriting || state == PageState::kPending ? WorkerId{worker}
+                                                                      : WorkerId{};
 }
 
 TEST(StateWordTest, ZeroIsAFreePageOfGenerationZero) {
@@ -44,7 +45,8 @@ TEST(StateWordTest, HoldsEachPartAndNothingElse) {
 
 TEST(StateWordTest, LargestWorkerSlotFitsTheOwnerField) {
   static_assert(kWorkersMax <= 0xFFF, "slot 1024 must fit the 12 bits of the owner");
-  const StateWord word = StateWord::make(PageState::kWriting, kLastGeneration, WorkerId{kWorkersMax});
+  const StateWord word =
+      StateWord::make(PageState::kWriting, kLastGeneration, WorkerId{kWorkersMax});
   EXPECT_EQ(word.owner().value, kWorkersMax);
 }
 
@@ -55,7 +57,8 @@ TEST(StateWordTest, WithKeepsTheLife) {
 }
 
 TEST(StateWordTest, RecycledIsFreeInTheNextLife) {
-  EXPECT_EQ(StateWord::make(PageState::kRetiring, 8).recycled(), StateWord::make(PageState::kFree, 9));
+  EXPECT_EQ(StateWord::make(PageState::kRetiring, 8).recycled(),
+            StateWord::make(PageState::kFree, 9));
 }
 
 TEST(StateWordTest, GenerationWrapsIntoItsOwnBits) {
@@ -91,8 +94,8 @@ TEST(StateWordTest, ClassesOfStatesAreThoseOfTheRules) {
   for (const PageState s : kStates) {
     EXPECT_EQ(word(s).readable(), s == PageState::kLive || s == PageState::kCondemned);
     EXPECT_EQ(word(s).owned(), s == PageState::kWriting || s == PageState::kPending);
-    EXPECT_EQ(word(s).canonical(), s == PageState::kPending || s == PageState::kLive ||
-                                       s == PageState::kCondemned);
+    EXPECT_EQ(word(s).canonical(),
+              s == PageState::kPending || s == PageState::kLive || s == PageState::kCondemned);
   }
 }
 

@@ -23,6 +23,13 @@
 namespace kvtrie {
 namespace {
 
+// The thread sanitizer reports the very misuse of a lock that some cases show the answer to.
+#ifdef KVTRIE_TSAN
+constexpr bool kMisuseIsReported = true;
+#else
+constexpr bool kMisuseIsReported = false;
+#endif
+
 using test::Child;
 using test::Line;
 using Clock = std::chrono::steady_clock;
@@ -50,14 +57,16 @@ class RobustMutexTest : public testing::Test {
   }
   pthread_mutex_t& mutex(int i = 0) const { return in(*mapping_, i); }
 
-  // Runs in a child: maps, takes lock `i` by whatever way, says its code, and stays until it is killed.
+  // Runs in a child: maps, takes lock `i` by whatever way, says its code, and stays until it is
+  // killed.
   int hold_for_ever(Line line, int i = 0) const {
     const Result<Mapping> own = map();
     if (!own) return 1;
     const Status status = RobustMutex::acquire(in(*own, i), kLongNs);
     line.say(static_cast<char>('a' + static_cast<int>(status.code())));
     line.hear();
-    for (;;) ::pause();
+    for (;;)
+      ::pause();
   }
   static char spoken(Code code) { return static_cast<char>('a' + static_cast<int>(code)); }
 
@@ -117,7 +126,8 @@ TEST_F(RobustMutexTest, WaiterIsWokenByTheHoldersDeath) {
 
 TEST_F(RobustMutexTest, RecovererThatDiesBeforeMarkingLeavesTheSameTask) {
   die_inside();
-  for (int i = 0; i < 3; ++i) die_inside();  // takes it as OwnerDied, is killed before it marks
+  for (int i = 0; i < 3; ++i)
+    die_inside();  // takes it as OwnerDied, is killed before it marks
   ASSERT_EQ(code_of_acquire(), Code::kOwnerDied);
   ASSERT_TRUE(RobustMutex::mark_consistent(mutex()));
   ASSERT_TRUE(RobustMutex::release(mutex()));
@@ -161,7 +171,8 @@ TEST_F(RobustMutexTest, ReleasedWithoutMarkingIsPoisonedForEveryone) {
   ASSERT_EQ(code_of_acquire(), Code::kOwnerDied);
   ASSERT_TRUE(RobustMutex::release(mutex()));
   EXPECT_EQ(RobustMutex::held_by_this_thread(), 0U);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(code_of_acquire(), Code::kPoisoned);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(code_of_acquire(), Code::kPoisoned);
   EXPECT_EQ(code_of_acquire(0), Code::kPoisoned);
   EXPECT_EQ(RobustMutex::held_by_this_thread(), 0U) << "a refused lock is not held";
   Child other([&](Line) {
@@ -282,11 +293,13 @@ TEST_F(RobustMutexTest, LockWhoseHolderUnmappedItIsLostForEver) {
     if (!own || !RobustMutex::acquire(in(*own))) return 1;
     if (::munmap(own->data(), kBytes) != 0) return 2;
     line.say();
-    for (;;) ::pause();
+    for (;;)
+      ::pause();
   });
   ASSERT_EQ(holder.line().hear(), '+');
   holder.kill();
-  for (int i = 0; i < 5; ++i) EXPECT_EQ(code_of_acquire(), Code::kBusy);
+  for (int i = 0; i < 5; ++i)
+    EXPECT_EQ(code_of_acquire(), Code::kBusy);
 }
 
 TEST_F(RobustMutexTest, LockWhoseHolderMadeItReadOnlyIsLostForEver) {
@@ -295,11 +308,13 @@ TEST_F(RobustMutexTest, LockWhoseHolderMadeItReadOnlyIsLostForEver) {
     if (!own || !RobustMutex::acquire(in(*own))) return 1;
     if (::mprotect(own->data(), kBytes, PROT_READ) != 0) return 2;
     line.say();
-    for (;;) ::pause();
+    for (;;)
+      ::pause();
   });
   ASSERT_EQ(holder.line().hear(), '+');
   holder.kill();
-  for (int i = 0; i < 5; ++i) EXPECT_EQ(code_of_acquire(), Code::kBusy);
+  for (int i = 0; i < 5; ++i)
+    EXPECT_EQ(code_of_acquire(), Code::kBusy);
 }
 
 TEST_F(RobustMutexTest, UnmappedLockTakesTheHoldersOtherLocksWithIt) {
@@ -311,14 +326,18 @@ TEST_F(RobustMutexTest, UnmappedLockTakesTheHoldersOtherLocksWithIt) {
   Child holder([&](Line line) {
     const Result<Mapping> first = map();
     Result<Mapping> second = Mapping::map(other_fd->get(), kBytes, Access::kReadWrite);
-    if (!first || !second || !RobustMutex::acquire(in(*first)) || !RobustMutex::acquire(in(*second))) return 1;
+    if (!first || !second || !RobustMutex::acquire(in(*first)) ||
+        !RobustMutex::acquire(in(*second)))
+      return 1;
     if (::munmap(second->data(), kBytes) != 0) return 2;
     line.say();
-    for (;;) ::pause();
+    for (;;)
+      ::pause();
   });
   ASSERT_EQ(holder.line().hear(), '+');
   holder.kill();
-  EXPECT_EQ(code_of_acquire(), Code::kBusy) << "mapped to the end, but behind the unmapped one in the list";
+  EXPECT_EQ(code_of_acquire(), Code::kBusy)
+      << "mapped to the end, but behind the unmapped one in the list";
 }
 
 TEST_F(RobustMutexTest, LocksHeldAtDeathAreAllReported) {
@@ -326,7 +345,8 @@ TEST_F(RobustMutexTest, LocksHeldAtDeathAreAllReported) {
     const Result<Mapping> own = map();
     if (!own || !RobustMutex::acquire(in(*own, 0)) || !RobustMutex::acquire(in(*own, 1))) return 1;
     line.say();
-    for (;;) ::pause();
+    for (;;)
+      ::pause();
   });
   ASSERT_EQ(holder.line().hear(), '+');
   holder.kill();
@@ -347,7 +367,8 @@ TEST_F(RobustMutexTest, MoreLocksThanTheLimitAreRefused) {
   std::thread([&] {  // the limit is a thread's, and the refused lock was not touched
     EXPECT_EQ(code_of_acquire(0, RobustMutex::kHeldMax), Code::kOk);
     EXPECT_TRUE(RobustMutex::release(mutex(RobustMutex::kHeldMax)));
-  }).join();
+  })
+      .join();
   for (unsigned i = 0; i < RobustMutex::kHeldMax; ++i) {
     ASSERT_TRUE(RobustMutex::release(mutex(static_cast<int>(i))));
   }
@@ -374,7 +395,8 @@ TEST_F(RobustMutexTest, ThreadOfARawCloneHasNoRobustList) {
 #ifdef KVTRIE_TSAN
   GTEST_SKIP() << "the thread sanitizer does not know threads of a raw clone";
 #endif
-  // In a process of its own: a thread that the C library does not know shares its creator's thread data.
+  // In a process of its own: a thread that the C library does not know shares its creator's thread
+  // data.
   Child child([](Line) {
     std::vector<std::byte> stack(256 * 1024);
     pid_t tid = -1;
@@ -394,6 +416,7 @@ TEST_F(RobustMutexTest, ThreadOfARawCloneHasNoRobustList) {
 }
 
 TEST_F(RobustMutexTest, ReleaseByOneWhoDoesNotHoldItIsAnError) {
+  if (kMisuseIsReported) GTEST_SKIP() << "misuse on purpose";
   const Status free_lock = RobustMutex::release(mutex());
   EXPECT_EQ(free_lock.code(), Code::kSystem);
   EXPECT_EQ(RobustMutex::held_by_this_thread(), 0U) << "the count must not wrap";
@@ -403,6 +426,7 @@ TEST_F(RobustMutexTest, ReleaseByOneWhoDoesNotHoldItIsAnError) {
 }
 
 TEST_F(RobustMutexTest, TakenAgainByItsHolderIsOurBugAndDoesNotHang) {
+  if (kMisuseIsReported) GTEST_SKIP() << "misuse on purpose";
   ASSERT_TRUE(RobustMutex::acquire(mutex()));
   const Status again = RobustMutex::acquire(mutex());
   EXPECT_EQ(again.code(), Code::kSystem);
@@ -417,9 +441,10 @@ TEST_F(RobustMutexTest, MarkingAGoodLockIsAnError) {
   EXPECT_TRUE(RobustMutex::release(mutex()));
 }
 
-// C7: another process may have written anything over it. In a child, since a C library that asserts would end
-// this one.
+// C7: another process may have written anything over it. In a child, since a C library that asserts
+// would end this one.
 TEST_F(RobustMutexTest, LockOfWrongBytesIsAnErrorNeverACrash) {
+  if (kMisuseIsReported) GTEST_SKIP() << "misuse on purpose";
   const std::vector<std::byte> good(mapping_->data(), mapping_->data() + sizeof(pthread_mutex_t));
   std::uint64_t seed = 12345;
   auto next = [&seed] {

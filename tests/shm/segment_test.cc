@@ -100,7 +100,8 @@ TEST_F(SegmentTest, FreeBitsEndWithTheLastPage) {
   }
 }
 
-// Each element of each area is written through its accessor with a value of its own; all are read back.
+// Each element of each area is written through its accessor with a value of its own; all are read
+// back.
 TEST_F(SegmentTest, AccessorsNeverOverlap) {
   std::uint64_t next = 1;
   std::vector<std::function<bool()>> checks;
@@ -125,19 +126,25 @@ TEST_F(SegmentTest, AccessorsNeverOverlap) {
       put(lease.handle);
       put(lease.request_tag);
     }
-    for (std::uint32_t c = 0; c < segment_->chunk_count(); ++c) put(segment_->held_count(WorkerId{s}, c));
+    for (std::uint32_t c = 0; c < segment_->chunk_count(); ++c)
+      put(segment_->held_count(WorkerId{s}, c));
   }
-  for (std::uint32_t c = 0; c < segment_->chunk_count(); ++c) put(segment_->free_bits(c));
+  for (std::uint32_t c = 0; c < segment_->chunk_count(); ++c)
+    put(segment_->free_bits(c));
   for (std::uint16_t n = 0; n < segment_->namespace_count(); ++n) {
     put(segment_->name_space(NamespaceId{n}).root_generation);
   }
-  for (PinRecord& pin : segment_->pins()) put(pin.expiry_tick);
-  for (std::uint32_t s = 0; s < geometry_.stripes; ++s) put(segment_->stripe(s).recoveries);
+  for (PinRecord& pin : segment_->pins())
+    put(pin.expiry_tick);
+  for (std::uint32_t s = 0; s < geometry_.stripes; ++s)
+    put(segment_->stripe(s).recoveries);
   for (std::uint64_t b = 0; b < segment_->layout().bucket_count; ++b) {
-    for (AtomicU64& entry : segment_->bucket(b).entries) put(entry);
+    for (AtomicU64& entry : segment_->bucket(b).entries)
+      put(entry);
   }
   std::size_t wrong = 0;
-  for (const auto& check : checks) wrong += check() ? 0 : 1;
+  for (const auto& check : checks)
+    wrong += check() ? 0 : 1;
   EXPECT_EQ(wrong, 0U);
   EXPECT_TRUE(reopen()) << "no element lies in the superblock";
 }
@@ -173,13 +180,15 @@ TEST_F(SegmentTest, EachConstantFieldGivesItsError) {
       {"magic", Code::kCorrupt, [](Superblock& b) { ++b.magic; }},
       {"other layout version", Code::kRefused, [](Superblock& b) { ++b.layout_version; }},
       {"constant bytes", Code::kCorrupt, [](Superblock& b) { b.constant_bytes -= 8; }},
-      {"feature that is not known", Code::kRefused, [](Superblock& b) { b.incompatible_features = 4; }},
+      {"feature that is not known", Code::kRefused,
+       [](Superblock& b) { b.incompatible_features = 4; }},
       {"other fingerprint", Code::kRefused, [](Superblock& b) { ++b.struct_fingerprint; }},
       {"segment bytes, more", Code::kCorrupt, [](Superblock& b) { b.segment_bytes += 4096; }},
       {"segment bytes, fewer", Code::kCorrupt, [](Superblock& b) { b.segment_bytes -= 4096; }},
       {"pages 0", Code::kCorrupt, [](Superblock& b) { b.page_count = 0; }},
       {"pages, more", Code::kCorrupt, [](Superblock& b) { b.page_count += 64; }},
-      {"pages, 2^32 more", Code::kCorrupt, [](Superblock& b) { b.page_count += std::uint64_t{1} << 32; }},
+      {"pages, 2^32 more", Code::kCorrupt,
+       [](Superblock& b) { b.page_count += std::uint64_t{1} << 32; }},
       {"pages, huge", Code::kCorrupt, [](Superblock& b) { b.page_count = ~std::uint64_t{0}; }},
       {"page bytes 0", Code::kCorrupt, [](Superblock& b) { b.page_bytes = 0; }},
       {"page bytes, huge", Code::kCorrupt, [](Superblock& b) { b.page_bytes = ~std::uint64_t{7}; }},
@@ -202,11 +211,13 @@ TEST_F(SegmentTest, EachConstantFieldGivesItsError) {
       {"tick 0", Code::kCorrupt, [](Superblock& b) { b.tick_ns = 0; }},
       {"areas, more", Code::kCorrupt, [](Superblock& b) { b.area_count += 1; }},
       {"areas, huge", Code::kCorrupt, [](Superblock& b) { b.area_count = ~0U; }},
-      {"area offset", Code::kCorrupt, [](Superblock& b) { b.areas[3].offset = ~std::uint64_t{4095}; }},
+      {"area offset", Code::kCorrupt,
+       [](Superblock& b) { b.areas[3].offset = ~std::uint64_t{4095}; }},
       {"area stride", Code::kCorrupt, [](Superblock& b) { b.areas[1].stride *= 2; }},
       {"area count", Code::kCorrupt, [](Superblock& b) { b.areas[2].count += 1; }},
       {"area kind", Code::kCorrupt, [](Superblock& b) { b.areas[0].kind = 77; }},
-      {"area that is not in use", Code::kCorrupt, [](Superblock& b) { b.areas[kAreasMax - 1].count = 1; }},
+      {"area that is not in use", Code::kCorrupt,
+       [](Superblock& b) { b.areas[kAreasMax - 1].count = 1; }},
   };
   const std::vector<std::byte> good(segment_->data(), segment_->data() + sizeof(Superblock));
   for (const Damage& damage : kDamages) {
@@ -303,7 +314,8 @@ TEST_F(SegmentTest, NameWithoutAnEndIsRefused) {
   EXPECT_EQ(code_of_reopen(), Code::kCorrupt);
 }
 
-// A superblock that is rewritten while it is checked must not lead outside: what was checked is what is used.
+// A superblock that is rewritten while it is checked must not lead outside: what was checked is
+// what is used.
 TEST_F(SegmentTest, SuperblockThatChangesWhileItIsReadLeadsNowhere) {
   Child writer([&](Line line) {
     const Result<Segment> own = reopen();
@@ -337,7 +349,8 @@ TEST_F(SegmentTest, FirstPoisonReasonStands) {
   segment_->poison(PoisonReason::kLockNotRecoverable);
   segment_->poison(PoisonReason::kOperator);
   EXPECT_TRUE(segment_->poisoned());
-  EXPECT_EQ(block().poison_reason.load(), static_cast<std::uint32_t>(PoisonReason::kLockNotRecoverable));
+  EXPECT_EQ(block().poison_reason.load(),
+            static_cast<std::uint32_t>(PoisonReason::kLockNotRecoverable));
 }
 
 TEST_F(SegmentTest, TotalsSumOverAllSlots) {
@@ -383,7 +396,8 @@ TEST(SegmentOpenTest, FindsACacheByName) {
 }
 
 TEST(SegmentOpenTest, NoSuchCacheIsNotFound) {
-  EXPECT_EQ(open_segment(test::unique_name("none"), Access::kReadOnly).error().code(), Code::kNotFound);
+  EXPECT_EQ(open_segment(test::unique_name("none"), Access::kReadOnly).error().code(),
+            Code::kNotFound);
 }
 
 TEST(SegmentOpenTest, EmptyObjectIsCorrupt) {

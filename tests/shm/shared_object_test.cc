@@ -43,11 +43,13 @@ TEST(SharedObjectTest, TakesOrdinaryCacheNames) {
 }
 
 TEST(SharedObjectTest, RefusesNamesThatLeadElsewhere) {
-  std::vector<std::string> names = {"",    ".",    "..",   ".hidden", "/",   "a/b", "../x", "/etc",
-                                    "a b", "a\nb", "a\tb", "a\x7f",   "\xc3\xa4", "a*",  "a\\"};
+  std::vector<std::string> names = {"",     ".",     "..",       ".hidden", "/",
+                                    "a/b",  "../x",  "/etc",     "a b",     "a\nb",
+                                    "a\tb", "a\x7f", "\xc3\xa4", "a*",      "a\\"};
   names.push_back(std::string(64, 'k'));
   names.push_back(std::string("a\0b", 3));
-  for (const std::string& name : names) EXPECT_NE(cache_name_problem(name), "") << name;
+  for (const std::string& name : names)
+    EXPECT_NE(cache_name_problem(name), "") << name;
 }
 
 TEST(SharedObjectTest, AppearsUnderItsNameOnlyWhenPublished) {
@@ -195,7 +197,8 @@ TEST(SharedObjectTest, NameWithASlashIsAnErrorNotAPath) {
 
 TEST(SharedObjectTest, ImpossibleSizeLeavesNothingBehind) {
   const NamedObject object("impossible");
-  EXPECT_EQ(create_object(object.name(), std::uint64_t{1} << 63, 0600).error().code(), Code::kSystem);
+  EXPECT_EQ(create_object(object.name(), std::uint64_t{1} << 63, 0600).error().code(),
+            Code::kSystem);
   EXPECT_FALSE(there(object.name() + ".tmp"));
   EXPECT_EQ(create_object(object.name(), 0, 0600).error().code(), Code::kSystem);
   EXPECT_FALSE(there(object.name() + ".tmp"));
@@ -203,7 +206,15 @@ TEST(SharedObjectTest, ImpossibleSizeLeavesNothingBehind) {
 
 // In a mount namespace of its own, so that no other process sees the small /dev/shm.
 TEST(SharedObjectTest, FullDevShmIsAClearErrorAtOnce) {
-  enum { kGood = 0, kMadeIt = 1, kOtherError = 2, kUnclear = 3, kLeftBehind = 4, kNoSmall = 5, kSkip = 77 };
+  enum {
+    kGood = 0,
+    kMadeIt = 1,
+    kOtherError = 2,
+    kUnclear = 3,
+    kLeftBehind = 4,
+    kNoSmall = 5,
+    kSkip = 77
+  };
   Child child([&](Line) {
     if (::unshare(CLONE_NEWNS) != 0 ||
         ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
@@ -212,7 +223,8 @@ TEST(SharedObjectTest, FullDevShmIsAClearErrorAtOnce) {
     }
     const Result<FileDescriptor> fd = create_object("kvtrie-test.full", 1 << 20, 0600);
     if (fd) return int{kMadeIt};
-    if (fd.error().code() != Code::kSystem || fd.error().system_errno() != ENOSPC) return int{kOtherError};
+    if (fd.error().code() != Code::kSystem || fd.error().system_errno() != ENOSPC)
+      return int{kOtherError};
     if (std::strstr(fd.error().what(), "/dev/shm") == nullptr) return int{kUnclear};
     if (there("kvtrie-test.full.tmp")) return int{kLeftBehind};
     return create_object("kvtrie-test.small", 1 << 16, 0600) ? int{kGood} : int{kNoSmall};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What tests of shared memory need: object names that no other process uses and that are gone at the end,
-// segments without a name, and child processes that are stopped and killed at a known place.
+// What tests of shared memory need: object names that no other process uses and that are gone at
+// the end, segments without a name, and child processes that are stopped and killed at a known
+// place.
 #pragma once
 
 #include <poll.h>
@@ -42,8 +43,8 @@ class NamedObject {
   std::string name_;
 };
 
-// Shared memory that has no name any more: whoever dies, nothing is left. Children inherit the descriptor
-// and map it themselves (a mapping is not inherited).
+// Shared memory that has no name any more: whoever dies, nothing is left. Children inherit the
+// descriptor and map it themselves (a mapping is not inherited).
 inline Result<FileDescriptor> nameless_object(std::uint64_t bytes) {
   const NamedObject object("nameless");
   return create_object(object.name(), bytes, 0600);
@@ -67,7 +68,8 @@ inline SegmentIdentity test_identity() {
   identity.cache_id[0] = 11;
   identity.cache_id[1] = 22;
   identity.hash_secret = 0x5eed'5eed'5eed'5eedULL;
-  for (std::uint8_t i = 0; i < 16; ++i) identity.boot_id[i] = static_cast<std::uint8_t>(i + 1);
+  for (std::uint8_t i = 0; i < 16; ++i)
+    identity.boot_id[i] = static_cast<std::uint8_t>(i + 1);
   identity.pid_namespace = 4026531836;
   identity.clock = ClockKind::kDriven;
   identity.tick_ns = 1'000'000;
@@ -80,7 +82,8 @@ inline Result<Segment> build_segment(int fd, const Geometry& geometry) {
   return Segment::build(std::move(*mapping), geometry, test_identity());
 }
 
-// One byte through a pipe each way: "I am there", "go on". False when the other side is gone or silent.
+// One byte through a pipe each way: "I am there", "go on". False when the other side is gone or
+// silent.
 class Line {
  public:
   Line(int read_fd, int write_fd) : read_fd_(read_fd), write_fd_(write_fd) {}
@@ -97,7 +100,8 @@ class Line {
   int write_fd_;
 };
 
-// A forked process running `body(line)`; its result is the exit status. Killed at the end of the test.
+// A forked process running `body(line)`; its result is the exit status. Killed at the end of the
+// test.
 class Child {
  public:
   template <typename Body>

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "coordinator/attach_service.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "coordinator/admin.h"
+#include "shm/process_identity.h"
+
+namespace kvtrie {
+namespace {
+
+constexpr std::uint32_t kRefusalsLoggedASecond = 20;
+
+template <typename Message>
+std::vector<std::byte> packet_of(const Message& message) {
+  const auto bytes = std::as_bytes(std::span(&message, 1));
+  return {bytes.begin(), bytes.end()};
+}
+
+constexpr char kPidNamespaceHelp[] =
+    "locks do not work between two PID namespaces: run both in one (docker --pid=host or "
+    "--pid=container:..., "
+    "Kubernetes hostPID: true or shareProcessNamespace: true)";
+
+}  // namespace
+
+AttachService::AttachService(const Options& options, const CacheObjects& cache, Reaper& reaper,
+                             const LogSink& log)
+    : options_(options),
+      cache_(cache),
+      segment_(*cache.segment),
+      table_(segment_),
+      namespaces_(segment_),
+      reaper_(reaper),
+      log_(log) {
+  namespaces_.recover();
+}
+
+Answer AttachService::refuse(const Peer& peer, const No& no) {
+  auto head = make_message<ReplyHead>(WireKind::kReply);
+  head.refusal = static_cast<std::uint32_t>(no.refusal);
+  put_text(head.message, fmt::format("cache '{}': {}", options_.cache, no.text));
+  segment_.count(kCoordinatorSlot, Counter::kAttachRefused);
+  const std::int64_t second = ::time(nullptr);
+  if (second != log_second_) {
+    if (logged_this_second_ > kRefusalsLoggedASecond) {
+      log_(fmt::format("event=refused_unlogged count={}",
+                       logged_this_second_ - kRefusalsLoggedASecond));
+    }
+    log_second_ = second;
+    logged_this_second_ = 0;
+  }
+  if (++logged_this_second_ <= kRefusalsLoggedASecond) {
+    log_(fmt::format("event=refused reason={} pid={} uid={} gid={}", name_of(no.refusal), peer.pid,
+                     peer.uid, peer.gid));
+  }
+  return {packet_of(head), {}, {}, true};
+}
+
+std::optional<Answer> AttachService::greet(const Peer& peer) {
+  const auto in = [](const auto& list, std::uint32_t id) {
+    return std::ranges::find(list, id) != list.end();
+  };
+  const bool allowed = peer.uid == 0 || peer.uid == ::geteuid() ||
+                       in(options_.allow_uids, peer.uid) || in(options_.allow_gids, peer.gid) ||
+                       std::ranges::any_of(peer.groups, [&](std::uint32_t group) {
+                         return in(options_.allow_gids, group);
+                       });
+  if (allowed) return std::nullopt;
+  return refuse(peer,
+                {Refusal::kNotAllowed,
+                 fmt::format("uid {} gid {} may not attach; start kvtried with --allow-uid {} or "
+                             "--allow-gid {} (and a --mode that lets them open the segment)",
+                             peer.uid, peer.gid, peer.uid, peer.gid)});
+}
+
+AttachService::No AttachService::protocol_problem(std::span<const std::byte> packet) const {
+  WireHeader header;
+  if (packet.size() < sizeof header) {
+    return {Refusal::kBadRequest, "this is not a request of a kvtrie client"};
+  }
+  std::memcpy(&header, packet.data(), sizeof header);
+  if (header.magic != kWireMagic || header.bytes != packet.size()) {
+    return {Refusal::kBadRequest, "this is not a request of a kvtrie client"};
+  }
+  if (header.version != kWireVersion) {
+    return {Refusal::kProtocol,
+            fmt::format(
+                "the client speaks protocol version {}, this coordinator {}: install plugin and "
+                "kvtried of one release",
+                header.version, kWireVersion)};
+  }
+  return {};
+}
+
+Answer AttachService::answer(const Peer& peer, std::span<const std::byte> packet) {
+  if (No no = protocol_problem(packet); no.refusal != Refusal::kNone) return refuse(peer, no);
+  WireHeader header;
+  std::memcpy(&header, packet.data(), sizeof header);
+  switch (static_cast<WireKind>(header.kind)) {
+    case WireKind::kAttach:
+      return attach(peer, packet);
+    case WireKind::kNamespace:
+      return open_namespace(peer, packet);
+    case WireKind::kPing:
+      return text_reply("pong");
+    case WireKind::kStats:
+      return text_reply(stats_json(segment_));
+    case WireKind::kReply:
+      break;
+  }
+  return refuse(peer, {Refusal::kBadRequest, fmt::format("unknown request {}", header.kind)});
+}
+
+AttachService::No AttachService::build_problem(const AttachRequest& request) const {
+  if (get_text(request.cache) != options_.cache) {
+    return {Refusal::kOtherCache,
+            fmt::format("the socket is this cache's, asked for was '{}': check the directory",
+                        log_value(get_text(request.cache)))};
+  }
+  if (request.layout_version != kLayoutVersion) {
+    return {Refusal::kLayout,
+            fmt::format("the segment has layout version {}, the plugin knows {}: install plugin "
+                        "and kvtried of one release",
+                        kLayoutVersion, request.layout_version)};
+  }
+  if (request.struct_fingerprint != struct_fingerprint()) {
+    return {Refusal::kFingerprint,
+            "plugin and coordinator were built with other struct sizes (compiler, C library or "
+            "release): install "
+            "both from one build"};
+  }
+  const auto role = static_cast<WorkerRole>(request.role);
+  if (role != WorkerRole::kWorker && role != WorkerRole::kObserver) {
+    return {Refusal::kRoleNotServed,
+            fmt::format("role {} is not served yet; there are worker and observer", request.role)};
+  }
+  return {};
+}
+
+AttachService::No AttachService::place_problem(const Peer& peer,
+                                               const AttachRequest& request) const {
+  const Result<bool> same = in_own_pid_namespace(peer.pid);
+  if (!same && same.error().code() != Code::kNotFound) {
+    return {Refusal::kIdentity, fmt::format("cannot look at process {} in /proc ({}): mount /proc "
+                                            "without hidepid, or run kvtried as "
+                                            "root or as the worker's user",
+                                            peer.pid, same.error().what())};
+  }
+  if (!same) return {Refusal::kIdentity, fmt::format("process {} is gone", peer.pid)};
+  if (!*same || request.pid_namespace != segment_.superblock().pid_namespace) {
+    return {Refusal::kPidNamespace,
+            fmt::format("the worker runs in another PID namespace than kvtried; {}",
+                        kPidNamespaceHelp)};
+  }
+  if (segment_.poisoned()) {
+    return {
+        Refusal::kPoisoned,
+        fmt::format(
+            "the segment was given up as broken (reason {}): restart kvtried, it makes a successor",
+            segment_.superblock().poison_reason.load(std::memory_order_relaxed))};
+  }
+  return {};
+}
+
+Answer AttachService::attach(const Peer& peer, std::span<const std::byte> packet) {
+  AttachRequest request{};
+  if (!read_message(packet, request) || !text_ends(request.cache) || !text_ends(request.name)) {
+    return refuse(peer, {Refusal::kBadRequest, "the attach request is malformed"});
+  }
+  if (No no = build_problem(request); no.refusal != Refusal::kNone) return refuse(peer, no);
+  if (No no = place_problem(peer, request); no.refusal != Refusal::kNone) return refuse(peer, no);
+  const auto role = static_cast<WorkerRole>(request.role);
+  if (role == WorkerRole::kObserver) return attached(peer, request, {}, Access::kReadOnly);
+  return grant(peer, request, role);
+}
+
+Answer AttachService::grant(const Peer& peer, const AttachRequest& request, WorkerRole role) {
+  Result<FileDescriptor> pidfd = open_pidfd_of(peer.pid, request.start_time);
+  if (!pidfd && pidfd.error().code() == Code::kNotFound) {
+    return refuse(
+        peer,
+        {Refusal::kIdentity,
+         fmt::format("process {} is not the one that connected (forked since, or another time "
+                     "namespace): connect from the process that attaches",
+                     peer.pid)});
+  }
+  if (!pidfd) {
+    return refuse(
+        peer,
+        {Refusal::kInternal,
+         fmt::format("the coordinator cannot watch process {} ({}): raise its limit of open files "
+                     "(LimitNOFILE)",
+                     peer.pid, pidfd.error().what())});
+  }
+  // A worker that just left may be the one that makes room.
+  Result<SlotGrant> slot = Status{Code::kFull, ""};
+  for (int attempt = 0; attempt < 2 && !slot; ++attempt) {
+    if (attempt == 1 && reaper_.reap_dead() + reaper_.reap_leaving() == 0) break;
+    slot = table_.give(
+        {peer.pid, request.start_time, peer.uid, role, get_text(request.name), request.plane_mask});
+  }
+  if (!slot) {
+    return refuse(
+        peer,
+        {Refusal::kTableFull,
+         fmt::format("all {} worker slots are taken: detach workers, or make the cache anew with "
+                     "more --workers",
+                     segment_.geometry().workers)});
+  }
+  if (MaybeFailure failure = reaper_.watch(*slot, std::move(*pidfd))) {
+    reaper_.give_up(*slot);
+    return refuse(peer, {Refusal::kInternal, failure->text});
+  }
+  return attached(peer, request, *slot, Access::kReadWrite);
+}
+
+Answer AttachService::attached(const Peer& peer, const AttachRequest& request, SlotGrant grant,
+                               Access access) const {
+  auto reply = make_message<AttachReply>(WireKind::kReply);
+  reply.slot = grant.slot.value;
+  reply.incarnation = grant.incarnation;
+  reply.pool_count = cache_.pools.count();
+  reply.segment_bytes = segment_.size_bytes();
+  reply.pool_bytes = cache_.pools.size_bytes();
+  std::copy_n(segment_.superblock().cache_id, 2, reply.cache_id);
+  Answer answer;
+  answer.packet = packet_of(reply);
+  answer.descriptors.push_back(access == Access::kReadWrite ? cache_.segment_writable.get()
+                                                            : cache_.segment_read_only.get());
+  for (std::uint32_t plane = 0; plane < cache_.pools.count(); ++plane) {
+    answer.descriptors.push_back(cache_.pools.descriptor(plane, access));
+  }
+  if (grant.slot.value != 0) answer.unconfirmed = grant;
+  log_(fmt::format("event=attach worker={} pid={} uid={} role={} name={}", grant.slot.value,
+                   peer.pid, peer.uid, name_of(static_cast<WorkerRole>(request.role)),
+                   log_value(get_text(request.name))));
+  return answer;
+}
+
+Answer AttachService::open_namespace(const Peer& peer, std::span<const std::byte> packet) {
+  NamespaceRequest request{};
+  if (!read_message(packet, request) || request.fields_bytes > sizeof request.fields ||
+      !text_ends(request.label)) {
+    return refuse(peer, {Refusal::kBadRequest, "the namespace request is malformed"});
+  }
+  if (segment_.poisoned()) {
+    return refuse(peer,
+                  {Refusal::kPoisoned, "the segment was given up as broken: restart kvtried"});
+  }
+  const std::string_view fields(request.fields, request.fields_bytes);
+  if (std::string problem = namespace_fields_problem(fields); !problem.empty()) {
+    return refuse(peer, {Refusal::kNamespaceInvalid, problem});
+  }
+  const std::uint64_t made_before = segment_.total(Counter::kNamespacesMade);
+  const Result<OpenNamespace> opened = namespaces_.open(fields, get_text(request.label));
+  if (!opened) {
+    return refuse(
+        peer,
+        {Refusal::kNamespacesFull,
+         fmt::format("all {} namespaces are taken and have pages: make the cache anew with more "
+                     "--namespaces",
+                     segment_.namespace_count())});
+  }
+  if (segment_.total(Counter::kNamespacesMade) != made_before) {
+    log_(fmt::format("event=namespace id={} label={} pid={}", opened->id.value,
+                     log_value(get_text(request.label)), peer.pid));
+  }
+  auto reply = make_message<NamespaceReply>(WireKind::kReply);
+  reply.id = opened->id.value;
+  reply.root_generation = opened->root_generation;
+  reply.hash_seed = opened->hash_seed;
+  reply.fields_hash = opened->fields_hash;
+  return {packet_of(reply), {}, {}, false};
+}
+
+Answer AttachService::text_reply(const std::string& text) const {
+  auto reply = make_message<TextReply>(WireKind::kReply);
+  put_text(reply.text, text);
+  reply.text_bytes = static_cast<std::uint32_t>(std::min(text.size(), sizeof reply.text - 1));
+  return {packet_of(reply), {}, {}, false};
+}
+
+}  // namespace kvtrie

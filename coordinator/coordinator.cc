@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "coordinator/coordinator.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <limits>
+
+#include "shm/crash_point.h"
+#include "shm/futex.h"
+#include "shm/process_identity.h"
+#include "shm/recovery.h"
+
+namespace kvtrie {
+namespace {
+
+void set_state(const Segment& segment, CoordinatorState state) {
+  segment.superblock().coordinator_state.store(static_cast<std::uint32_t>(state),
+                                               std::memory_order_seq_cst);
+}
+
+}  // namespace
+
+MaybeFailure Coordinator::watch(const FileDescriptor& epoll, int fd) const {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0)
+    return system_failure("epoll_ctl", errno);
+  return {};
+}
+
+MaybeFailure Coordinator::start(int signal_fd) {
+  signal_fd_ = signal_fd;
+  if (MaybeFailure failure = read_host_identity(host_)) return failure;
+  if (MaybeFailure failure =
+          CacheDirectory::lock(options_.directory, options_.cache, options_.mode, directory_)) {
+    return failure;
+  }
+  if (MaybeFailure failure = open_or_make_cache(options_, host_, log_, cache_)) return failure;
+  reaper_.emplace(segment(), log_);
+  if (MaybeFailure failure = reaper_->start()) return failure;
+  if (MaybeFailure failure = take_over()) return failure;
+
+  service_.emplace(options_, cache_, *reaper_, log_);
+  keeper_.emplace(segment(), Watermarks{options_.low_percent, options_.high_percent});
+  doorbell_.emplace(segment());
+  if (MaybeFailure failure = doorbell_->start()) return failure;
+  connections_.emplace(*service_);
+  if (MaybeFailure failure = connections_->listen(directory_.socket_path(), options_.mode))
+    return failure;
+
+  urgent_ = FileDescriptor(::epoll_create1(EPOLL_CLOEXEC));
+  epoll_ = FileDescriptor(::epoll_create1(EPOLL_CLOEXEC));
+  if (!urgent_.open() || !epoll_.open()) return system_failure("epoll_create1", errno);
+  if (MaybeFailure failure = watch(urgent_, signal_fd_)) return failure;
+  if (MaybeFailure failure = watch(urgent_, reaper_->epoll_fd())) return failure;
+  for (const int fd : {urgent_.get(), doorbell_->event_fd(), connections_->epoll_fd()}) {
+    if (MaybeFailure failure = watch(epoll_, fd)) return failure;
+  }
+  set_state(segment(), CoordinatorState::kServing);
+  return {};
+}
+
+MaybeFailure Coordinator::take_over() {
+  Superblock& block = segment().superblock();
+  const Result<std::uint64_t> start_time = own_start_time();
+  if (!start_time) return failure_of("/proc/self/stat", start_time.error());
+  set_state(segment(), CoordinatorState::kAdopting);
+  block.coordinator_start_time.store(*start_time, std::memory_order_relaxed);
+  block.coordinator_pid.store(static_cast<std::uint32_t>(::getpid()), std::memory_order_relaxed);
+  block.coordinator_epoch.fetch_add(1, std::memory_order_seq_cst);
+  KVTRIE_CRASH_POINT("adopt.after_epoch");
+  if (!cache_.adopted) return {};
+
+  const auto start = std::chrono::steady_clock::now();
+  Reaper::AdoptSlots slots;
+  if (MaybeFailure failure = reaper_->adopt(slots)) return failure;
+  KVTRIE_CRASH_POINT("adopt.after_slots");
+  const AdoptReport pages = adopt_pages(segment());
+  KVTRIE_CRASH_POINT("adopt.after_pages");
+  wake_everybody();
+  segment().count(kCoordinatorSlot, Counter::kAdoptions);
+  const auto took = std::chrono::steady_clock::now() - start;
+  log_(fmt::format(
+      "event=adopt cache={} workers={} reaped={} condemned={} retiring={} orphans={} took_us={}",
+      options_.cache, slots.alive, slots.reaped, pages.condemned, pages.retiring, pages.orphans,
+      std::chrono::duration_cast<std::chrono::microseconds>(took).count()));
+  return {};
+}
+
+void Coordinator::wake_everybody() const {
+  wake_pending_waiters(segment());
+  for (std::uint32_t slot = 1; slot < segment().slot_count(); ++slot) {
+    WorkerRecord& record = segment().worker({static_cast<std::uint16_t>(slot)});
+    if (record.pages_wanted.load(std::memory_order_seq_cst) == 0) continue;
+    record.wait_word.fetch_add(1, std::memory_order_seq_cst);
+    futex_wake_all(record.wait_word);
+  }
+}
+
+bool Coordinator::urgent() const {
+  epoll_event event{};
+  return ::epoll_wait(urgent_.get(), &event, 1, 0) > 0;
+}
+
+std::int64_t Coordinator::sleep_ms(bool due) const {
+  if (due) return 0;
+  std::int64_t sleep = connections_->next_deadline_ms();
+  if (const std::int64_t poll = keeper_->poll_after_ms(); poll >= 0 && !segment().poisoned()) {
+    sleep = sleep < 0 ? poll : std::min(sleep, poll);
+  }
+  return std::min<std::int64_t>(sleep, std::numeric_limits<int>::max());
+}
+
+bool Coordinator::poisoned() {
+  if (!segment().poisoned()) return false;
+  if (!poisoned_logged_) {
+    poisoned_logged_ = true;
+    log_(fmt::format("event=poisoned cache={} reason={} advice=restart_kvtried", options_.cache,
+                     segment().superblock().poison_reason.load(std::memory_order_relaxed)));
+  }
+  return true;
+}
+
+MaybeFailure Coordinator::run() {
+  using Clock = std::chrono::steady_clock;
+  bool due = true;
+  Clock::time_point last_pass = Clock::now();
+  for (;;) {
+    std::array<epoll_event, 4> events;
+    const int ready = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
+                                   static_cast<int>(sleep_ms(due)));
+    if (ready < 0 && errno != EINTR) return system_failure("epoll_wait", errno);
+    if (reaper_->reap_dead() > 0) due = true;
+    for (int i = 0; i < ready; ++i) {
+      const int fd = events[static_cast<std::size_t>(i)].data.fd;
+      if (fd == urgent_.get()) {
+        pollfd signals{signal_fd_, POLLIN, 0};
+        if (::poll(&signals, 1, 0) > 0) return {};
+      } else if (fd == doorbell_->event_fd()) {
+        doorbell_->clear();
+        (void)reaper_->reap_leaving();
+        due = true;
+      } else {
+        connections_->serve();
+      }
+    }
+    connections_->drop_expired();
+    const std::int64_t poll = keeper_->poll_after_ms();
+    if (poll >= 0 && Clock::now() - last_pass >= std::chrono::milliseconds(poll)) due = true;
+    if (due && !poisoned()) {
+      (void)keeper_->pass([this] { return urgent(); });
+      last_pass = Clock::now();
+      due = keeper_->poll_after_ms() == 0;
+    } else {
+      due = false;
+    }
+  }
+}
+
+void Coordinator::stop() {
+  connections_.reset();
+  doorbell_.reset();
+  segment().superblock().coordinator_pid.store(0, std::memory_order_relaxed);
+  set_state(segment(), CoordinatorState::kStopped);
+  log_(fmt::format("event=stopped cache={}", options_.cache));
+}
+
+}  // namespace kvtrie

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// kvtried: the coordinator of one cache. Reads flags, file and environment, and joins coordinator
+// and metrics.
+//
+//   stdout   exactly one line, event=ready ..., when it serves
+//   stderr   event=... lines, and why it did not start
+//   exit     0 stopped by SIGTERM or SIGINT, 1 failure, 2 flags or file, 3 another coordinator runs
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coordinator/coordinator.h"
+#include "coordinator/failure.h"
+#include "coordinator/settings.h"
+#include "metrics/metrics_server.h"
+#include "metrics/pause_histogram.h"
+#include "metrics/segment_collector.h"
+#include "shm/runtime_directory.h"
+
+namespace {
+
+using kvtrie::Failure;
+using kvtrie::kExitUsage;
+using kvtrie::MaybeFailure;
+
+struct CommandLine {
+  CLI::App app{"kvtried: the coordinator of a kvtrie cache", "kvtried"};
+  std::map<std::string, std::vector<std::string>> given;  // by setting
+  std::map<std::string, bool> switches;
+  std::string file;
+  bool check_only = false;
+
+  CommandLine() {
+    using kvtrie::SettingKind;
+    for (const kvtrie::Setting& setting : kvtrie::settings()) {
+      const std::string flag = std::string("--") + setting.key;
+      if (setting.kind == SettingKind::kSwitch) {
+        app.add_flag(flag, switches[setting.key], setting.help);
+        continue;
+      }
+      CLI::Option* option = app.add_option(flag, given[setting.key], setting.help);
+      option->type_name(setting.value_name);
+      if (setting.kind == SettingKind::kValue) {
+        option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+      }
+    }
+    app.add_option("--config", file, "TOML file: the same settings, without the dashes; flags win")
+        ->type_name("FILE");
+    app.add_flag("--check-config", check_only, "Check flags and file, and end");
+    app.set_version_flag("--version", KVTRIE_VERSION);
+  }
+
+  bool has(std::string_view key) const {
+    const auto found = given.find(std::string(key));
+    if (found != given.end() && !found->second.empty()) return true;
+    const auto flag = switches.find(std::string(key));
+    return flag != switches.end() && flag->second;
+  }
+
+  MaybeFailure apply(kvtrie::Options& options) const {
+    options.directory =
+        kvtrie::default_runtime_directory(::geteuid(), std::getenv("XDG_RUNTIME_DIR"));
+    if (!file.empty()) {
+      if (MaybeFailure failure = kvtrie::apply_file(
+              file, [this](std::string_view key) { return has(key); }, options)) {
+        return failure;
+      }
+    }
+    for (const kvtrie::Setting& setting : kvtrie::settings()) {
+      if (setting.kind == kvtrie::SettingKind::kSwitch && switches.at(setting.key)) {
+        (void)setting.apply(options, "true");
+      } else if (const auto found = given.find(setting.key); found != given.end()) {
+        for (const std::string& text : found->second) {
+          if (const std::string problem = setting.apply(options, text); !problem.empty()) {
+            return Failure{fmt::format("--{} '{}': {}", setting.key, text, problem), kExitUsage};
+          }
+        }
+      }
+    }
+    if (const std::string problem = kvtrie::options_problem(options); !problem.empty()) {
+      return Failure{problem, kExitUsage};
+    }
+    return {};
+  }
+};
+
+int fail(const Failure& failure) {
+  fmt::print(stderr, "kvtried: {}\n", failure.text);
+  return failure.exit_code;
+}
+
+// A pidfd a worker and a descriptor a connection: more than the usual soft limit of 1,024.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+    limit.rlim_cur = limit.rlim_max;
+    (void)::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+}
+
+int check(const kvtrie::Options& options) {
+  if (options.pages && options.page_bytes) {
+    const std::string problem = kvtrie::geometry_problem(kvtrie::shape_of(options, {}).geometry);
+    if (!problem.empty()) return fail({problem, kExitUsage});
+  }
+  fmt::print("event=config_ok cache={}\n", options.cache);
+  return 0;
+}
+
+int serve(const kvtrie::Options& options) {
+  sigset_t ends;
+  ::sigemptyset(&ends);
+  ::sigaddset(&ends, SIGTERM);
+  ::sigaddset(&ends, SIGINT);
+  // Before any thread, so that none of them is interrupted.
+  ::sigprocmask(SIG_BLOCK, &ends, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  const kvtrie::FileDescriptor signals(::signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!signals.open()) return fail(kvtrie::system_failure("signalfd", errno));
+
+  kvtrie::Coordinator coordinator(options,
+                                  [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+  if (MaybeFailure failure = coordinator.start(signals.get())) return fail(*failure);
+
+  kvtrie::PauseHistogram pauses;
+  coordinator.on_pause([&pauses](double seconds) { pauses.observe(seconds); });
+  kvtrie::MetricsServer metrics;  // ends before the coordinator's mapping does
+  if (options.metrics != "off") {
+    const std::string problem = metrics.start(
+        options.metrics,
+        std::make_shared<kvtrie::SegmentCollector>(coordinator.segment(), pauses, KVTRIE_VERSION));
+    if (!problem.empty()) {
+      coordinator.stop();
+      return fail({problem});
+    }
+  }
+  const kvtrie::Segment& segment = coordinator.segment();
+  fmt::print(
+      "event=ready cache={} pages={} page_bytes={} segment_bytes={} socket={} metrics={} "
+      "adopted={}\n",
+      options.cache, segment.geometry().pages, segment.geometry().page_bytes, segment.size_bytes(),
+      coordinator.socket_path(), metrics.address(), coordinator.adopted() ? 1 : 0);
+  std::fflush(stdout);
+
+  const MaybeFailure failure = coordinator.run();
+  coordinator.stop();
+  const int exit_code = failure ? fail(*failure) : 0;
+  if (options.metrics != "off") {
+    // Ending the metrics server takes its library 2 s, and the next coordinator waits for our lock
+    // and port. All that must be done is done: the kernel does the rest.
+    std::fflush(nullptr);
+    std::_Exit(exit_code);
+  }
+  return exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CommandLine command;
+  try {
+    command.app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return command.app.exit(error) == 0 ? 0 : kExitUsage;
+  }
+  kvtrie::Options options;
+  if (const MaybeFailure failure = command.apply(options)) return fail(*failure);
+  if (command.check_only) return check(options);
+  raise_descriptor_limit();
+  return serve(options);
+}

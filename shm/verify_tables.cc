@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Checks of the superblock, of unused bytes, namespaces and locks.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "shm/namespace_table.h"
+#include "shm/prefix_hash.h"
+#include "shm/robust_mutex.h"
+#include "shm/verify_checks.h"
+
+namespace kvtrie::verify_detail {
+namespace {
+
+constexpr auto kRelaxed = std::memory_order_relaxed;
+constexpr auto kAcquire = std::memory_order_acquire;
+
+// The owner that the C library writes into a lock that was released without being marked
+// consistent.
+constexpr int kNotRecoverable = 0x7FFF'FFFE;
+
+}  // namespace
+
+void Wrongs::add(Invariant invariant, Subject subject, std::uint64_t number, std::uint64_t key,
+                 std::string text) {
+  const std::uint64_t parts[] = {static_cast<std::uint64_t>(invariant),
+                                 static_cast<std::uint64_t>(subject), number, key};
+  all_.push_back(
+      {{invariant, subject, number, std::move(text)}, hash_bytes(0, parts, sizeof parts)});
+}
+
+Checks::Checks(const Segment& segment, bool at_rest)
+    : segment_(segment),
+      index_(segment),
+      at_rest_(at_rest),
+      tokens_per_page_(segment.tokens_per_page()) {
+  pthread_mutex_t sound{};
+  (void)RobustMutex::init(sound);
+  lock_kind_ = sound.__data.__kind;
+}
+
+void Checks::check(const Unit& unit, Wrongs& wrongs) const {
+  const auto page = PageIndex{static_cast<std::uint32_t>(unit.number)};
+  const auto small = static_cast<std::uint16_t>(unit.number);
+  switch (unit.kind) {
+    case UnitKind::kSuperblock:
+      return check_superblock(wrongs);
+    case UnitKind::kPadding:
+      return check_padding(wrongs);
+    case UnitKind::kPage:
+      return check_page(page, wrongs);
+    case UnitKind::kBucket:
+      return check_bucket(unit.number, wrongs);
+    case UnitKind::kChunk:
+      return check_chunk(page.value, wrongs);
+    case UnitKind::kWorker:
+      return check_worker(WorkerId{small}, wrongs);
+    case UnitKind::kNamespace:
+      return check_namespace(NamespaceId{small}, wrongs);
+    case UnitKind::kNamespacePair:
+      return check_namespace_pair({small}, {static_cast<std::uint16_t>(unit.other)}, wrongs);
+    case UnitKind::kStripe:
+      return check_stripe(page.value, wrongs);
+    case UnitKind::kPagePair:
+      return check_pair(page, {static_cast<std::uint32_t>(unit.other)}, wrongs);
+  }
+}
+
+void Checks::count(const Unit& unit, Totals& totals) const {
+  if (unit.kind == UnitKind::kPage) {
+    const PageIndex page{static_cast<std::uint32_t>(unit.number)};
+    const StateWord word{segment_.descriptor(page).state.load(kRelaxed)};
+    if (word.well_formed()) {
+      ++totals.pages[static_cast<std::uint8_t>(word.state())];
+    } else {
+      ++totals.pages_impossible;
+    }
+  } else if (unit.kind == UnitKind::kBucket) {
+    for (const AtomicU64& entry : segment_.bucket(unit.number).entries) {
+      totals.index_entries += entry.load(kRelaxed) != 0 ? 1 : 0;
+    }
+  } else if (unit.kind == UnitKind::kWorker) {
+    for (const LeaseSlot& lease : segment_.leases({static_cast<std::uint16_t>(unit.number)})) {
+      totals.leases += lease.handle.load(kRelaxed) != 0 ? 1 : 0;
+    }
+  }
+}
+
+void Checks::expect_zero(const void* from, const void* to, Subject subject, std::uint64_t number,
+                         const char* what, Wrongs& wrongs) const {
+  for (auto* at = static_cast<const std::byte*>(from); at < to; ++at) {
+    if (byte_at(at) == 0) continue;
+    const auto offset = static_cast<std::uint64_t>(at - segment_.data());
+    wrongs.add(Invariant::kUnused, subject, subject == Subject::kSegment ? offset : number, offset,
+               fmt::format("{} at offset {} is not zero", what, offset));
+    return;
+  }
+}
+
+void Checks::check_superblock(Wrongs& wrongs) const {
+  const Superblock& b = segment_.superblock();
+  auto add = [&](Invariant invariant, const void* field, std::uint64_t value, std::string text) {
+    const auto offset =
+        static_cast<std::uint64_t>(static_cast<const std::byte*>(field) - segment_.data());
+    wrongs.add(invariant, Subject::kSegment, offset, value, std::move(text));
+  };
+  const std::uint64_t checksum = constant_checksum(b);
+  if (b.magic != kSegmentMagic || b.layout_version != kLayoutVersion ||
+      b.struct_fingerprint != struct_fingerprint() || b.constant_checksum != checksum ||
+      geometry_of(b) != segment_.geometry()) {
+    add(Invariant::kConstant, &b.magic, checksum,
+        "the constant part of the superblock was overwritten");
+  }
+  const std::uint32_t poison = b.poison_state.load(kRelaxed);
+  const std::uint32_t reason = b.poison_reason.load(kRelaxed);
+  if (poison > 1 || reason > static_cast<std::uint32_t>(PoisonReason::kPoolGone) ||
+      (poison == 0 && reason != 0) || (poison == 1 && reason == 0)) {
+    add(Invariant::kWords, &b.poison_state, poison ^ std::uint64_t{reason} << 32,
+        fmt::format("poison state {} with reason {}", poison, reason));
+  } else if (poison != 0) {
+    add(Invariant::kPoisoned, &b.poison_state, reason, fmt::format("given up, reason {}", reason));
+  }
+  const std::uint32_t state = b.coordinator_state.load(kRelaxed);
+  if (state > static_cast<std::uint32_t>(CoordinatorState::kStopped)) {
+    add(Invariant::kWords, &b.coordinator_state, state, fmt::format("coordinator state {}", state));
+  }
+  const std::uint32_t busy = b.evictor_busy.load(kRelaxed);
+  if (busy > 1 || (at_rest_ && busy != 0)) {
+    add(Invariant::kWords, &b.evictor_busy, busy, fmt::format("evictor busy {}", busy));
+  }
+  for (const AtomicU64* pages : {&b.low_pages, &b.high_pages}) {
+    if (pages->load(kRelaxed) > segment_.page_count()) {
+      add(Invariant::kWords, pages, pages->load(kRelaxed), "a watermark beyond the last page");
+    }
+  }
+  auto zero = [&](const void* from, const void* to) {
+    expect_zero(from, to, Subject::kSegment, 0, "superblock", wrongs);
+  };
+  zero(end_of(b.constant_checksum), &b.poison_state);
+  zero(end_of(b.successor_id), &b.coordinator_epoch);
+  zero(&b.coordinator_reserved, end_of(b.coordinator_reserved));
+  zero(end_of(b.eviction_shortfall), &b.free_hint);
+  zero(end_of(b.free_hint), &b.doorbell);
+  zero(end_of(b.doorbell), &b.pending_epoch);
+  zero(end_of(b.pending_epoch), end_of(b));
+}
+
+void Checks::check_padding(Wrongs& wrongs) const {
+  const SegmentLayout& layout = segment_.layout();
+  for (std::uint32_t i = 0; i < layout.area_count; ++i) {
+    const AreaEntry& area = layout.areas[i];
+    const std::uint64_t end = area.offset + area.stride * area.count;
+    const std::uint64_t next =
+        i + 1 < layout.area_count ? layout.areas[i + 1].offset : layout.segment_bytes;
+    expect_zero(segment_.data() + end, segment_.data() + next, Subject::kSegment, 0,
+                "after an area", wrongs);
+  }
+}
+
+void Checks::check_namespace(NamespaceId id, Wrongs& wrongs) const {
+  const NamespaceRecord& r = segment_.name_space(id);
+  const std::uint32_t state = r.state.load(kAcquire);
+  const std::uint64_t generation = r.root_generation.load(kAcquire);
+  auto add = [&](std::uint64_t key, std::string text) {
+    wrongs.add(Invariant::kNamespace, Subject::kNamespace, id.value, key ^ generation,
+               std::move(text));
+  };
+  expect_zero(&r.reserved, end_of(r.reserved), Subject::kNamespace, id.value, "namespace record",
+              wrongs);
+  if (!has_end(r.label, sizeof r.label)) add(1, "label without an end");
+  if (generation >> kGenerationBits != 0) add(2, fmt::format("root generation {}", generation));
+  if (state == static_cast<std::uint32_t>(NamespaceState::kFree)) {
+    if (at_rest_ && (r.fields_bytes.load(kRelaxed) != 0 || r.fields_hash.load(kRelaxed) != 0)) {
+      add(10, "free, but still with fields");
+    }
+    return;
+  }
+  if (state != static_cast<std::uint32_t>(NamespaceState::kOpen)) {
+    return add(3 + std::uint64_t{state}, fmt::format("impossible state {}", state));
+  }
+  if (generation == 0) add(4, "open in generation 0");
+  const std::uint32_t bytes = r.fields_bytes.load(kRelaxed);
+  if (bytes > kNamespaceDescriptorMax) return add(5, fmt::format("{} bytes of fields", bytes));
+  std::string fields(bytes, '\0');
+  for (std::uint32_t i = 0; i < bytes; ++i)
+    fields[i] = static_cast<char>(byte_at(r.fields + i));
+  if (const std::string problem = namespace_fields_problem(fields); !problem.empty())
+    add(6, problem);
+  const std::uint64_t secret = segment_.superblock().hash_secret;
+  const std::uint64_t hash = r.fields_hash.load(kRelaxed);
+  if (hash != hash_bytes(secret, fields.data(), fields.size())) {
+    add(7, fmt::format("fields hash {:#018x} is not that of its fields", hash));
+  }
+  const std::uint64_t seed = r.hash_seed.load(kRelaxed);
+  const std::uint64_t parts[] = {secret, hash, id.value};
+  if (seed != hash_bytes(secret, parts, sizeof parts)) {
+    add(8, fmt::format("hash seed {:#018x} is not that of its fields", seed));
+  }
+  for (std::size_t i = bytes; i < sizeof r.fields; ++i) {
+    if (byte_at(r.fields + i) != 0) return add(9, "bytes after its fields are not zero");
+  }
+}
+
+void Checks::check_namespace_pair(NamespaceId a, NamespaceId b, Wrongs& wrongs) const {
+  const NamespaceRecord& ra = segment_.name_space(a);
+  const NamespaceRecord& rb = segment_.name_space(b);
+  constexpr auto kOpen = static_cast<std::uint32_t>(NamespaceState::kOpen);
+  if (ra.state.load(kAcquire) != kOpen || rb.state.load(kAcquire) != kOpen) return;
+  for (std::size_t i = 0; i < sizeof ra.fields; ++i) {
+    if (byte_at(ra.fields + i) != byte_at(rb.fields + i)) return;
+  }
+  wrongs.add(Invariant::kNamespaceTwice, Subject::kNamespace, b.value,
+             ra.root_generation.load(kRelaxed) ^ rb.root_generation.load(kRelaxed) << 32,
+             fmt::format("has the fields of namespace {}", a.value));
+}
+
+void Checks::check_stripe(std::uint32_t stripe, Wrongs& wrongs) const {
+  const StripeRecord& r = segment_.stripe(stripe);
+  const int kind = __atomic_load_n(&r.mutex.__data.__kind, __ATOMIC_RELAXED);
+  const int owner = __atomic_load_n(&r.mutex.__data.__owner, __ATOMIC_RELAXED);
+  if (kind != lock_kind_) {
+    wrongs.add(Invariant::kLock, Subject::kStripe, stripe, static_cast<std::uint64_t>(kind),
+               fmt::format("its lock is of kind {:#x}, not {:#x}", kind, lock_kind_));
+  } else if (owner == kNotRecoverable) {
+    wrongs.add(Invariant::kLock, Subject::kStripe, stripe, 1, "its lock is not recoverable");
+  }
+  expect_zero(&r.reserved, end_of(r.reserved), Subject::kStripe, stripe, "stripe record", wrongs);
+}
+
+}  // namespace kvtrie::verify_detail

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "coordinator/cache_store.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tests/support/dies_at.h"
+#include "tests/support/temporary_cache.h"
+
+namespace kvtrie {
+namespace {
+
+class CacheStoreTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_FALSE(read_host_identity(host_));
+    options_.cache = cache_.name();
+    options_.directory = cache_.directory();
+    options_.pages = 128;
+    options_.page_bytes = 64;
+    options_.planes = 2;
+    options_.workers = 3;
+    options_.namespaces = 4;
+    options_.stripes = 4;
+    options_.leases = 8;
+  }
+
+  MaybeFailure open(CacheObjects& objects) {
+    return open_or_make_cache(
+        options_, host_, [this](std::string_view line) { log_ += std::string(line) + "\n"; },
+        objects);
+  }
+  // Options that say which cache, and nothing of its shape.
+  Options bare() const {
+    Options options;
+    options.cache = cache_.name();
+    options.directory = cache_.directory();
+    return options;
+  }
+  // Opens and closes again; the text of what went wrong.
+  std::string open_problem() {
+    CacheObjects objects;
+    const MaybeFailure failure = open(objects);
+    return failure ? failure->text : "";
+  }
+  bool there(const std::string& path) const {
+    struct stat info {};
+    return ::stat(path.c_str(), &info) == 0;
+  }
+  std::uint64_t id_of(const CacheObjects& objects) const {
+    return objects.segment->superblock().cache_id[0];
+  }
+  void expect_problem(const std::string& part) {
+    const std::string problem = open_problem();
+    EXPECT_NE(problem.find(part), std::string::npos)
+        << "'" << problem << "' does not say: " << part;
+  }
+
+  test::TemporaryCache cache_{"store"};
+  HostIdentity host_;
+  Options options_;
+  std::string log_;
+};
+
+TEST_F(CacheStoreTest, BuildsAndAdopts) {
+  std::uint64_t id = 0;
+  {
+    CacheObjects made;
+    const MaybeFailure failure = open(made);
+    ASSERT_FALSE(failure) << failure->text;
+    EXPECT_FALSE(made.adopted);
+    EXPECT_EQ(made.pools.count(), 2U);
+    EXPECT_EQ(made.pools.size_bytes(), 128U * 64);
+    EXPECT_TRUE(there(cache_.segment_path()) && there(cache_.pool_path(0)) &&
+                there(cache_.pool_path(1)));
+    EXPECT_FALSE(there(cache_.segment_path() + ".tmp") || there(cache_.pool_path(0) + ".tmp"));
+    id = id_of(made);
+    EXPECT_NE(id, 0U);
+  }
+  CacheObjects adopted;
+  options_ = bare();
+  ASSERT_FALSE(open(adopted)) << "an existing cache needs no geometry";
+  EXPECT_TRUE(adopted.adopted);
+  EXPECT_EQ(id_of(adopted), id);
+}
+
+TEST_F(CacheStoreTest, ObjectsHaveTheModeThatWasAskedForWhateverTheUmask) {
+  options_.mode = 0660;
+  const mode_t before = ::umask(0077);
+  EXPECT_EQ(open_problem(), "");
+  ::umask(before);
+  for (const std::string& path : {cache_.segment_path(), cache_.pool_path(0)}) {
+    struct stat info {};
+    ASSERT_EQ(::stat(path.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, 0660U);
+  }
+}
+
+TEST_F(CacheStoreTest, ObserversGetDescriptorsThatCannotWrite) {
+  CacheObjects objects;
+  ASSERT_FALSE(open(objects));
+  const std::uint64_t bytes = objects.segment->size_bytes();
+  EXPECT_FALSE(Mapping::map(objects.segment_read_only.get(), bytes, Access::kReadWrite));
+  EXPECT_TRUE(Mapping::map(objects.segment_read_only.get(), bytes, Access::kReadOnly));
+  const int pool = objects.pools.descriptor(1, Access::kReadOnly);
+  EXPECT_FALSE(Mapping::map(pool, objects.pools.size_bytes(), Access::kReadWrite));
+}
+
+TEST_F(CacheStoreTest, NewCacheNeedsPagesAndPageBytes) {
+  options_.pages.reset();
+  expect_problem("--pages and --page-bytes are needed");
+  options_.pages = 3;
+  expect_problem("pages is 3: must be 64");
+  EXPECT_FALSE(there(cache_.segment_path()));
+}
+
+TEST_F(CacheStoreTest, FullMemoryIsAnErrorAndLeavesNothing) {
+  options_.pages = 1 << 24;
+  options_.page_bytes = std::uint64_t{1} << 21;  // 32 TiB
+  expect_problem("/dev/shm");
+  EXPECT_FALSE(there(cache_.pool_path(0) + ".tmp") || there(cache_.segment_path()));
+}
+
+TEST_F(CacheStoreTest, OptionsThatDifferFromTheCacheAreRefused) {
+  ASSERT_EQ(open_problem(), "");
+  options_.pages = 256;
+  expect_problem("--pages 256 was given, but the cache there has 128");
+  expect_problem("--fresh");
+  options_.pages = 128;
+  EXPECT_EQ(open_problem(), "");
+}
+
+TEST_F(CacheStoreTest, FreshThrowsAwayAndTellsTheOldOnes) {
+  CacheObjects old;
+  ASSERT_FALSE(open(old));
+  old.guard = {};  // its coordinator is gone, a worker still has it mapped
+  options_.fresh = true;
+  options_.pages = 256;
+  options_.planes = 1;
+  CacheObjects fresh;
+  const MaybeFailure failure = open(fresh);
+  ASSERT_FALSE(failure) << failure->text;
+  EXPECT_EQ(fresh.segment->page_count(), 256U);
+  EXPECT_FALSE(there(cache_.pool_path(1)));
+  EXPECT_TRUE(old.segment->poisoned());
+  EXPECT_EQ(old.segment->superblock().successor_id[0].load(), id_of(fresh));
+  EXPECT_FALSE(fresh.segment->poisoned());
+}
+
+TEST_F(CacheStoreTest, FreshThatCannotBeMadeTakesNothingAway) {
+  ASSERT_EQ(open_problem(), "");
+  Options fresh = bare();
+  fresh.fresh = true;
+  std::swap(options_, fresh);
+  expect_problem("--pages and --page-bytes are needed");
+  std::swap(options_, fresh);
+  CacheObjects objects;
+  ASSERT_FALSE(open(objects));
+  EXPECT_TRUE(objects.adopted);
+}
+
+TEST_F(CacheStoreTest, PoisonedSegmentGetsASuccessorOfTheSameShape) {
+  CacheObjects old;
+  ASSERT_FALSE(open(old));
+  old.guard = {};
+  old.segment->poison(PoisonReason::kCorruptStructure);
+  options_ = bare();
+  CacheObjects successor;
+  ASSERT_FALSE(open(successor));
+  EXPECT_FALSE(successor.adopted);
+  EXPECT_EQ(successor.segment->geometry(), old.segment->geometry());
+  EXPECT_NE(id_of(successor), id_of(old));
+  EXPECT_EQ(old.segment->superblock().successor_id[0].load(), id_of(successor));
+  EXPECT_EQ(old.segment->superblock().poison_reason.load(),
+            static_cast<std::uint32_t>(PoisonReason::kCorruptStructure))
+      << "the first reason stands";
+  EXPECT_NE(log_.find("event=successor"), std::string::npos);
+}
+
+TEST_F(CacheStoreTest, AnotherBootMeansAnEmptyCache) {
+  ASSERT_EQ(open_problem(), "");
+  host_.boot_id[3] ^= 1;
+  CacheObjects objects;
+  ASSERT_FALSE(open(objects));
+  EXPECT_FALSE(objects.adopted);
+  EXPECT_NE(log_.find("reason=other_boot"), std::string::npos);
+}
+
+TEST_F(CacheStoreTest, AnotherPidNamespaceIsRefused) {
+  ASSERT_EQ(open_problem(), "");
+  host_.pid_namespace += 1;
+  expect_problem("another PID namespace");
+}
+
+TEST_F(CacheStoreTest, CoordinatorOfAnotherDirectoryIsMet) {
+  CacheObjects first;
+  ASSERT_FALSE(open(first));
+  options_.directory += "/elsewhere";
+  CacheObjects second;
+  const MaybeFailure failure = open(second);
+  ASSERT_TRUE(failure);
+  EXPECT_EQ(failure->exit_code, kExitOtherRunning);
+  options_.fresh = true;
+  EXPECT_TRUE(open(second)) << "nor may --fresh take it away";
+  EXPECT_FALSE(first.segment->poisoned());
+}
+
+TEST_F(CacheStoreTest, MissingOrCutPoolIsRefused) {
+  ASSERT_EQ(open_problem(), "");
+  ASSERT_EQ(::truncate(cache_.pool_path(1).c_str(), 64), 0);
+  expect_problem("has 64 bytes, the segment says 8192");
+  ASSERT_EQ(::unlink(cache_.pool_path(1).c_str()), 0);
+  expect_problem("no such object");
+  expect_problem("kvtrie destroy");
+}
+
+TEST_F(CacheStoreTest, CorruptSegmentIsRefused) {
+  const auto spoil = [&](auto change, const std::string& part) {
+    CacheObjects objects;
+    options_.fresh = true;
+    ASSERT_FALSE(open(objects));
+    options_.fresh = false;
+    change(*objects.segment);
+    objects = {};
+    expect_problem(part);
+    expect_problem("kvtrie destroy");
+  };
+  spoil([](Segment& s) { s.superblock().magic = 1; }, "magic");
+  spoil([](Segment& s) { s.superblock().page_count += 1; }, "checksum");
+  spoil([](Segment& s) { s.worker({2}).slot_state.store(0x105); }, "worker slot 2");
+  spoil([](Segment& s) { s.name_space({1}).state.store(7); }, "namespace 1");
+  spoil([](Segment& s) { s.descriptor({5}).state.store(0xF); }, "page 5");
+  spoil(
+      [](Segment& s) {
+        s.descriptor({6}).state.store(StateWord::make(PageState::kWriting, 0, {9}).raw);
+      },
+      "page 6");
+}
+
+TEST_F(CacheStoreTest, ObjectThatIsNoSegmentIsRefused) {
+  const Result<FileDescriptor> fd = create_object(segment_object_name(cache_.name()), 100, 0600);
+  ASSERT_TRUE(fd);
+  ASSERT_TRUE(publish_object(segment_object_name(cache_.name())));
+  expect_problem("smaller than a superblock");
+  options_.fresh = true;
+  EXPECT_EQ(open_problem(), "");
+}
+
+#ifdef KVTRIE_DEV
+TEST_F(CacheStoreTest, DiesInBuild) {
+  for (const bool replaces : {false, true}) {
+    for (const char* place :
+         {"store.after_old_removed", "store.after_pools_made", "store.after_pools_published"}) {
+      if (replaces) {
+        options_.fresh = false;
+        ASSERT_EQ(open_problem(), "");
+      }
+      options_.fresh = replaces;
+      ASSERT_TRUE(test::dies_at(place, [&] { (void)open_problem(); })) << place;
+      EXPECT_FALSE(there(cache_.segment_path())) << place << ": a segment at its name is whole";
+      options_.fresh = false;
+      CacheObjects objects;
+      const MaybeFailure failure = open(objects);
+      ASSERT_FALSE(failure) << place << failure->text;
+      EXPECT_FALSE(objects.adopted);
+      EXPECT_FALSE(there(cache_.segment_path() + ".tmp") || there(cache_.pool_path(0) + ".tmp"))
+          << place;
+      objects = {};
+      (void)remove_object(segment_object_name(cache_.name()));
+      remove_pools(cache_.name());
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace kvtrie

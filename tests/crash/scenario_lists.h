@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// The scenarios by operation; scenario.h has all of them in one list. A new operation is added to one of these.
+#pragma once
+
+#include <vector>
+
+#include "tests/crash/scenario.h"
+
+namespace kvtrie::test {
+
+std::vector<Scenario> begin_scenarios();
+std::vector<Scenario> allocate_scenarios();
+std::vector<Scenario> publish_scenarios();
+std::vector<Scenario> release_scenarios();
+std::vector<Scenario> evict_scenarios();
+std::vector<Scenario> recovery_scenarios();
+
+}  // namespace kvtrie::test

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// step_kill: kills a process at every machine instruction of each operation of the protocol. See --help. The table that
+// it prints is the one in docs/crash-model.md.
+
+#include <fmt/format.h>
+#include <link.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <charconv>
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "shm/mutant.h"
+#include "tests/crash/arena.h"
+#include "tests/crash/step_run.h"
+
+namespace {
+
+using kvtrie::test::Scenario;
+using kvtrie::test::StepOutcome;
+using kvtrie::test::StepPlan;
+
+constexpr char kHelp[] =
+    "step_kill [--all | --stride N] [--operation PREFIX]... [--shard I/N] [--list]\n"
+    "  --all            kill at every instruction\n"
+    "  --stride N       kill where the segment changes, with the instruction before and after, and at every N-th (64)\n"
+    "  --operation P    only operations whose name begins with P\n"
+    "  --shard I/N      only the I-th of N equal parts (I from 0), so that a long run can be done in pieces\n"
+    "  --mutant NAME    with a protection taken out, in builds that have them\n"
+    "Prints a table in Markdown. Exit code: 0 no violation, 1 some, 2 usage.\n";
+constexpr unsigned kSecondsAKill = 20;  // a survivor that needs longer hangs
+constexpr std::size_t kViolationsShown = 5;
+
+struct Settings {
+  StepPlan plan;
+  std::vector<std::string> operations;
+  bool list = false;
+};
+
+// What the alarm's handler says; it may only write.
+char doing[160];
+std::size_t doing_bytes = 0;
+
+void on_alarm(int) {
+  (void)!::write(STDERR_FILENO, doing, doing_bytes);
+  ::_exit(1);
+}
+
+std::size_t number(std::string_view text) {
+  std::size_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size()) {
+    fmt::print(stderr, "step_kill: '{}' is not a number\n", text);
+    std::exit(2);
+  }
+  return value;
+}
+
+void choose_mutant([[maybe_unused]] std::string_view name) {
+#ifdef KVTRIE_DEV
+  for (std::size_t i = 0; i < std::size(kvtrie::kMutantNames); ++i) {
+    if (kvtrie::kMutantNames[i] == name) {
+      kvtrie::active_mutant.store(static_cast<kvtrie::Mutant>(i));
+      return;
+    }
+  }
+#endif
+  fmt::print(stderr, "step_kill: no mutant '{}' in this build\n", name);
+  std::exit(2);
+}
+
+Settings parse(int argc, char** argv) {
+  Settings settings;
+  settings.plan.on_start = kvtrie::test::use_arena;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view option = argv[i];
+    const std::string_view value = i + 1 < argc ? argv[i + 1] : "";
+    if (option == "--all") {
+      settings.plan.all = true;
+    } else if (option == "--list") {
+      settings.list = true;
+    } else if (option == "--stride" && number(value) > 0) {
+      settings.plan.stride = number(value);
+      ++i;
+    } else if (option == "--operation" && !value.empty()) {
+      settings.operations.emplace_back(value);
+      ++i;
+    } else if (option == "--mutant") {
+      choose_mutant(value);
+      ++i;
+    } else if (option == "--shard" && value.find('/') != std::string_view::npos) {
+      settings.plan.shard = number(value.substr(0, value.find('/')));
+      settings.plan.shard_count = number(value.substr(value.find('/') + 1));
+      ++i;
+    } else {
+      fmt::print("{}", kHelp);
+      std::exit(option == "--help" ? 0 : 2);
+    }
+  }
+  if (settings.plan.shard_count == 0 || settings.plan.shard >= settings.plan.shard_count) std::exit(2);
+  return settings;
+}
+
+bool chosen(const Settings& settings, const Scenario& scenario) {
+  if (settings.operations.empty()) return true;
+  for (const std::string& prefix : settings.operations) {
+    if (scenario.name.starts_with(prefix)) return true;
+  }
+  return false;
+}
+
+// One core for both, so that a step does not wait for another core to wake.
+void stay_on_this_core() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<unsigned>(::sched_getcpu()), &set);
+  ::sched_setaffinity(0, sizeof set, &set);
+}
+
+// Where the program itself is mapped, so that addr2line can name an address.
+std::uint64_t load_address() { return _r_debug.r_map->l_addr; }
+
+void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) {
+  fmt::print("| {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states, outcome.kills,
+             outcome.violations.size());
+  fmt::print(stderr, "{}: {:.1f} s, {} off the recorded route\n", scenario.name, seconds, outcome.off_route);
+  for (std::size_t i = 0; i < std::min(outcome.violations.size(), kViolationsShown); ++i) {
+    const auto& violation = outcome.violations[i];
+    fmt::print(stderr, "  after instruction {}, at {:#x}: {}\n", violation.k, violation.address - load_address(),
+               violation.text);
+  }
+  std::fflush(stdout);
+}
+
+StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const StepPlan& plan) {
+  try {
+    return step_and_kill(world, scenario, plan, [&](std::size_t k) {
+      const auto end = fmt::format_to_n(doing, sizeof doing - 1, "step_kill: hangs after {} at instruction {}\n",
+                                        scenario.name, k);
+      doing_bytes = std::min(end.size, sizeof doing - 1);
+      ::alarm(kSecondsAKill);
+    });
+  } catch (const std::exception& failure) {
+    StepOutcome outcome;
+    outcome.violations.push_back({0, load_address(), failure.what()});
+    return outcome;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Settings settings = parse(argc, argv);
+  if (settings.list) {
+    for (const Scenario& scenario : kvtrie::test::all_scenarios()) fmt::print("{}\n", scenario.name);
+    return 0;
+  }
+  stay_on_this_core();
+  std::signal(SIGALRM, on_alarm);
+  kvtrie::test::CrashWorld world;
+  StepOutcome all;
+  fmt::print("| operation | instructions | segment states | kills | violations |\n|---|---|---|---|---|\n");
+  for (const Scenario& scenario : kvtrie::test::all_scenarios()) {
+    if (!chosen(settings, scenario)) continue;
+    const auto start = std::chrono::steady_clock::now();
+    const StepOutcome outcome = run(world, scenario, settings.plan);
+    show(scenario, outcome, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    all.instructions += outcome.instructions;
+    all.states += outcome.states;
+    all.kills += outcome.kills;
+    all.off_route += outcome.off_route;
+    all.violations.insert(all.violations.end(), outcome.violations.begin(), outcome.violations.end());
+  }
+  fmt::print("| all | {} | {} | {} | {} |\n", all.instructions, all.states, all.kills, all.violations.size());
+  return all.violations.empty() ? 0 : 1;
+}

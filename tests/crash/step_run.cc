@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tests/crash/step_run.h"
+
+#include <cstring>
+#include <set>
+
+#include "shm/prefix_hash.h"
+#include "tests/crash/aftermath.h"
+#include "tests/crash/victim.h"
+
+namespace kvtrie::test {
+namespace {
+
+constexpr std::size_t kInstructionsMax = 2'000'000;
+
+}  // namespace
+
+Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& plan, StepOutcome& outcome) {
+  Recording recording;
+  Stepper stepper(start_victim(world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
+  std::set<std::uint64_t> states;
+  std::vector<std::byte> last(world.bytes().begin(), world.bytes().end());
+  states.insert(hash_bytes(0, last.data(), last.size()));
+  recording.addresses.push_back(stepper.at());
+  for (;;) {
+    const StepResult result = stepper.step();
+    if (result == StepResult::kEnd) break;
+    if (result == StepResult::kFailed || recording.addresses.size() > kInstructionsMax) {
+      throw Violation("the operation failed without being killed");
+    }
+    recording.addresses.push_back(stepper.at());
+    if (std::memcmp(last.data(), world.bytes().data(), last.size()) != 0) {
+      last.assign(world.bytes().begin(), world.bytes().end());
+      states.insert(hash_bytes(0, last.data(), last.size()));
+      recording.changes.push_back(recording.addresses.size() - 1);
+    }
+  }
+  outcome.instructions = recording.instructions();
+  outcome.states = states.size();
+  return recording;
+}
+
+std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPlan& plan) {
+  const std::size_t last = recording.instructions() + 1;  // the operation has returned
+  std::set<std::size_t> chosen{0, last};
+  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride) chosen.insert(k);
+  if (!plan.all) {
+    for (const std::size_t k : recording.changes) chosen.insert({k - 1, k, k + 1});
+  }
+  std::vector<std::size_t> places;
+  for (const std::size_t k : chosen) {
+    if (k % plan.shard_count == plan.shard) places.push_back(k);
+  }
+  return places;
+}
+
+StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,
+                          const std::function<void(std::size_t k)>& before_kill) {
+  StepOutcome outcome;
+  const Recording recording = record(world, scenario, plan, outcome);
+  const Route route(recording);
+  const std::size_t last = recording.instructions();
+  for (const std::size_t k : places_to_kill(recording, plan)) {
+    before_kill(k);
+    Route::Arrival arrival;
+    std::string violation;
+    try {
+      Stepper stepper(start_victim(world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
+      arrival = route.go(stepper, std::min(k, last));
+      while (k > last && arrival.result == StepResult::kStepped) arrival.result = stepper.step();
+      if (arrival.result == StepResult::kFailed) {
+        violation = "the victim failed before it was killed";
+      }
+      stepper.kill();
+      ++outcome.kills;
+      if (!arrival.as_recorded && k <= last) ++outcome.off_route;
+      if (violation.empty()) violation = judge(world, scenario, arrival.result == StepResult::kEnd);
+    } catch (const Violation& caught) {
+      violation = caught.what();
+    }
+    if (!violation.empty()) {
+      outcome.violations.push_back({k, recording.addresses[std::min(k, last)], violation});
+    }
+  }
+  return outcome;
+}
+
+}  // namespace kvtrie::test

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Steps a traced child instruction by instruction (x86-64, PTRACE_SINGLESTEP), and brings it to the k-th instruction
+// of a run that was recorded before without stepping all the way: to an anchor, which is the n-th arrival at some
+// instruction shortly before, by a breakpoint, and from there by steps. Runs must be repeatable, which the arrival is
+// checked for.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvtrie::test {
+
+using Address = std::uint64_t;
+
+enum class StepResult : std::uint8_t {
+  kStepped,
+  kEnd,     // the child stopped itself: its operation returned
+  kFailed,  // it died or got another signal
+};
+
+// One child. It is stopped whenever no call runs. Killed at the end of the object's life.
+class Stepper {
+ public:
+  explicit Stepper(pid_t stopped_child);
+  Stepper(const Stepper&) = delete;
+  Stepper& operator=(const Stepper&) = delete;
+  ~Stepper();
+
+  StepResult step();
+  // Where the next instruction is.
+  Address at() const;
+  // Runs to the n-th arrival at `address`, n from 1; being there already counts.
+  StepResult run_to(Address address, std::uint32_t arrival);
+  // SIGKILL, and waits until the kernel has reported the death.
+  void kill();
+
+ private:
+  StepResult wait_for_trap();
+  long peek(Address address) const;
+  void poke(Address address, long word) const;
+
+  pid_t pid_;
+  bool alive_ = true;
+};
+
+// A recorded run: before step k the next instruction was at addresses[k]; addresses.back() is the end.
+struct Recording {
+  std::vector<Address> addresses;
+  std::vector<std::size_t> changes;  // k: step k - 1 changed the segment
+
+  std::size_t instructions() const { return addresses.empty() ? 0 : addresses.size() - 1; }
+};
+
+// Cheapest way to each k of a recording.
+class Route {
+ public:
+  explicit Route(const Recording& recording);
+
+  // From the child's stop before its operation; k steps are then done. False: the run was another one; the child
+  // stands somewhere all the same, or `end` says that it returned.
+  struct Arrival {
+    StepResult result = StepResult::kStepped;
+    bool as_recorded = false;
+  };
+  Arrival go(Stepper& stepper, std::size_t k) const;
+
+ private:
+  std::size_t anchor_for(std::size_t k) const;
+
+  const Recording& recording_;
+  std::vector<std::uint32_t> arrivals_;  // of addresses[k] up to k; 0: no anchor
+};
+
+}  // namespace kvtrie::test

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tests/support/crash_world.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstring>
+
+#include "coordinator/evictor.h"
+#include "shm/namespace_table.h"
+#include "shm/prefix_hash.h"
+#include "shm/robust_mutex.h"
+#include "shm/worker_table.h"
+
+namespace kvtrie::test {
+namespace {
+
+constexpr std::uint64_t kPoolBytes = std::uint64_t{kWorldPages} * kWorldPageWords * 8;
+
+FileDescriptor make_memory(const char* name, std::uint64_t bytes) {
+  FileDescriptor fd(::memfd_create(name, MFD_CLOEXEC));
+  if (!fd.open() || ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) {
+    throw std::runtime_error("memfd_create");
+  }
+  return fd;
+}
+
+Mapping map_all(int fd, std::uint64_t bytes) {
+  Result<Mapping> mapping = Mapping::map(fd, bytes, Access::kReadWrite);
+  if (!mapping) throw std::runtime_error(mapping.error().what());
+  return std::move(*mapping);
+}
+
+std::uint64_t word_of(std::uint64_t path_hash, std::size_t word) {
+  return hash_bytes(path_hash, &word, sizeof word);
+}
+
+std::uint64_t path_hash(const Path& path, std::size_t pages) {
+  return hash_bytes(0, path.data(), pages * sizeof path[0]);
+}
+
+}  // namespace
+
+Paths prefixes_of(const Paths& paths) {
+  Paths closed;
+  for (const Path& path : paths) {
+    for (std::size_t n = 1; n <= path.size(); ++n) closed.insert(Path(path.begin(), path.begin() + static_cast<std::ptrdiff_t>(n)));
+  }
+  return closed;
+}
+
+std::vector<std::uint32_t> tokens_of(const Path& path) {
+  std::vector<std::uint32_t> tokens;
+  tokens.reserve(path.size() * kWorldTokens);
+  for (const std::uint32_t page : path) {
+    for (std::uint32_t i = 0; i < kWorldTokens; ++i) tokens.push_back(page * 1000 + i);
+  }
+  return tokens;
+}
+
+std::string to_text(const Path& path) { return fmt::format("{{{}}}", fmt::join(path, ",")); }
+
+View::View(int segment_fd, int pool_fd) {
+  const Result<std::uint64_t> bytes = object_bytes(segment_fd);
+  if (!bytes) throw std::runtime_error(bytes.error().what());
+  Result<Segment> opened = Segment::open(map_all(segment_fd, *bytes));
+  if (!opened) throw Violation(opened.error().what());
+  segment_ = std::make_unique<Segment>(std::move(*opened));
+  pool_ = std::make_unique<Mapping>(map_all(pool_fd, kPoolBytes));
+}
+
+View::View(Segment segment, int pool_fd)
+    : segment_(std::make_unique<Segment>(std::move(segment))),
+      pool_(std::make_unique<Mapping>(map_all(pool_fd, kPoolBytes))) {}
+
+std::span<std::uint64_t> View::page_words(PageIndex page) const {
+  return {reinterpret_cast<std::uint64_t*>(pool_->data()) + page.value * kWorldPageWords,
+          kWorldPageWords};
+}
+
+NamespaceRef View::name_space() const {
+  return {{0}, segment_->name_space({0}).fields_hash.load()};
+}
+
+std::uint32_t Engine::begin(Sequence& sequence, const Path& path) {
+  BeginReport report;
+  const Status status =
+      worker_.begin(view_.name_space(), tokens_of(path), {}, sequence, report);
+  if (!status) throw Violation(fmt::format("begin {}: {}", to_text(path), status.what()));
+  return report.cached_pages;
+}
+
+Status Engine::allocate(Sequence& sequence, std::size_t pages, std::int64_t wait_ns) {
+  return worker_.allocate(sequence, pages * kWorldTokens, wait_ns);
+}
+
+void Engine::compute(Sequence& sequence, const Path& path) {
+  const std::size_t shared = sequence.shared.size();
+  for (std::size_t i = 0; i < sequence.own.size() && shared + i < path.size(); ++i) {
+    if (sequence.own[i].state == OwnState::kLive) continue;
+    const std::span<std::uint64_t> words = view_.page_words(sequence.own[i].page);
+    const std::uint64_t hash = path_hash(path, shared + i + 1);
+    for (std::size_t w = 0; w < words.size(); ++w) words[w] = word_of(hash, w);
+  }
+}
+
+PublishReport Engine::publish(Sequence& sequence, std::size_t pages) {
+  PublishReport report;
+  const Status status = worker_.publish(sequence, pages * kWorldTokens, report);
+  if (!status) throw Violation(fmt::format("publish: {}", status.what()));
+  return report;
+}
+
+std::uint32_t Engine::prepare(Sequence& sequence, const Path& path, std::size_t spare) {
+  const std::uint32_t hit = begin(sequence, path);
+  if (const Status status = allocate(sequence, path.size() + spare); !status) {
+    throw Violation(fmt::format("allocate {}: {}", to_text(path), status.what()));
+  }
+  compute(sequence, path);
+  return hit;
+}
+
+void Engine::cache(const Path& path) {
+  Sequence sequence;
+  prepare(sequence, path);
+  if (publish(sequence, path.size()).pages_private != 0) {
+    throw Violation(fmt::format("publish {}: a page stayed private", to_text(path)));
+  }
+  release(sequence);
+}
+
+CrashWorld::CrashWorld() {
+  Geometry geometry;
+  geometry.pages = kWorldPages;
+  geometry.tokens_per_page = kWorldTokens;
+  geometry.page_bytes = kWorldPageWords * 8;
+  geometry.workers = kWorldWorkers;
+  geometry.leases_per_worker = 48;
+  geometry.namespaces = 2;
+  geometry.stripes = 2;
+  const std::uint64_t bytes = layout_of(geometry).segment_bytes;
+  segment_fd_ = make_memory("kvtrie-crash-segment", bytes);
+  pool_fd_ = make_memory("kvtrie-crash-pool", kPoolBytes);
+  SegmentIdentity identity;
+  identity.cache_name = "crash";
+  identity.hash_secret = 0x1234'5678'9ABC'DEF0ULL;
+  identity.cache_id[0] = 1;
+  identity.clock = ClockKind::kDriven;
+  identity.tick_ns = 1'000'000;
+  Result<Segment> built = Segment::build(map_all(segment_fd_.get(), bytes), geometry, identity);
+  if (!built) throw std::runtime_error(built.error().what());
+  view_ = std::make_unique<View>(std::move(*built), pool_fd_.get());
+  if (!NamespaceTable(segment()).open("model=test\n", "test")) throw std::runtime_error("namespace");
+  const WorkerTable table(segment());
+  for (std::uint16_t i = 1; i < kWorldWorkers; ++i) {  // the last slot stays free
+    const Result<SlotGrant> grant = table.give({static_cast<std::uint32_t>(::getpid()), 1, 0,
+                                                WorkerRole::kWorker, "test", 0});
+    if (!grant || !table.confirm(*grant)) throw std::runtime_error("worker slot");
+  }
+  blank_.assign(segment().data(), segment().data() + segment().size_bytes());
+}
+
+void CrashWorld::reset() {
+  opened_.clear();
+  engines_.clear();
+  std::memcpy(segment().data(), blank_.data(), blank_.size());
+}
+
+std::span<const std::byte> CrashWorld::bytes() const {
+  return {segment().data(), segment().size_bytes()};
+}
+
+Engine& CrashWorld::engine(std::uint16_t slot) {
+  std::unique_ptr<Engine>& engine = engines_[slot];
+  if (!engine) engine = std::make_unique<Engine>(*view_, WorkerId{slot});
+  return *engine;
+}
+
+void CrashWorld::tick() { segment().superblock().driven_tick.fetch_add(1); }
+
+void CrashWorld::cache(std::uint16_t slot, const Path& path) {
+  tick();
+  engine(slot).cache(path);
+}
+
+OpenSequence& CrashWorld::open(std::uint16_t slot, const Path& path, std::size_t spare) {
+  tick();
+  OpenSequence& open = opened_.emplace_back(OpenSequence{WorkerId{slot}, path, {}});
+  engine(slot).prepare(open.sequence, path, spare);
+  return open;
+}
+
+PageIndex CrashWorld::page_of(const Path& path) {
+  Sequence sequence;
+  if (engine(2).begin(sequence, path) != path.size()) {
+    throw Violation(fmt::format("{} is not cached", to_text(path)));
+  }
+  const PageIndex page = sequence.shared.back().page_index();
+  engine(2).release(sequence);
+  return page;
+}
+
+void CrashWorld::die_holding_stripes() {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    const View mine(segment_fd(), pool_fd());
+    for (std::uint32_t i = 0; i < mine.segment().geometry().stripes; ++i) {
+      if (!RobustMutex::acquire(mine.segment().stripe(i).mutex)) ::_exit(1);
+    }
+    ::kill(::getpid(), SIGKILL);
+  }
+  int status = 0;
+  if (::waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status)) {
+    throw std::runtime_error("the child did not die with the locks");
+  }
+}
+
+std::uint64_t CrashWorld::evict(std::uint64_t wanted) {
+  Evictor evictor(segment());
+  return evictor.evict(wanted, [] { return false; }, [](double) {}).evicted;
+}
+
+void visit_stripes(const Segment& segment, WorkerId me) {
+  const StripeIndex index(segment);
+  for (std::uint32_t i = 0; i < segment.geometry().stripes; ++i) {
+    IndexPlace place{};
+    place.stripe = i;
+    if (const Status status = index.lock(me, place); !status) {
+      throw Violation(fmt::format("stripe {}: {}", i, status.what()));
+    }
+    index.unlock(place);
+  }
+}
+
+}  // namespace kvtrie::test

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// A small cache for tests that kill: segment and pool in shared memory without a name, so that a forked victim maps
+// them itself (a mapping is not inherited) and the survivors go on in this process. reset() puts the segment's bytes
+// back to those of a new cache, which takes microseconds, so every instruction of an operation can have a new one.
+//
+// What is cached is told by numbers: path {1, 2} is the page of number 2 below that of number 1. Tokens and bytes of a
+// page are functions of its path, so a wrong page is always seen.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "shm/segment.h"
+#include "worker_plugin/worker.h"
+
+namespace kvtrie::test {
+
+using Path = std::vector<std::uint32_t>;
+using Paths = std::set<Path>;
+
+inline constexpr std::uint32_t kWorldPages = 80;  // more than one chunk of the free bitmap
+inline constexpr std::uint32_t kWorldTokens = 4;
+inline constexpr std::uint32_t kWorldPageWords = 4;
+inline constexpr std::uint16_t kWorldWorkers = 4;
+
+// What must not be. In a victim it ends the process, which is reported as such.
+class Violation : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// All prefixes of the paths, themselves too.
+Paths prefixes_of(const Paths& paths);
+std::vector<std::uint32_t> tokens_of(const Path& path);
+std::string to_text(const Path& path);
+
+// One process's mapping.
+class View {
+ public:
+  View(int segment_fd, int pool_fd);
+  explicit View(Segment segment, int pool_fd);
+
+  const Segment& segment() const { return *segment_; }
+  std::span<std::uint64_t> page_words(PageIndex page) const;
+  // Namespace 0, which the world has open.
+  NamespaceRef name_space() const;
+
+ private:
+  std::unique_ptr<Segment> segment_;
+  std::unique_ptr<Mapping> pool_;
+};
+
+// One worker of a process: calls, and the bytes that an engine would compute. Throws Violation where a call answers
+// what it must not.
+class Engine {
+ public:
+  Engine(const View& view, WorkerId slot) : view_(view), worker_(view.segment(), slot) {}
+
+  Worker& worker() { return worker_; }
+  std::uint32_t begin(Sequence& sequence, const Path& path);  // pages hit
+  Status allocate(Sequence& sequence, std::size_t pages, std::int64_t wait_ns = 0);
+  void compute(Sequence& sequence, const Path& path);
+  PublishReport publish(Sequence& sequence, std::size_t pages);
+  void release(Sequence& sequence) { worker_.release(sequence); }
+  // Begins, allocates and computes `path`, with `spare` pages whose tokens are unknown. Returns pages hit.
+  std::uint32_t prepare(Sequence& sequence, const Path& path, std::size_t spare = 0);
+  // The whole life of a request.
+  void cache(const Path& path);
+
+ private:
+  const View& view_;
+  Worker worker_;
+};
+
+// A sequence that a survivor has open.
+struct OpenSequence {
+  WorkerId slot;
+  Path path;
+  Sequence sequence;
+};
+
+class CrashWorld {
+ public:
+  CrashWorld();
+  void reset();
+
+  const View& view() const { return *view_; }
+  const Segment& segment() const { return view_->segment(); }
+  int segment_fd() const { return segment_fd_.get(); }
+  int pool_fd() const { return pool_fd_.get(); }
+  std::span<const std::byte> bytes() const;
+
+  Engine& engine(std::uint16_t slot);
+  // A tick later, `slot` caches the path.
+  void cache(std::uint16_t slot, const Path& path);
+  // Begun, allocated and computed, kept open.
+  OpenSequence& open(std::uint16_t slot, const Path& path, std::size_t spare = 0);
+  std::deque<OpenSequence>& opened() { return opened_; }
+  void tick();
+  // Of a path that is cached.
+  PageIndex page_of(const Path& path);
+  // A child that takes the locks of all stripes and dies with them.
+  void die_holding_stripes();
+  std::uint64_t evict(std::uint64_t wanted);
+
+ private:
+  FileDescriptor segment_fd_;
+  FileDescriptor pool_fd_;
+  std::unique_ptr<View> view_;
+  std::vector<std::byte> blank_;
+  std::map<std::uint16_t, std::unique_ptr<Engine>> engines_;
+  std::deque<OpenSequence> opened_;
+};
+
+// Locks, and repairs where the last owner died, every stripe, as an announcing worker does.
+void visit_stripes(const Segment& segment, WorkerId me);
+
+}  // namespace kvtrie::test

@@ -1,0 +1,541 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// What each call of kvtrie.h does and answers, on a healthy cache.
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <thread>
+
+#include "tests/worker_plugin/c_api_support.h"
+
+namespace kvtrie::test {
+namespace {
+
+Tokens many(std::uint32_t pages) {
+  std::vector<std::uint32_t> names(pages);
+  std::iota(names.begin(), names.end(), 1U);
+  return path(names);
+}
+
+TEST_F(CApiTest, PublishedPagesAreFoundAgain) {
+  const kvtrie_sequence first = cache(worker_, space_, path({1, 2, 3}));
+  const Begun again = begin(worker_, space_, path({1, 2, 3, 4}));
+  ASSERT_EQ(again.code, KVTRIE_OK);
+  EXPECT_EQ(again.result.cached_pages, 3U);
+  EXPECT_EQ(again.result.cached_tokens, 3U * kPageTokens);
+  EXPECT_EQ(again.result.pending_pages, 0U);
+  std::uint32_t mine[3] = {}, theirs[3] = {};
+  ASSERT_EQ(kvtrie_get_pages(first, 0, 3, mine), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_get_pages(again.sequence, 0, 3, theirs), KVTRIE_OK);
+  EXPECT_EQ(std::memcmp(mine, theirs, sizeof mine), 0);
+  EXPECT_EQ(kvtrie_release(again.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(first), KVTRIE_OK);
+  EXPECT_EQ(hits(worker_, space_, path({1, 2, 3})), 3U);
+}
+
+TEST_F(CApiTest, EmptyAndShortListsMatchNothingAndCanGrow) {
+  for (const std::size_t length : {0U, 1U, 3U}) {
+    const Tokens tokens = many(1);
+    auto result = sized<kvtrie_begin_result>();
+    kvtrie_sequence sequence{0};
+    ASSERT_EQ(kvtrie_begin(worker_, space_, length == 0 ? nullptr : tokens.data(), length, nullptr,
+                           &result, &sequence),
+              KVTRIE_OK);
+    EXPECT_EQ(result.cached_tokens, 0U);
+    std::uint32_t pages = 9;
+    EXPECT_EQ(kvtrie_page_count(sequence, &pages), KVTRIE_OK);
+    EXPECT_EQ(pages, 0U);
+    auto published = sized<kvtrie_publish_result>();
+    EXPECT_EQ(kvtrie_publish(sequence, length, &published), KVTRIE_OK);
+    EXPECT_EQ(published.published_tokens, 0U);
+    // Generated tokens fill the page; only then it can be published.
+    EXPECT_EQ(kvtrie_append(sequence, tokens.data() + length, kPageTokens - length), KVTRIE_OK);
+    EXPECT_EQ(kvtrie_append(sequence, nullptr, 0), KVTRIE_OK);
+    EXPECT_EQ(kvtrie_allocate(sequence, kPageTokens, nullptr), KVTRIE_OK);
+    EXPECT_EQ(kvtrie_publish(sequence, kPageTokens, &published), KVTRIE_OK);
+    EXPECT_EQ(published.published_tokens, kPageTokens);
+    EXPECT_EQ(published.pages_published, length == 0 ? 1U : 0U);  // later ones are duplicates
+    EXPECT_EQ(published.pages_private, length == 0 ? 0U : 1U);
+    EXPECT_EQ(kvtrie_release(sequence), KVTRIE_OK);
+  }
+  EXPECT_EQ(hits(worker_, space_, many(1)), 1U);
+}
+
+TEST_F(CApiTest, ListLongerThanThePoolMatchesWhatIsThereAndCanNeverBeAllocated) {
+  const Tokens tokens = many(200);
+  const kvtrie_sequence first = cache(worker_, space_, many(60));
+  const Begun begun = begin(worker_, space_, tokens);
+  ASSERT_EQ(begun.code, KVTRIE_OK);
+  EXPECT_EQ(begun.result.cached_pages, 60U);
+  EXPECT_EQ(kvtrie_allocate(begun.sequence, tokens.size(), nullptr), KVTRIE_E_NEVER);
+  EXPECT_TRUE(last_error_has("unit")) << kvtrie_last_error();
+  EXPECT_EQ(kvtrie_allocate(begun.sequence, UINT64_MAX, nullptr), KVTRIE_E_NEVER);
+  EXPECT_EQ(kvtrie_allocate(begun.sequence, 64 * kPageTokens, nullptr), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(begun.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(first), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, NotNowTakesNothingAndIsNotNever) {
+  const Begun holder = begin(worker_, space_, many(60));
+  ASSERT_EQ(kvtrie_allocate(holder.sequence, 60 * kPageTokens, nullptr), KVTRIE_OK);
+  const Begun wants = begin(worker_, space_, path({900}));
+  EXPECT_EQ(kvtrie_allocate(wants.sequence, 5 * kPageTokens, nullptr), KVTRIE_E_NOT_NOW);
+  EXPECT_TRUE(last_error_has("about 4 free")) << kvtrie_last_error();
+  std::uint32_t count = 9;
+  EXPECT_EQ(kvtrie_page_count(wants.sequence, &count), KVTRIE_OK);
+  EXPECT_EQ(count, 0U);
+  EXPECT_EQ(cache_.count(PageState::kFree), 4U);
+  EXPECT_EQ(kvtrie_allocate(wants.sequence, 4 * kPageTokens, nullptr), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(wants.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(holder.sequence), KVTRIE_OK);
+  EXPECT_EQ(cache_.count(PageState::kFree), 64U);
+}
+
+TEST_F(CApiTest, AskedWaitEndsInTimeout) {
+  const Begun holder = begin(worker_, space_, many(64));
+  ASSERT_EQ(kvtrie_allocate(holder.sequence, 64 * kPageTokens, nullptr), KVTRIE_OK);
+  const Begun wants = begin(worker_, space_, path({900}));
+  auto options = sized<kvtrie_allocate_options>();
+  options.wait_ms = 20;
+  EXPECT_EQ(kvtrie_allocate(wants.sequence, kPageTokens, &options), KVTRIE_E_TIMEOUT);
+  options.flags = KVTRIE_NO_WAIT;
+  EXPECT_EQ(kvtrie_allocate(wants.sequence, kPageTokens, &options), KVTRIE_E_NOT_NOW);
+  auto counters = sized<kvtrie_counters>();
+  ASSERT_EQ(kvtrie_get_counters(worker_, &counters), KVTRIE_OK);
+  EXPECT_EQ(counters.waits, 1U);
+  EXPECT_EQ(kvtrie_release(wants.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(holder.sequence), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, WaiterGetsPagesThatComeFree) {
+  const Begun holder = begin(worker_, space_, many(64));
+  ASSERT_EQ(kvtrie_allocate(holder.sequence, 64 * kPageTokens, nullptr), KVTRIE_OK);
+  const Begun wants = begin(worker_, space_, path({900}));
+  kvtrie_code code = KVTRIE_E_SYSTEM;
+  std::jthread waiter([&] {
+    auto options = sized<kvtrie_allocate_options>();
+    options.wait_ms = 20'000;
+    code = kvtrie_allocate(wants.sequence, kPageTokens, &options);
+  });
+  while (cache_.segment().worker({1}).pages_wanted.load() == 0)
+    std::this_thread::yield();
+  EXPECT_EQ(kvtrie_detach(worker_), KVTRIE_E_BUSY);
+  EXPECT_EQ(kvtrie_release(wants.sequence), KVTRIE_E_BUSY);
+  EXPECT_EQ(kvtrie_release(holder.sequence), KVTRIE_OK);
+  RoomKeeper keeper(cache_.segment(), Watermarks{0, 0});
+  while (cache_.segment().worker({1}).pages_wanted.load() != 0) {
+    keeper.pass([] { return false; });
+    std::this_thread::yield();
+  }
+  waiter.join();
+  EXPECT_EQ(code, KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(wants.sequence), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, PendingPagesAreReported) {
+  const Begun first = begin(worker_, space_, path({1, 2}));
+  ASSERT_EQ(kvtrie_allocate(first.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  const Begun second = begin(worker_, space_, path({1, 2}));
+  EXPECT_EQ(second.result.cached_pages, 0U);
+  EXPECT_EQ(second.result.pending_pages, 1U);
+  auto published = sized<kvtrie_publish_result>();
+  ASSERT_EQ(kvtrie_allocate(second.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(second.sequence, 2 * kPageTokens, &published), KVTRIE_OK);
+  EXPECT_EQ(published.pages_private, 2U);
+  EXPECT_EQ(published.published_tokens, 0U);
+  EXPECT_EQ(kvtrie_release(second.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(first.sequence), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, FlagsKeepASequenceFromReadingAndPublishing) {
+  const kvtrie_sequence first = cache(worker_, space_, path({1, 2}));
+  const Begun blind = begin(worker_, space_, path({1, 2}), KVTRIE_NO_READ);
+  EXPECT_EQ(blind.result.cached_pages, 0U);
+  EXPECT_EQ(kvtrie_release(blind.sequence), KVTRIE_OK);
+  const Begun secret = begin(worker_, space_, path({7, 8}), KVTRIE_NO_PUBLISH);
+  ASSERT_EQ(kvtrie_allocate(secret.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  auto published = sized<kvtrie_publish_result>();
+  ASSERT_EQ(kvtrie_publish(secret.sequence, 2 * kPageTokens, &published), KVTRIE_OK);
+  EXPECT_EQ(published.pages_published, 0U);
+  EXPECT_EQ(published.pages_private, 2U);
+  EXPECT_EQ(hits(worker_, space_, path({7, 8})), 0U);
+  EXPECT_EQ(kvtrie_release(secret.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(first), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, BytesWrittenThroughPageAddressAreSharedInEveryPlane) {
+  const kvtrie_worker other = cache_.attach();
+  const kvtrie_namespace theirs = cache_.open(other, {{"model", "a"}});
+  const Begun writer = begin(worker_, space_, path({1, 2}));
+  ASSERT_EQ(kvtrie_allocate(writer.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  std::uint32_t pages[2] = {};
+  ASSERT_EQ(kvtrie_get_pages(writer.sequence, 0, 2, pages), KVTRIE_OK);
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    for (std::uint32_t plane = 0; plane < 2; ++plane) {
+      void* address = nullptr;
+      ASSERT_EQ(kvtrie_page_address(worker_, pages[i], plane, &address), KVTRIE_OK);
+      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(address) % 64, 0U);
+      std::memset(address, static_cast<int>(10 * i + plane + 1), 64);
+    }
+  }
+  ASSERT_EQ(kvtrie_publish(writer.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  const Begun reader = begin(other, theirs, path({1, 2}));
+  ASSERT_EQ(reader.result.cached_pages, 2U);
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    for (std::uint32_t plane = 0; plane < 2; ++plane) {
+      std::uint32_t page = 0;
+      void* address = nullptr;
+      void* original = nullptr;
+      ASSERT_EQ(kvtrie_get_pages(reader.sequence, i, 1, &page), KVTRIE_OK);
+      ASSERT_EQ(kvtrie_page_address(other, page, plane, &address), KVTRIE_OK);
+      ASSERT_EQ(kvtrie_page_address(worker_, page, plane, &original), KVTRIE_OK);
+      EXPECT_NE(address, original);  // another mapping, the same bytes
+      for (int byte = 0; byte < 64; ++byte) {
+        EXPECT_EQ(static_cast<unsigned char*>(address)[byte], 10 * i + plane + 1);
+      }
+    }
+  }
+  EXPECT_EQ(kvtrie_detach(other), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, NamespacesNeverMatchEachOther) {
+  const kvtrie_namespace other = cache_.open(worker_, {{"model", "a"}, {"tenant", "t"}});
+  const kvtrie_namespace same = cache_.open(worker_, {{"model", "a"}});
+  EXPECT_EQ(same.id, space_.id);
+  EXPECT_NE(other.id, space_.id);
+  const kvtrie_sequence first = cache(worker_, space_, path({1, 2}));
+  EXPECT_EQ(hits(worker_, other, path({1, 2})), 0U);
+  const kvtrie_sequence second = cache(worker_, other, path({1, 2}));
+  EXPECT_EQ(hits(worker_, other, path({1, 2})), 2U);
+  std::uint32_t a = 0, b = 0;
+  ASSERT_EQ(kvtrie_get_pages(first, 0, 1, &a), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_get_pages(second, 0, 1, &b), KVTRIE_OK);
+  EXPECT_NE(a, b);
+}
+
+TEST_F(CApiTest, FieldOrderDoesNotMatter) {
+  cache_.make_namespace({{"adapter", "x"}, {"model", "a"}});
+  const kvtrie_field forward[] = {{"adapter", "x"}, {"model", "a"}};
+  const kvtrie_field backward[] = {{"model", "a"}, {"adapter", "x"}};
+  kvtrie_namespace one{0}, two{0};
+  ASSERT_EQ(kvtrie_open_namespace(worker_, forward, 2, "label", &one), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_open_namespace(worker_, backward, 2, nullptr, &two), KVTRIE_OK);
+  EXPECT_EQ(one.id, two.id);
+}
+
+TEST_F(CApiTest, NewNamespaceWithoutCoordinatorSaysWhatToStart) {
+  const kvtrie_field field = {"model", "unknown"};
+  kvtrie_namespace name_space{7};
+  EXPECT_EQ(kvtrie_open_namespace(worker_, &field, 1, nullptr, &name_space),
+            KVTRIE_E_NO_COORDINATOR);
+  EXPECT_EQ(name_space.id, 0U);
+  EXPECT_TRUE(last_error_has("kvtried")) << kvtrie_last_error();
+}
+
+TEST_F(CApiTest, NamespaceWhoseRecordWasReusedIsStaleAndOpensAgain) {
+  for (const char* model : {"b", "c", "d"})
+    cache_.make_namespace({{"model", model}});
+  cache_.make_namespace(
+      {{"model", "e"}});  // four records: takes the place of "a", which has no page
+  EXPECT_EQ(begin(worker_, space_, path({1})).code, KVTRIE_E_STALE);
+  EXPECT_TRUE(last_error_has("open it")) << kvtrie_last_error();
+  const kvtrie_namespace again = cache_.open(worker_, {{"model", "a"}});
+  EXPECT_NE(again.id, space_.id);
+  EXPECT_EQ(hits(worker_, again, path({1})), 0U);
+  EXPECT_EQ(begin(worker_, space_, path({1})).code, KVTRIE_E_STALE);
+}
+
+TEST_F(CApiTest, NamespaceOfAnotherWorkerIsStale) {
+  const kvtrie_worker other = cache_.attach();
+  EXPECT_EQ(begin(other, space_, path({1})).code, KVTRIE_E_STALE);
+  EXPECT_EQ(begin(worker_, kvtrie_namespace{0}, path({1})).code, KVTRIE_E_STALE);
+  EXPECT_EQ(begin(worker_, kvtrie_namespace{~std::uint64_t{0}}, path({1})).code, KVTRIE_E_STALE);
+  EXPECT_EQ(kvtrie_detach(other), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, EverySequenceCallAnswersStaleAfterRelease) {
+  const kvtrie_sequence gone = cache(worker_, space_, path({1}));
+  ASSERT_EQ(kvtrie_release(gone), KVTRIE_OK);
+  const kvtrie_sequence next = cache(worker_, space_, path({1}));  // the same place in the table
+  for (const std::uint64_t id : {gone.id, std::uint64_t{0}, std::uint64_t{1}, ~std::uint64_t{0},
+                                 next.id + 1, next.id ^ (std::uint64_t{1} << 40)}) {
+    const kvtrie_sequence stale{id};
+    std::uint32_t value = 0;
+    EXPECT_EQ(kvtrie_append(stale, &value, 1), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_allocate(stale, 4, nullptr), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_get_pages(stale, 0, 1, &value), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_page_count(stale, &value), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_publish(stale, 4, nullptr), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_release(stale), KVTRIE_E_STALE);
+    EXPECT_TRUE(last_error_has("released")) << kvtrie_last_error();
+  }
+  EXPECT_EQ(kvtrie_release(next), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, EveryCallAnswersStaleAfterDetach) {
+  const kvtrie_sequence open = cache(worker_, space_, path({1}));
+  ASSERT_EQ(kvtrie_detach(worker_), KVTRIE_OK);
+  auto geometry = sized<kvtrie_geometry>();
+  auto counters = sized<kvtrie_counters>();
+  const kvtrie_field field = {"model", "a"};
+  kvtrie_namespace name_space{0};
+  void* address = nullptr;
+  std::uint32_t value = 0;
+  for (const std::uint64_t id :
+       {worker_.id, std::uint64_t{0}, std::uint64_t{63}, std::uint64_t{200}, ~std::uint64_t{0}}) {
+    const kvtrie_worker stale{id};
+    EXPECT_EQ(kvtrie_get_geometry(stale, &geometry), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_open_namespace(stale, &field, 1, nullptr, &name_space), KVTRIE_E_STALE);
+    EXPECT_EQ(begin(stale, space_, path({1})).code, KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_page_address(stale, 0, 0, &address), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_get_counters(stale, &counters), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_drive_clock(stale, 1), KVTRIE_E_STALE);
+    EXPECT_EQ(kvtrie_detach(stale), KVTRIE_E_STALE);
+    EXPECT_TRUE(last_error_has("detached")) << kvtrie_last_error();
+  }
+  EXPECT_EQ(kvtrie_page_count(open, &value), KVTRIE_E_STALE);
+  EXPECT_EQ(kvtrie_release(open), KVTRIE_E_STALE);
+  const kvtrie_worker next = cache_.attach();  // the same place in the table
+  EXPECT_EQ(kvtrie_drive_clock(worker_, 1), KVTRIE_E_STALE);
+  EXPECT_EQ(kvtrie_release(open), KVTRIE_E_STALE);
+  EXPECT_EQ(begin(next, space_, path({1})).code, KVTRIE_E_STALE);
+  EXPECT_EQ(kvtrie_detach(next), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, DetachReleasesEverySequenceAndLeavesTheSlot) {
+  cache(worker_, space_, path({1, 2}));
+  const Begun half = begin(worker_, space_, path({1, 5, 6}));
+  ASSERT_EQ(kvtrie_allocate(half.sequence, 3 * kPageTokens, nullptr), KVTRIE_OK);
+  EXPECT_EQ(cache_.leases(), 2U);
+  ASSERT_EQ(kvtrie_detach(worker_), KVTRIE_OK);
+  EXPECT_EQ(cache_.leases(), 0U);
+  EXPECT_EQ(cache_.count(PageState::kLive), 2U);
+  EXPECT_EQ(cache_.count(PageState::kFree), 62U);
+  EXPECT_EQ(WorkerTable(cache_.segment()).word({1}).state(), SlotState::kLeaving);
+  EXPECT_EQ(cache_.reap_leavers(), 1U);
+}
+
+// One line of /proc/self/maps, or name in /proc/self/fd, for each; threads by count.
+std::vector<std::string> process_state() {
+  std::vector<std::string> state;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("kvtrie") != std::string::npos && line.find("memfd") != std::string::npos) {
+      state.push_back(line);
+    }
+  }
+  for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const auto target = std::filesystem::read_symlink(fd.path(), gone);
+    if (!gone) state.push_back(target.string());
+  }
+  std::ranges::sort(state);
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    state.push_back(thread.path().string());
+  }
+  return state;
+}
+
+TEST_F(CApiTest, NothingRemainsAfterDetach) {
+  const std::vector<std::string> before = process_state();
+  const kvtrie_worker other = cache_.attach();
+  cache(other, cache_.open(other, {{"model", "a"}}), path({1, 2}));
+  EXPECT_GT(process_state().size(), before.size());
+  ASSERT_EQ(kvtrie_detach(other), KVTRIE_OK);
+  EXPECT_EQ(process_state(), before);
+}
+
+TEST_F(CApiTest, AttachmentKeepsNoFileDescriptor) {
+  std::vector<std::string> before = process_state();
+  const kvtrie_worker other = cache_.attach();
+  std::erase_if(before,
+                [](const std::string& line) { return line.find("memfd") != std::string::npos; });
+  std::vector<std::string> after = process_state();
+  std::erase_if(after,
+                [](const std::string& line) { return line.find("memfd") != std::string::npos; });
+  EXPECT_EQ(after, before);
+  std::size_t fds = 0, fds_of_cache = 0;
+  for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    ++fds;
+    fds_of_cache += std::filesystem::read_symlink(fd.path(), gone).string().find("memfd:kvtrie") !=
+                            std::string::npos
+                        ? 1
+                        : 0;
+  }
+  EXPECT_EQ(fds_of_cache, 3U);  // the test's own: a segment and two pools
+  EXPECT_EQ(kvtrie_detach(other), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, CountersCountSinceAttach) {
+  cache(worker_, space_, path({1, 2}));
+  EXPECT_EQ(hits(worker_, space_, path({1, 2, 3})), 2U);
+  ASSERT_EQ(kvtrie_detach(worker_), KVTRIE_OK);
+  ASSERT_EQ(cache_.reap_leavers(), 1U);
+  worker_ = cache_.attach();  // the same slot, whose counters go on
+  ASSERT_GT(cache_.segment().worker({1}).counters[0].load(), 0U);
+  auto counters = sized<kvtrie_counters>();
+  ASSERT_EQ(kvtrie_get_counters(worker_, &counters), KVTRIE_OK);
+  EXPECT_EQ(counters.lookups, 0U);
+  EXPECT_EQ(counters.pages_published, 0U);
+  const kvtrie_namespace again = cache_.open(worker_, {{"model", "a"}});
+  EXPECT_EQ(hits(worker_, again, path({1, 2, 3})), 2U);
+  const Begun held = begin(worker_, again, path({1, 2, 4}));
+  ASSERT_EQ(kvtrie_allocate(held.sequence, 4 * kPageTokens, nullptr), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(held.sequence, 3 * kPageTokens, nullptr), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_allocate(held.sequence, 1000, nullptr), KVTRIE_E_NEVER);
+  EXPECT_EQ(kvtrie_release(held.sequence), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_get_counters(worker_, &counters), KVTRIE_OK);
+  EXPECT_EQ(counters.lookups, 2U);
+  EXPECT_EQ(counters.tokens_asked, 24U);
+  EXPECT_EQ(counters.tokens_found, 16U);
+  EXPECT_EQ(counters.pages_asked, 6U);
+  EXPECT_EQ(counters.pages_hit, 4U);
+  EXPECT_EQ(counters.pages_allocated, 2U);
+  EXPECT_EQ(counters.pages_published, 1U);
+  EXPECT_EQ(counters.pages_given_back, 1U);
+  EXPECT_EQ(counters.failed_never, 1U);
+  EXPECT_EQ(counters.releases, 2U);
+}
+
+TEST_F(CApiTest, AttachmentsToSeveralCachesAreApart) {
+  TestCache second_cache({}, "second");
+  const kvtrie_worker second = second_cache.attach();
+  const kvtrie_namespace theirs = second_cache.open(second, {{"model", "a"}});
+  const kvtrie_sequence mine = cache(worker_, space_, path({1, 2}));
+  EXPECT_EQ(hits(second, theirs, path({1, 2})), 0U);
+  EXPECT_EQ(begin(second, space_, path({1})).code, KVTRIE_E_STALE);
+  EXPECT_EQ(kvtrie_detach(second), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(mine), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, DrivenClockNeverGoesBack) {
+  ASSERT_EQ(kvtrie_drive_clock(worker_, 100), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_drive_clock(worker_, 50), KVTRIE_OK);
+  EXPECT_EQ(cache_.segment().now_tick(), 100U);
+  TestCacheOptions system;
+  system.clock = ClockKind::kSystem;
+  TestCache other(system, "system");
+  const kvtrie_worker worker = other.attach();
+  EXPECT_EQ(kvtrie_drive_clock(worker, 1), KVTRIE_E_INVALID);
+  EXPECT_TRUE(last_error_has("--clock driven")) << kvtrie_last_error();
+  EXPECT_EQ(kvtrie_detach(worker), KVTRIE_OK);
+}
+
+TEST_F(CApiTest, OptionsReachLeaseAndPage) {
+  ASSERT_EQ(kvtrie_drive_clock(worker_, 100), KVTRIE_OK);
+  auto options = sized<kvtrie_begin_options>();
+  options.request_tag = 4711;
+  options.retention_ticks = 50;
+  options.hint = 3;
+  options.priority = 15;
+  auto result = sized<kvtrie_begin_result>();
+  kvtrie_sequence sequence{0};
+  const Tokens tokens = path({1});
+  ASSERT_EQ(
+      kvtrie_begin(worker_, space_, tokens.data(), tokens.size(), &options, &result, &sequence),
+      KVTRIE_OK);
+  EXPECT_EQ(cache_.segment().leases({1})[0].request_tag.load(), 4711U);
+  ASSERT_EQ(kvtrie_allocate(sequence, 4, nullptr), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(sequence, 4, nullptr), KVTRIE_OK);
+  std::uint32_t page = 0;
+  ASSERT_EQ(kvtrie_get_pages(sequence, 0, 1, &page), KVTRIE_OK);
+  const Descriptor& descriptor = cache_.segment().descriptor({page});
+  EXPECT_EQ(descriptor.retain_until.load(), 150U);
+  EXPECT_EQ(descriptor.depth_class.load() >> 24 & 0xF, 15U);
+  EXPECT_EQ(TouchWord{descriptor.touch.load()}.hint_and_flags() & 3, 3);
+}
+
+TEST(CApiAttachTest, MoreSequencesThanLeasesAnswersFull) {
+  TestCacheOptions options;
+  options.leases = 3;
+  TestCache cache(options);
+  const kvtrie_worker worker = cache.attach();
+  const kvtrie_namespace space = cache.open(worker, {{"model", "a"}});
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(begin(worker, space, path({1})).code, KVTRIE_OK);
+  const Begun fourth = begin(worker, space, path({1}));
+  EXPECT_EQ(fourth.code, KVTRIE_E_FULL);
+  EXPECT_EQ(fourth.sequence.id, 0U);
+  EXPECT_TRUE(last_error_has("--leases")) << kvtrie_last_error();
+  EXPECT_EQ(kvtrie_detach(worker), KVTRIE_OK);
+}
+
+TEST(CApiAttachTest, GrantsThatDoNotFitAreRefusedAndLeaveNothing) {
+  const TestCache cache;
+  kvtrie_worker worker{7};
+  const auto refused = [&](kvtrie_code expected, auto spoil) {
+    Attachment grant = cache.grant();
+    const WorkerId slot = grant.grant.slot;
+    spoil(grant);
+    EXPECT_EQ(attach_from_grant(std::move(grant), cache.address(), &worker), expected);
+    EXPECT_EQ(worker.id, 0U);
+    EXPECT_EQ(WorkerTable(cache.segment()).word(slot).state(), SlotState::kAttaching);
+    EXPECT_TRUE(last_error_has("unit")) << kvtrie_last_error();
+    // As when the connection closes unconfirmed.
+    EXPECT_TRUE(
+        WorkerTable(cache.segment()).begin_reap(slot, WorkerTable(cache.segment()).word(slot)));
+    WorkerTable(cache.segment()).finish_reap(slot);
+  };
+  refused(KVTRIE_E_CORRUPT, [](Attachment& grant) { grant.pools.pop_back(); });
+  refused(KVTRIE_E_CORRUPT, [](Attachment& grant) { grant.pool_bytes /= 2; });
+  refused(KVTRIE_E_CORRUPT, [](Attachment& grant) { grant.cache_id[0] ^= 1; });
+  refused(KVTRIE_E_CORRUPT, [](Attachment& grant) { grant.segment_bytes *= 2; });
+  refused(KVTRIE_E_CORRUPT, [](Attachment& grant) { grant.grant.slot = {999}; });
+  refused(KVTRIE_E_STALE, [](Attachment& grant) { ++grant.grant.incarnation; });
+  cache.segment().poison(PoisonReason::kOperator);
+  refused(KVTRIE_E_POISONED, [](Attachment&) {});
+}
+
+TEST(CApiAttachTest, MoreAttachmentsThanATableHasAnswerFull) {
+  TestCacheOptions options;
+  options.workers = 80;
+  const TestCache cache(options);
+  std::vector<kvtrie_worker> workers;
+  kvtrie_code code = KVTRIE_OK;
+  while (code == KVTRIE_OK && workers.size() < 80) {
+    kvtrie_worker worker{0};
+    code = attach_from_grant(cache.grant(), cache.address(), &worker);
+    if (code == KVTRIE_OK) workers.push_back(worker);
+  }
+  EXPECT_EQ(code, KVTRIE_E_FULL);
+  EXPECT_EQ(workers.size(), 64U);
+  for (const kvtrie_worker worker : workers)
+    EXPECT_EQ(kvtrie_detach(worker), KVTRIE_OK);
+}
+
+TEST(CApiAttachTest, ThreadOfARawCloneIsRefused) {
+  // Its robust list is taken away, as a thread of a raw clone() has none.
+  kvtrie_code code = KVTRIE_OK;
+  std::string message;
+  std::jthread([&] {
+    if (::syscall(SYS_set_robust_list, nullptr, sizeof(robust_list_head)) != 0) return;
+    auto options = sized<kvtrie_attach_options>();
+    options.cache = "unit";
+    options.directory = "/nonexistent";
+    kvtrie_worker worker{0};
+    code = kvtrie_attach(&options, &worker);
+    message = kvtrie_last_error();
+  }).join();
+  EXPECT_EQ(code, KVTRIE_E_REFUSED);
+  EXPECT_NE(message.find("pthread_create"), std::string::npos) << message;
+}
+
+TEST(CApiAttachTest, WithoutACoordinatorAttachFailsAtOnceAndSaysWhatToStart) {
+  auto options = sized<kvtrie_attach_options>();
+  options.cache = "nobody-serves-this";
+  options.directory = "/nonexistent";
+  kvtrie_worker worker{7};
+  EXPECT_EQ(kvtrie_attach(&options, &worker), KVTRIE_E_NO_COORDINATOR);
+  EXPECT_EQ(worker.id, 0U);
+  EXPECT_TRUE(last_error_has("kvtried --cache nobody-serves-this")) << kvtrie_last_error();
+}
+
+}  // namespace
+}  // namespace kvtrie::test

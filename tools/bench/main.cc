@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// kvtrie-bench: what cache operations cost, as ratios to floors measured in the same run.
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tools/bench/full_hit.h"
+#include "tools/replay/own_cache.h"
+
+namespace {
+
+using kvtrie::bench::FullHitOptions;
+using kvtrie::bench::FullHitResult;
+using kvtrie::bench::Spread;
+
+nlohmann::json json_of(const Spread& spread) {
+  return {{"min", spread.minimum}, {"median", spread.median}, {"max", spread.maximum}};
+}
+
+void print(const FullHitOptions& options, const FullHitResult& result) {
+  fmt::print("full hit: {} prompts of {} pages, {} pages cached of {}, {} rounds (median, min to max)\n",
+             result.prompts, options.prompt_pages, result.pages_hit, options.pages, options.rounds);
+  const double pages = options.prompt_pages;
+  auto row = [&](const char* what, const Spread& us) {
+    fmt::print("  {:<28}{:8.1f} us ({:.1f} to {:.1f}){:8.2f} ns a page\n", what, us.median,
+               us.minimum, us.maximum, us.median * 1000 / pages);
+  };
+  row("begin and release", result.begin_us);
+  row("floor: stream of same bytes", result.floor_us);
+  fmt::print("  {:<28}{:8.2f}    ({:.2f} to {:.2f})\n", "ratio, round by round", result.ratio.median,
+             result.ratio.minimum, result.ratio.maximum);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  FullHitOptions options;
+  std::string json_file;
+  CLI::App app{"What cache operations cost, as ratios to floors measured in the same run.\n"
+               "Starts a coordinator of its own and removes it again."};
+  app.add_option("--pages", options.pages, "pages of the cache")
+      ->capture_default_str()
+      ->check(CLI::Range(std::uint64_t{64}, std::uint64_t{1} << 24));
+  app.add_option("--prompt-pages", options.prompt_pages, "pages of a prompt, 16 tokens each")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, 1U << 24));
+  app.add_option("--rounds", options.rounds, "rounds over all prompts, after one that warms up")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, 1000U));
+  app.add_option("--plugin", options.plugin, "libkvtrie_worker.so [../lib beside this program]");
+  app.add_option("--json", json_file, "write the figures to this file");
+  CLI11_PARSE(app, argc, argv);
+
+  const std::filesystem::path here = std::filesystem::path(kvtrie::replay::own_path()).parent_path();
+  options.kvtried = (here / "kvtried").string();
+  if (options.plugin.empty()) options.plugin = (here.parent_path() / "lib/libkvtrie_worker.so").string();
+  try {
+    const FullHitResult result = kvtrie::bench::measure_full_hit(options);
+    print(options, result);
+    if (!json_file.empty()) {
+      std::ofstream(json_file) << nlohmann::json{{"pages", options.pages},
+                                                 {"prompt_pages", options.prompt_pages},
+                                                 {"rounds", options.rounds},
+                                                 {"begin_us", json_of(result.begin_us)},
+                                                 {"floor_us", json_of(result.floor_us)},
+                                                 {"ratio", json_of(result.ratio)}}
+                                      .dump(2)
+                               << '\n';
+    }
+  } catch (const kvtrie::replay::CacheStartError& error) {
+    fmt::print(stderr, "kvtrie-bench: {}\n", error.text);
+    return 4;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "kvtrie-bench: {}\n", error.what());
+    return 4;
+  }
+  return 0;
+}

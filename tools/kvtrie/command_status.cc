@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tools/kvtrie/command_status.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "shm/namespace_table.h"
+#include "tools/kvtrie/caches.h"
+#include "tools/kvtrie/status_attention.h"
+#include "tools/kvtrie/text.h"
+
+namespace kvtrie::inspect {
+namespace {
+
+constexpr auto kRelaxed = std::memory_order_relaxed;
+
+std::uint32_t count_pools(const StatusReport& report, const std::string& shm_directory) {
+  std::uint32_t found = 0;
+  for (const FoundObject& object : find_objects(shm_directory)) {
+    const bool pool = !object.name.segment && !object.name.temporary &&
+                      object.name.cache == report.cache && object.name.layout == kLayoutVersion &&
+                      object.name.plane < report.geometry.planes;
+    if (pool && object.bytes >= report.pool_bytes_each) ++found;
+  }
+  return found;
+}
+
+void add_workers(const Segment& segment, const HostView& host, StatusReport& report) {
+  const std::vector<LeaseView> leases = read_leases(segment);
+  for (const WorkerView& worker : read_workers(segment, host, report.pages, leases)) {
+    for (std::size_t i = 0; i < kCounters; ++i) report.counters[i] += worker.counters[i];
+    report.leases_stale += worker.stale_leases;
+    if (worker.slot == kCoordinatorSlot) {
+      report.pins = worker.leases;
+      continue;
+    }
+    report.leases += worker.leases;
+    if (worker.oldest_lease &&
+        (!report.oldest_lease || static_cast<std::int32_t>(worker.oldest_lease->since_tick -
+                                                           report.oldest_lease->since_tick) < 0)) {
+      report.oldest_lease = worker.oldest_lease;
+    }
+    if (!worker.attached()) continue;
+    ++report.attached;
+    if (worker.liveness == Liveness::kDead) ++report.attached_dead;
+    if (worker.pages_wanted != 0) {
+      ++report.waiting;
+      report.pages_wanted += worker.pages_wanted;
+    }
+  }
+  if (report.oldest_lease) {
+    report.oldest_lease_seconds = host.age_seconds(report.oldest_lease->since_tick);
+  }
+}
+
+}  // namespace
+
+const char* poison_reason_name(std::uint32_t reason) {
+  constexpr const char* kNames[] = {"none", "lock_not_recoverable", "corrupt_structure", "operator",
+                                    "pool_gone"};
+  return reason < std::size(kNames) ? kNames[reason] : "impossible";
+}
+
+StatusReport gather_status(const Segment& segment, const std::string& cache,
+                           const std::string& shm_directory) {
+  const Superblock& block = segment.superblock();
+  const HostView host(segment);
+  StatusReport report;
+  report.cache = cache;
+  report.cache_id = fmt::format("{:016x}{:016x}", block.cache_id[0], block.cache_id[1]);
+  const std::string inside = printable(block.cache_name, sizeof block.cache_name);
+  if (inside != cache) report.object_name_says = inside;
+  report.age_seconds = host.made_seconds_ago(block.created_realtime_ns);
+  report.made_realtime_ns = block.created_realtime_ns;
+  report.geometry = segment.geometry();
+  report.segment_bytes = segment.size_bytes();
+  report.pool_bytes_each = pool_bytes(segment.geometry());
+  report.pools_found = count_pools(report, shm_directory);
+
+  report.poisoned = block.poison_state.load(std::memory_order_acquire) != 0;
+  report.poison_reason = block.poison_reason.load(kRelaxed);
+  const std::uint64_t successor[] = {block.successor_id[0].load(kRelaxed),
+                                     block.successor_id[1].load(kRelaxed)};
+  if ((successor[0] | successor[1]) != 0) {
+    report.successor = fmt::format("{:016x}{:016x}", successor[0], successor[1]);
+  }
+  report.same_boot = host.same_boot();
+  report.same_pid_namespace = host.same_pid_namespace();
+  report.coordinator = read_coordinator(segment, host);
+  report.evictor_busy = block.evictor_busy.load(kRelaxed) != 0;
+  report.shortfall = block.eviction_shortfall.load(kRelaxed);
+  report.waiters = block.pages_waiters.load(kRelaxed);
+  report.low_pages = block.low_pages.load(kRelaxed);
+  report.high_pages = block.high_pages.load(kRelaxed);
+  report.clock = host.clock();
+  report.tick_ns = host.tick_ns();
+  report.now_tick = host.now_tick();
+
+  report.pages = take_census(segment);
+  add_workers(segment, host, report);
+  for (std::uint32_t i = 0; i < segment.geometry().stripes; ++i) {
+    report.stripe_recoveries += segment.stripe(i).recoveries.load(kRelaxed);
+    report.stripe_passed_by += segment.stripe(i).passed_by.load(kRelaxed);
+  }
+  report.namespaces_open = NamespaceTable(segment).stats().open;
+  report.attention = find_attention(report);
+  return report;
+}
+
+}  // namespace kvtrie::inspect

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tools/kvtrie/command_verify.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <map>
+
+#include "tools/kvtrie/text.h"
+
+namespace kvtrie::inspect {
+namespace {
+
+std::string safe(const std::string& text) { return printable(text.data(), text.size()); }
+
+}  // namespace
+
+VerifyOutput gather_verify(const Segment& segment, const std::string& cache,
+                           const VerifyOptions& options) {
+  VerifyOutput output;
+  output.cache = cache;
+  output.at_rest = options.at_rest;
+  const auto start = std::chrono::steady_clock::now();
+  output.report = verify(segment, options);
+  output.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return output;
+}
+
+VerifyOutput verify_of_unreadable(const std::string& cache, Status status) {
+  VerifyOutput output;
+  output.cache = cache;
+  output.report.findings.push_back({Invariant::kConstant, Subject::kSegment, 0, status.what()});
+  output.report.findings_total = 1;
+  return output;
+}
+
+std::string to_text(const VerifyOutput& output) {
+  const VerifyReport& report = output.report;
+  FieldLines lines;
+  lines.add("cache", output.cache);
+  lines.add("checked", output.at_rest ? "at rest: nobody else runs, nothing may be left over"
+                                      : "live: what no process may leave, killed or running");
+  std::string pages;
+  for (std::uint8_t i = 0; i < kPageStates; ++i) {
+    pages += fmt::format("{}{} {}", i == 0 ? "" : ", ", grouped(report.pages[i]),
+                         name_of(static_cast<PageState>(i)));
+  }
+  if (report.pages_impossible != 0) pages += fmt::format(", {} IMPOSSIBLE", grouped(report.pages_impossible));
+  lines.add("pages", pages);
+  lines.add("leases", grouped(report.leases));
+  lines.add("index", counted(report.index_entries, "entry", "entries"));
+  lines.add("looked again", grouped(report.rechecked));
+  lines.add("time", seconds_text(output.seconds));
+  lines.add("findings", report.clean() ? "none" : grouped(report.findings_total));
+  std::string text = lines.text();
+  std::map<Invariant, bool> explained;
+  for (const Finding& finding : report.findings) {
+    text += "! " + safe(to_string(finding)) + "\n";
+    explained[finding.invariant] = true;
+  }
+  if (report.findings_total > report.findings.size()) {
+    text += fmt::format("! and {} more (--findings shows more)\n",
+                        grouped(report.findings_total - report.findings.size()));
+  }
+  for (const auto& [invariant, _] : explained) {
+    text += fmt::format("  {} means: {}\n", name_of(invariant), meaning_of(invariant));
+  }
+  return text;
+}
+
+Json to_json(const VerifyOutput& output) {
+  const VerifyReport& report = output.report;
+  Json json;
+  json["cache"] = output.cache;
+  json["at_rest"] = output.at_rest;
+  json["clean"] = report.clean();
+  json["seconds"] = output.seconds;
+  Json& pages = json["pages"];
+  for (std::uint8_t i = 0; i < kPageStates; ++i) {
+    pages[name_of(static_cast<PageState>(i))] = report.pages[i];
+  }
+  pages["impossible"] = report.pages_impossible;
+  json["leases"] = report.leases;
+  json["index_entries"] = report.index_entries;
+  json["rechecked"] = report.rechecked;
+  json["findings_total"] = report.findings_total;
+  Json& findings = json["findings"] = Json::array();
+  for (const Finding& finding : report.findings) {
+    findings.push_back({{"invariant", name_of(finding.invariant)},
+                        {"meaning", meaning_of(finding.invariant)},
+                        {"subject", name_of(finding.subject)},
+                        {"number", finding.number},
+                        {"text", safe(finding.text)}});
+  }
+  return json;
+}
+
+}  // namespace kvtrie::inspect

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tools/kvtrie/snapshot.h"
+
+#include <algorithm>
+
+#include "shm/page_table.h"
+#include "tools/kvtrie/text.h"
+
+namespace kvtrie::inspect {
+namespace {
+
+constexpr auto kRelaxed = std::memory_order_relaxed;
+
+WorkerId slot_id(std::uint32_t slot) { return {static_cast<std::uint16_t>(slot)}; }
+
+LeaseTarget target_of(const Segment& segment, Handle handle) {
+  if (!handle.is_page() || !segment.has(handle.page_index())) return LeaseTarget::kImpossible;
+  const StateWord word{segment.descriptor(handle.page_index()).state.load(std::memory_order_acquire)};
+  return handle.same_life(word) ? LeaseTarget::kPage : LeaseTarget::kOtherLife;
+}
+
+std::uint64_t sum_of_held(const Segment& segment, WorkerId slot) {
+  std::uint64_t sum = 0;
+  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
+    sum += segment.held_count(slot, chunk).load(kRelaxed);
+  }
+  return sum;
+}
+
+WorkerView read_worker(const Segment& segment, const HostView& host, WorkerId slot) {
+  const WorkerRecord& record = segment.worker(slot);
+  WorkerView view;
+  view.slot = slot;
+  view.word = {record.slot_state.load(std::memory_order_acquire)};
+  view.pid = record.pid.load(kRelaxed);
+  view.start_time = record.start_time.load(kRelaxed);
+  view.uid = record.uid.load(kRelaxed);
+  view.role = static_cast<WorkerRole>(record.role.load(kRelaxed));
+  view.name = printable(record.name, sizeof record.name);
+  view.liveness = host.liveness(view.pid, view.start_time);
+  view.attach_tick = record.attach_tick.load(kRelaxed);
+  view.leases_high_water = record.leases_high_water.load(kRelaxed);
+  view.pages_wanted = record.pages_wanted.load(kRelaxed);
+  view.wait_ticket = record.wait_ticket.load(kRelaxed);
+  for (std::size_t i = 0; i < kCounters; ++i) view.counters[i] = record.counters[i].load(kRelaxed);
+  view.held_hint = sum_of_held(segment, slot);
+  return view;
+}
+
+// Of two leases the one that was taken first; ticks are compared modulo 2^32.
+bool older(const LeaseView& a, const LeaseView& b) {
+  return static_cast<std::int32_t>(a.since_tick - b.since_tick) < 0;
+}
+
+}  // namespace
+
+PageCensus take_census(const Segment& segment) {
+  PageCensus census;
+  census.writing_of.assign(segment.slot_count(), 0);
+  census.pending_of.assign(segment.slot_count(), 0);
+  census.pages_of_scope.assign(segment.namespace_count(), 0);
+  for (std::uint32_t i = 0; i < segment.page_count(); ++i) {
+    const Descriptor& descriptor = segment.descriptor({i});
+    const StateWord word{descriptor.state.load(kRelaxed)};
+    if (!word.well_formed()) {
+      ++census.impossible;
+      continue;
+    }
+    ++census.by_state[static_cast<std::size_t>(word.state())];
+    if (word.owned()) {
+      if (word.owner().value >= segment.slot_count()) {
+        ++census.owner_unknown;
+      } else {
+        auto& counts = word.state() == PageState::kWriting ? census.writing_of : census.pending_of;
+        ++counts[word.owner().value];
+      }
+    }
+    if (!word.canonical()) continue;
+    const NamespaceId scope = namespace_in(descriptor.scope.load(kRelaxed));
+    if (scope.value < census.pages_of_scope.size()) {
+      ++census.pages_of_scope[scope.value];
+    } else {
+      ++census.scope_unknown;
+    }
+    if (word.readable()) {
+      census.readable_tokens += std::min<std::uint32_t>(descriptor.token_count.load(kRelaxed),
+                                                        segment.tokens_per_page());
+    }
+  }
+  return census;
+}
+
+std::vector<LeaseView> read_leases(const Segment& segment) {
+  std::vector<LeaseView> leases;
+  for (std::uint32_t slot = 0; slot < segment.slot_count(); ++slot) {
+    const WorkerId id = slot_id(slot);
+    const std::uint32_t high_water = segment.worker(id).leases_high_water.load(std::memory_order_acquire);
+    std::uint32_t index = 0;
+    for (const LeaseSlot& lease : segment.leases(id)) {
+      const Handle handle{lease.handle.load(std::memory_order_acquire)};
+      if (!handle.none()) {
+        leases.push_back({id, index, handle, target_of(segment, handle),
+                          lease.since_tick.load(kRelaxed), lease.request_tag.load(kRelaxed),
+                          index >= high_water});
+      }
+      ++index;
+    }
+  }
+  return leases;
+}
+
+std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
+                                     const PageCensus& census, const std::vector<LeaseView>& leases) {
+  std::vector<WorkerView> workers;
+  workers.reserve(segment.slot_count());
+  for (std::uint32_t slot = 0; slot < segment.slot_count(); ++slot) {
+    WorkerView view = read_worker(segment, host, slot_id(slot));
+    view.writing = census.writing_of[slot];
+    view.pending = census.pending_of[slot];
+    workers.push_back(std::move(view));
+  }
+  const CoordinatorView coordinator = read_coordinator(segment, host);
+  workers[0].pid = coordinator.pid;
+  workers[0].start_time = coordinator.start_time;
+  workers[0].liveness = coordinator.liveness;
+  for (const LeaseView& lease : leases) {
+    WorkerView& holder = workers[lease.slot.value];
+    if (lease.target != LeaseTarget::kPage) {
+      ++holder.stale_leases;
+      continue;
+    }
+    ++holder.leases;
+    if (!holder.oldest_lease || older(lease, *holder.oldest_lease)) holder.oldest_lease = lease;
+  }
+  return workers;
+}
+
+CoordinatorView read_coordinator(const Segment& segment, const HostView& host) {
+  const Superblock& block = segment.superblock();
+  CoordinatorView view;
+  view.pid = block.coordinator_pid.load(kRelaxed);
+  view.start_time = block.coordinator_start_time.load(kRelaxed);
+  view.epoch = block.coordinator_epoch.load(kRelaxed);
+  view.state = block.coordinator_state.load(kRelaxed);
+  view.liveness = host.liveness(view.pid, view.start_time);
+  return view;
+}
+
+const char* coordinator_state_name(std::uint32_t state) {
+  constexpr const char* kNames[] = {"none", "adopting", "serving", "stopped"};
+  return state < std::size(kNames) ? kNames[state] : "impossible";
+}
+
+NamespaceView read_namespace(const Segment& segment, NamespaceId id) {
+  const NamespaceRecord& record = segment.name_space(id);
+  NamespaceView view;
+  view.id = id;
+  view.open = record.state.load(std::memory_order_acquire) ==
+              static_cast<std::uint32_t>(NamespaceState::kOpen);
+  view.root_generation = record.root_generation.load(kRelaxed);
+  view.label = printable(record.label, sizeof record.label);
+  std::string fields(record.fields, std::min<std::size_t>(record.fields_bytes.load(kRelaxed),
+                                                          sizeof record.fields));
+  std::ranges::replace(fields, '\n', ' ');
+  if (!fields.empty() && fields.back() == ' ') fields.pop_back();
+  view.fields = printable(fields.data(), fields.size());
+  return view;
+}
+
+}  // namespace kvtrie::inspect

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Copies of what a segment says at one moment, in private memory, for commands to look at in peace.
+//
+// The segment may be live (pages change while they are read) or hold any bytes at all. So: each word is read
+// once, every index in it is compared with a limit before it is used, loops run over arrays of known length,
+// and what cannot be is counted instead of believed. Nothing is written; no lock is taken.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "shm/ids.h"
+#include "shm/segment.h"
+#include "shm/worker_table.h"
+#include "tools/kvtrie/host.h"
+
+namespace kvtrie::inspect {
+
+// All pages by what their state words say.
+struct PageCensus {
+  std::array<std::uint64_t, kPageStates> by_state{};
+  std::uint64_t impossible = 0;     // state words that no page can have
+  std::uint64_t owner_unknown = 0;  // Writing or Pending of a slot that is not in this segment
+  std::uint64_t readable_tokens = 0;
+  std::vector<std::uint64_t> writing_of;       // by slot
+  std::vector<std::uint64_t> pending_of;       // by slot
+  std::vector<std::uint64_t> pages_of_scope;   // Pending, Live, Condemned by namespace
+  std::uint64_t scope_unknown = 0;
+
+  std::uint64_t of(PageState state) const { return by_state[static_cast<std::size_t>(state)]; }
+};
+PageCensus take_census(const Segment& segment);
+
+enum class LeaseTarget : std::uint8_t { kPage, kOtherLife, kImpossible };
+
+constexpr const char* name_of(LeaseTarget target) {
+  constexpr const char* kNames[] = {"page", "other_life", "impossible"};
+  return kNames[static_cast<std::uint8_t>(target)];
+}
+
+struct LeaseView {
+  WorkerId slot;
+  std::uint32_t index = 0;  // of the lease slot
+  Handle handle;
+  LeaseTarget target = LeaseTarget::kImpossible;  // kPage: handle names the page's present life
+  std::uint32_t since_tick = 0;
+  std::uint32_t request_tag = 0;
+  bool beyond_high_water = false;  // the evictor does not look there
+};
+// Every lease slot that is not empty, in the order of the area.
+std::vector<LeaseView> read_leases(const Segment& segment);
+
+struct WorkerView {
+  WorkerId slot;
+  SlotWord word;
+  std::uint32_t pid = 0;
+  std::uint64_t start_time = 0;
+  std::uint32_t uid = 0;
+  WorkerRole role = WorkerRole::kWorker;
+  std::string name;
+  Liveness liveness = Liveness::kNone;
+  std::uint32_t attach_tick = 0;
+  std::uint32_t leases_high_water = 0;
+  std::uint32_t pages_wanted = 0;
+  std::uint64_t wait_ticket = 0;
+  std::array<std::uint64_t, kCounters> counters{};
+
+  std::uint64_t writing = 0;
+  std::uint64_t pending = 0;
+  std::uint64_t held_hint = 0;  // sum of its held counts: at least writing + pending when nobody moves
+  std::uint64_t leases = 0;
+  std::uint64_t stale_leases = 0;  // of another life or impossible: they protect nothing
+  std::optional<LeaseView> oldest_lease;
+
+  bool attached() const { return word.state() != SlotState::kFree; }
+  bool holds() const { return writing + pending + leases + stale_leases + held_hint != 0; }
+  std::uint64_t counter(Counter which) const { return counters[static_cast<std::size_t>(which)]; }
+};
+// All slots, slot 0 (the coordinator's, with its process's identity) first.
+std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
+                                     const PageCensus& census, const std::vector<LeaseView>& leases);
+
+struct CoordinatorView {
+  std::uint32_t pid = 0;
+  std::uint64_t start_time = 0;
+  std::uint64_t epoch = 0;
+  std::uint32_t state = 0;
+  Liveness liveness = Liveness::kNone;
+};
+CoordinatorView read_coordinator(const Segment& segment, const HostView& host);
+const char* coordinator_state_name(std::uint32_t state);
+
+struct NamespaceView {
+  NamespaceId id;
+  bool open = false;
+  std::uint64_t root_generation = 0;
+  std::string label;
+  std::string fields;  // "key=value key=value", printable
+};
+NamespaceView read_namespace(const Segment& segment, NamespaceId id);
+
+}  // namespace kvtrie::inspect

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tools/replay/options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+namespace kvtrie::replay {
+namespace {
+
+// "max" or a positive number; empty when it is neither.
+std::optional<double> parse_speed(const std::string& text) {
+  if (text == "max") return 0.0;
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc{} || stopped != end || !std::isfinite(value) || value <= 0) return {};
+  return value;
+}
+
+void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
+  const CLI::Range percent(0.0, 100.0);
+  auto* trace = app.add_option("--trace", options.trace, "Request trace (JSON lines)");
+  trace->type_name("FILE");
+  app.add_option("--generate", options.generate, "Or a generated workload of N requests")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber)
+      ->excludes(trace);
+  app.add_option("--limit", options.limit, "Only the first N requests")->type_name("N");
+  app.add_option("--seed", options.seed, "Of the generator and of what workers do by chance (1)")
+      ->type_name("N");
+
+  app.add_option("--workers", options.workers, "Worker processes (4)")
+      ->type_name("N")
+      ->check(CLI::Range(1U, kWorkersMax));
+  app.add_option("--in-flight", options.in_flight, "Open requests of a worker (4)")
+      ->type_name("N")
+      ->check(CLI::Range(1U, kInFlightMax));
+  app.add_option("--namespaces", options.namespaces, "Requests are spread over N namespaces (1)")
+      ->type_name("N")
+      ->check(CLI::Range(1U, kNamespacesMax));
+  app.add_option("--speed", speed,
+                 "max: as fast as it goes, the trace's time drives the clock; or X times the trace's speed (max)")
+      ->type_name("max|X");
+  app.add_option("--check-bytes", options.check_percent, "Share of the pages that are compared (100)")
+      ->type_name("PERCENT")
+      ->check(percent);
+  app.add_option("--kill-workers", options.kill_workers,
+                 "Kill a worker N times, and start it again (0)")
+      ->type_name("N")
+      ->check(CLI::Range(0U, kWorkersMax));
+
+  app.add_option("--cache", options.cache, "An existing cache; without it a coordinator of its own")
+      ->type_name("NAME");
+  app.add_option("--dir", options.directory, "Directory of the existing cache's coordinator")
+      ->type_name("DIR");
+  app.add_option("--pages", options.geometry.pages, "Pages (16384)")->type_name("N");
+  app.add_option("--tokens-per-page", options.geometry.tokens_per_page, "Tokens of a page (16)")
+      ->type_name("N");
+  app.add_option("--page-bytes", options.geometry.page_bytes, "Bytes of a page in a plane (4096)")
+      ->type_name("N");
+  app.add_option("--planes", options.geometry.planes, "Planes (1)")->type_name("N");
+  app.add_option("--policy", options.policy, "Eviction policy (lru)")->type_name("NAME");
+  app.add_option("--low", options.low_percent, "Evict when fewer pages than this are free (1)")
+      ->type_name("PERCENT")
+      ->check(percent);
+  app.add_option("--high", options.high_percent, "... until this many are (2)")
+      ->type_name("PERCENT")
+      ->check(percent);
+
+  app.add_option("--plugin", options.plugin, "The plugin (../lib/libkvtrie_worker.so)")
+      ->type_name("PATH");
+  app.add_option("--json", options.json, "Write the results here")->type_name("FILE");
+}
+
+// What fits together only as a whole; empty when all is well.
+std::string problem_of(const ReplayOptions& options) {
+  if (options.trace.empty() && options.generate == 0) return "give --trace FILE or --generate N";
+  if (options.limit == 0) return "--limit: at least 1";
+  if (options.geometry.page_bytes % 8 != 0 || options.geometry.page_bytes == 0) {
+    return "--page-bytes: must be a multiple of 8";
+  }
+  if (options.low_percent > options.high_percent) return "--low: must not be above --high";
+  return options.cache.empty() ? geometry_problem(options.geometry) : std::string{};
+}
+
+}  // namespace
+
+std::optional<ReplayOptions> parse_options(int argc, const char* const* argv,
+                                           const std::string& default_directory, int& exit_code) {
+  CLI::App app{"Replays a request trace through worker processes and compares every reused byte.",
+               "kvtrie-replay"};
+  app.footer(
+      "exit codes: 0 no page was wrong, 1 wrong pages, 2 usage,\n"
+      "            3 the coordinator counted other hits than the workers, 4 anything else");
+  ReplayOptions options;
+  options.directory = default_directory;
+  std::string speed = "max";
+  add_options(app, options, speed);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    exit_code = app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return {};
+  }
+  exit_code = kExitUsage;
+  const std::optional<double> factor = parse_speed(speed);
+  if (!factor) {
+    fmt::print(stderr, "kvtrie-replay: --speed: 'max' or a positive number\n");
+    return {};
+  }
+  options.speed = *factor;
+  options.pages_given = app.count("--pages") > 0;
+  options.tokens_per_page_given = app.count("--tokens-per-page") > 0;
+  options.page_bytes_given = app.count("--page-bytes") > 0;
+  options.planes_given = app.count("--planes") > 0;
+  // A killed worker's slot is given back a little after the next one asks for its own.
+  options.geometry.workers = std::min(options.workers + options.kill_workers + 1, kWorkersMax);
+  options.geometry.leases_per_worker = std::max(2 * options.in_flight + 8, 64U);
+  options.geometry.namespaces = std::min(options.namespaces + 1, kNamespacesMax);
+  if (const std::string problem = problem_of(options); !problem.empty()) {
+    fmt::print(stderr, "kvtrie-replay: {}\n", problem);
+    return {};
+  }
+  exit_code = kExitOk;
+  return options;
+}
+
+}  // namespace kvtrie::replay

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tools/replay/replay.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tools/replay/child_process.h"
+#include "tools/replay/generator.h"
+#include "tools/replay/own_cache.h"
+#include "tools/replay/progress_bar.h"
+#include "tools/replay/report.h"
+#include "tools/replay/worker_crew.h"
+
+namespace kvtrie::replay {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kRestLimit = std::chrono::seconds(5);
+
+struct UsageError {
+  std::string text;
+};
+
+std::vector<Request> load_workload(const ReplayOptions& options) {
+  if (options.trace.empty()) {
+    std::vector<Request> requests = generate(options.generate, options.seed);
+    if (requests.size() > options.limit) requests.resize(options.limit);
+    return requests;
+  }
+  TraceResult trace = read_trace_file(options.trace, options.limit);
+  if (!trace.ok()) throw UsageError{trace.error};
+  if (trace.requests.empty()) throw UsageError{fmt::format("{}: holds no request", options.trace)};
+  return std::move(trace.requests);
+}
+
+// An existing cache has its own geometry; what was asked for must be that.
+void adopt_geometry(const Geometry& there, ReplayOptions& options) {
+  const auto agree = [](bool given, std::uint64_t asked, std::uint64_t has, const char* flag) {
+    if (given && asked != has) {
+      throw UsageError{fmt::format("{} {}: the cache has {}", flag, asked, has)};
+    }
+  };
+  const Geometry& asked = options.geometry;
+  agree(options.pages_given, asked.pages, there.pages, "--pages");
+  agree(options.tokens_per_page_given, asked.tokens_per_page, there.tokens_per_page,
+        "--tokens-per-page");
+  agree(options.page_bytes_given, asked.page_bytes, there.page_bytes, "--page-bytes");
+  agree(options.planes_given, asked.planes, there.planes, "--planes");
+  options.geometry = there;
+}
+
+template <std::size_t N>
+void put_text(char (&field)[N], const std::string& text, const char* what) {
+  if (text.size() >= N) throw UsageError{fmt::format("{}: longer than {} bytes", what, N - 1)};
+  std::memcpy(field, text.c_str(), text.size() + 1);
+}
+
+PlanSettings settings_of(const ReplayOptions& options, const std::string& cache,
+                         const std::string& directory, const std::string& plugin) {
+  PlanSettings settings{};
+  put_text(settings.cache, cache, "--cache");
+  put_text(settings.directory, directory, "--dir");
+  put_text(settings.plugin, plugin, "--plugin");
+  settings.in_flight = options.in_flight;
+  settings.namespaces = options.namespaces;
+  settings.sequential = options.sequential() ? 1 : 0;
+  settings.seed = options.seed;
+  settings.speed = options.speed;
+  settings.check_percent = options.check_percent;
+  return settings;
+}
+
+std::string note_of(const SharedPlan& plan) {
+  std::uint64_t asked = 0;
+  std::uint64_t hit = 0;
+  std::uint64_t wrong = 0;
+  for (std::uint32_t worker = 0; worker < plan.worker_count(); ++worker) {
+    asked += plan.tally(worker).get(Tally::kBlocksAsked);
+    hit += plan.tally(worker).get(Tally::kBlocksHit);
+    wrong += plan.tally(worker).get(Tally::kWrongPages);
+  }
+  return fmt::format("hit ratio {:.3f}, wrong pages {}",
+                     asked == 0 ? 0.0 : static_cast<double>(hit) / static_cast<double>(asked), wrong);
+}
+
+void write_json(const std::string& path, const std::string& json) {
+  std::ofstream file(path);
+  file << json;
+  file.close();
+  if (!file) throw std::runtime_error(fmt::format("{}: cannot be written", path));
+}
+
+struct Cache {
+  std::string name;
+  std::string directory;
+};
+
+ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Request>& requests,
+                             const Cache& cache, const Observer& observer, Signals& signals,
+                             OwnCache* own, const std::string& program, const std::string& plugin) {
+  PlanSettings settings = settings_of(options, cache.name, cache.directory, plugin);
+  settings.start_ns = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count());
+  SharedPlan plan(requests, settings, options.workers,
+                  observer.clock_is_driven() ? observer.driven_tick() : 0);
+  ReplayResult result;
+  result.requests = plan.request_count();
+  result.own_cache = own != nullptr;
+  const Observer::Counters before = observer.counters();
+  const auto start = Clock::now();
+  {
+    ProgressBar bar(plan.request_count());
+    WorkerCrew crew(plan, program);
+    result.failure = crew.run(signals, options.kill_workers, options.seed, [&]() -> std::string {
+      if (bar.shown()) bar.draw(plan.finished(), note_of(plan));
+      const std::string end = own == nullptr ? "" : own->how_it_ended();
+      return end.empty() ? "" : fmt::format("kvtried {}\n{}", end, own->log());
+    });
+    result.deaths = crew.deaths();
+    result.uncertain_hits = crew.uncertain_hits();
+  }
+  result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  result.census = result.failure.empty() ? observer.census_at_rest(kRestLimit) : observer.census();
+  const Observer::Counters after = observer.counters();
+  for (std::size_t i = 0; i < kCounters; ++i) result.counted[i] = after[i] - before[i];
+  add_tallies(plan, result);
+  return result;
+}
+
+ExitCode replay_on_cache(ReplayOptions options) {
+  Signals signals;
+  const std::string program = own_path();
+  const std::filesystem::path folder = std::filesystem::path(program).parent_path();
+  const std::string plugin =
+      options.plugin.empty() ? (folder.parent_path() / "lib" / "libkvtrie_worker.so").string()
+                             : options.plugin;
+  if (::access(plugin.c_str(), R_OK) != 0) {
+    throw UsageError{fmt::format("plugin {}: {}; give --plugin PATH", plugin, std::strerror(errno))};
+  }
+  const std::vector<Request> requests = load_workload(options);
+
+  std::optional<OwnCache> own;
+  Cache cache{options.cache, options.directory};
+  if (options.cache.empty()) {
+    own.emplace(options, (folder / "kvtried").string(), signals);
+    cache = {own->name(), own->directory()};
+  }
+  const Observer observer(cache.name);
+  adopt_geometry(observer.segment().geometry(), options);
+  const ReplayResult result = replay_workload(options, requests, cache, observer, signals,
+                                              own ? &*own : nullptr, program, plugin);
+
+  fmt::print("{}", to_text(result, options));
+  if (!options.json.empty()) write_json(options.json, to_json(result, options));
+  std::string why;
+  const ExitCode code = judge(result, why);
+  if (code != kExitOk) fmt::print(stderr, "kvtrie-replay: {}\n", why);
+  return code;
+}
+
+}  // namespace
+
+ExitCode run_replay(const ReplayOptions& options) {
+  try {
+    return replay_on_cache(options);
+  } catch (const UsageError& error) {
+    fmt::print(stderr, "kvtrie-replay: {}\n", error.text);
+    return kExitUsage;
+  } catch (const CacheStartError& error) {
+    fmt::print(stderr, "kvtrie-replay: {}\n", error.text);
+    return error.code;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "kvtrie-replay: {}\n", error.what());
+    return kExitFailure;
+  }
+}
+
+}  // namespace kvtrie::replay

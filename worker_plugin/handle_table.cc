@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "worker_plugin/handle_table.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+
+namespace kvtrie {
+namespace {
+
+// In a slot's word; and one change in a list's head.
+constexpr std::uint64_t kOneGeneration = HandleTable::kSlotsMax;
+
+constinit HandleTable process_table;
+
+}  // namespace
+
+HandleTable& handle_table() { return process_table; }
+
+// --- attach
+
+Result<std::uint32_t> HandleTable::reserve() {
+  if (::madvise(&words_, sizeof words_, MADV_WIPEONFORK) != 0) {
+    return Status{Code::kSystem, "madvise(MADV_WIPEONFORK): Linux 4.14 or later is needed", errno};
+  }
+  for (std::uint32_t index = 0; index < kAttachmentsMax; ++index) {
+    std::uint64_t none = 0;
+    if (words_.word[index].compare_exchange_strong(none, word_of(0, AttachmentState::kReserved),
+                                                   std::memory_order_acq_rel)) {
+      discard_inherited(index);
+      return index;
+    }
+  }
+  return Status{Code::kFull, "too many attachments in this process: detach some"};
+}
+
+void HandleTable::cancel(std::uint32_t index) {
+  words_.word[index].store(0, std::memory_order_release);
+}
+
+std::uint64_t HandleTable::open(std::uint32_t index, AttachedCache* cache, const PoolView& pools) {
+  Attachment& attachment = attachments_[index];
+  const std::uint64_t id = next_generation() << 8 | index;
+  attachment.cache = cache;
+  attachment.id.store(id, std::memory_order_relaxed);
+  attachment.pages.store(pools.pages, std::memory_order_release);
+  attachment.page_bytes.store(pools.page_bytes, std::memory_order_release);
+  attachment.planes.store(pools.planes, std::memory_order_release);
+  for (std::uint32_t plane = 0; plane < kPlanesMax; ++plane) {
+    attachment.plane[plane].store(pools.plane[plane], std::memory_order_release);
+  }
+  words_.word[index].store(word_of(id, AttachmentState::kOpen), std::memory_order_seq_cst);
+  return id;
+}
+
+// In a forked child: the index is free here and its attachment is the parent's.
+void HandleTable::discard_inherited(std::uint32_t index) {
+  Attachment& attachment = attachments_[index];
+  if (attachment.cache == nullptr) return;
+  const std::uint64_t id = attachment.id.load(std::memory_order_relaxed);
+  const std::uint32_t last = slots_used_.load(std::memory_order_acquire);
+  for (std::uint32_t i = 1; i <= last; ++i) {
+    Slot& slot = slots_[i];
+    const std::uint64_t word = slot.word.load(std::memory_order_acquire);
+    if (slot.owner.load(std::memory_order_acquire) != id || state_of(word) == SlotState::kFree)
+      continue;
+    if (state_of(word) != SlotState::kIdle) slot.sequence = nullptr;  // half changed, perhaps
+    slot.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
+    push(index, i);
+  }
+  attachment.cache = nullptr;
+}
+
+// --- calls
+
+Code HandleTable::look(std::uint64_t attachment_id) const {
+  const std::uint64_t word = words_.word[index_of(attachment_id)].load(std::memory_order_seq_cst);
+  if (word == word_of(attachment_id, AttachmentState::kOpen)) return Code::kOk;
+  return word == word_of(attachment_id, AttachmentState::kClosing) ? Code::kBusy : Code::kStale;
+}
+
+Inside HandleTable::enter(std::uint64_t attachment_id) {
+  if (!known(attachment_id)) return {Code::kStale};
+  const std::uint32_t index = index_of(attachment_id);
+  for (;; ::sched_yield()) {
+    Code code = look(attachment_id);
+    if (code == Code::kStale) return {code};
+    if (code == Code::kBusy) continue;
+    std::uint32_t i = pop(index);
+    if (i == 0) i = carve();
+    if (i == 0) return {Code::kFull};
+    Slot& slot = slots_[i];
+    slot.owner.store(attachment_id, std::memory_order_release);
+    slot.word.store(slot_word(slot.word.load(std::memory_order_relaxed), SlotState::kBusy),
+                    std::memory_order_seq_cst);
+    code = look(attachment_id);
+    if (code == Code::kOk) return {code, i, attachments_[index].cache};
+    end(i);
+    if (code == Code::kStale) return {code};
+  }
+}
+
+Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
+  const auto i = static_cast<std::uint32_t>(sequence_id & kSlotMask);
+  Slot& slot = slots_[i];
+  for (;;) {
+    const std::uint64_t word = slot.word.load(std::memory_order_acquire);
+    if ((word ^ sequence_id) >= kSlotsMax || state_of(word) == SlotState::kFree)
+      return {Code::kStale};
+    const std::uint64_t owner = slot.owner.load(std::memory_order_acquire);
+    // Before the word is touched: in a forked child it must stay as it is (discard_inherited).
+    Code code = look(owner);
+    if (code == Code::kStale) return {code};
+    if (code == Code::kOk) {
+      std::uint64_t expected = slot_word(sequence_id, SlotState::kIdle);
+      if (word != expected) return {Code::kBusy};
+      if (!slot.word.compare_exchange_strong(expected, slot_word(sequence_id, SlotState::kBusy),
+                                             std::memory_order_seq_cst)) {
+        continue;  // over, or in another call, by now
+      }
+      code = look(owner);
+      if (code == Code::kOk) return {code, i, attachments_[index_of(owner)].cache};
+      leave(i);
+    }
+    ::sched_yield();
+  }
+}
+
+Sequence& HandleTable::sequence(std::uint32_t slot) {
+  Sequence*& sequence = slots_[slot].sequence;
+  if (sequence == nullptr) sequence = new Sequence;
+  return *sequence;
+}
+
+std::uint64_t HandleTable::leave(std::uint32_t slot) {
+  const std::uint64_t word = slots_[slot].word.load(std::memory_order_relaxed);
+  slots_[slot].word.store(slot_word(word, SlotState::kIdle), std::memory_order_release);
+  return (word & ~kSlotMask) | slot;
+}
+
+void HandleTable::end(std::uint32_t slot) {
+  Slot& ended = slots_[slot];
+  const std::uint64_t owner = ended.owner.load(std::memory_order_relaxed);
+  const std::uint64_t word = ended.word.load(std::memory_order_relaxed);
+  ended.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
+  push(index_of(owner), slot);
+  if (look(owner) != Code::kOk) drain(index_of(owner));
+}
+
+AddressResult HandleTable::page_address(std::uint64_t attachment_id, std::uint32_t page,
+                                        std::uint32_t plane) const {
+  AddressResult result;
+  if (!known(attachment_id)) return {Code::kStale};
+  const Attachment& attachment = attachments_[index_of(attachment_id)];
+  if (look(attachment_id) == Code::kStale) return {Code::kStale};
+  result.pages = attachment.pages.load(std::memory_order_acquire);
+  result.planes = attachment.planes.load(std::memory_order_acquire);
+  const std::uint64_t page_bytes = attachment.page_bytes.load(std::memory_order_acquire);
+  std::byte* const first =
+      plane < kPlanesMax ? attachment.plane[plane].load(std::memory_order_acquire) : nullptr;
+  // Still the same attachment, so what was read belongs together.
+  if (look(attachment_id) == Code::kStale) return {Code::kStale};
+  if (page >= result.pages || plane >= result.planes) {
+    result.code = Code::kInvalid;
+  } else {
+    result.address = first + page * page_bytes;
+  }
+  return result;
+}
+
+bool HandleTable::inherited(std::uint64_t attachment_id) const {
+  if (!known(attachment_id) || look(attachment_id) != Code::kStale) return false;
+  const Attachment& attachment = attachments_[index_of(attachment_id)];
+  return attachment.id.load(std::memory_order_acquire) == attachment_id &&
+         attachment.pages.load(std::memory_order_acquire) != 0;
+}
+
+bool HandleTable::inherited_sequence(std::uint64_t sequence_id) const {
+  const Slot& slot = slots_[sequence_id & kSlotMask];
+  const std::uint64_t word = slot.word.load(std::memory_order_acquire);
+  return (word ^ sequence_id) < kSlotsMax && state_of(word) != SlotState::kFree &&
+         inherited(slot.owner.load(std::memory_order_acquire));
+}
+
+// --- free slots
+
+std::uint32_t HandleTable::pop(std::uint32_t index) {
+  std::atomic<std::uint64_t>& list = attachments_[index].free_head;
+  std::uint64_t head = list.load(std::memory_order_acquire);
+  for (;;) {
+    const auto slot = static_cast<std::uint32_t>(head & kSlotMask);
+    if (slot == 0) return 0;
+    const std::uint64_t rest = slots_[slot].next.load(std::memory_order_relaxed);
+    const std::uint64_t next = ((head & ~kSlotMask) + kOneGeneration) | rest;
+    if (list.compare_exchange_weak(head, next, std::memory_order_seq_cst,
+                                   std::memory_order_acquire)) {
+      return slot;
+    }
+  }
+}
+
+void HandleTable::push(std::uint32_t index, std::uint32_t slot) {
+  std::atomic<std::uint64_t>& list = attachments_[index].free_head;
+  std::uint64_t head = list.load(std::memory_order_relaxed);
+  std::uint64_t next = 0;
+  do {
+    slots_[slot].next.store(static_cast<std::uint32_t>(head & kSlotMask),
+                            std::memory_order_relaxed);
+    next = ((head & ~kSlotMask) + kOneGeneration) | slot;
+  } while (!list.compare_exchange_weak(head, next, std::memory_order_seq_cst,
+                                       std::memory_order_relaxed));
+}
+
+std::uint32_t HandleTable::carve() {
+  std::uint32_t used = slots_used_.load(std::memory_order_relaxed);
+  do {
+    if (used + 1 == kSlotsMax) return 0;
+  } while (!slots_used_.compare_exchange_weak(used, used + 1, std::memory_order_seq_cst));
+  const std::uint32_t slot = used + 1;
+  // Generation 0 is nobody's, so small numbers are no ids.
+  slots_[slot].word.store(slot_word(kOneGeneration, SlotState::kFree), std::memory_order_release);
+  return slot;
+}
+
+// Frees what the index's unused slots keep.
+void HandleTable::drain(std::uint32_t index) {
+  std::uint32_t chain = 0;
+  while (const std::uint32_t slot = pop(index)) {
+    delete slots_[slot].sequence;
+    slots_[slot].sequence = nullptr;
+    slots_[slot].next.store(chain, std::memory_order_relaxed);
+    chain = slot;
+  }
+  while (chain != 0) {
+    const std::uint32_t slot = chain;
+    chain = slots_[slot].next.load(std::memory_order_relaxed);
+    push(index, slot);
+  }
+}
+
+// --- detach
+
+Code HandleTable::begin_close(std::uint64_t attachment_id) {
+  if (!known(attachment_id)) return Code::kStale;
+  std::atomic<std::uint64_t>& state = words_.word[index_of(attachment_id)];
+  std::uint64_t expected = word_of(attachment_id, AttachmentState::kOpen);
+  if (!state.compare_exchange_strong(expected, word_of(attachment_id, AttachmentState::kClosing),
+                                     std::memory_order_seq_cst)) {
+    return look(attachment_id) == Code::kStale ? Code::kStale : Code::kBusy;
+  }
+  const std::uint32_t last = slots_used_.load(std::memory_order_seq_cst);
+  for (std::uint32_t i = 1; i <= last; ++i) {
+    Slot& slot = slots_[i];
+    std::uint64_t word = slot.word.load(std::memory_order_seq_cst);
+    if (state_of(word) == SlotState::kFree ||
+        slot.owner.load(std::memory_order_acquire) != attachment_id) {
+      continue;
+    }
+    if (state_of(word) == SlotState::kIdle &&
+        slot.word.compare_exchange_strong(word, slot_word(word, SlotState::kClaimed),
+                                          std::memory_order_seq_cst)) {
+      continue;
+    }
+    for_each_claimed(attachment_id, [](Slot& claimed) {
+      const std::uint64_t mine = claimed.word.load(std::memory_order_relaxed);
+      claimed.word.store(slot_word(mine, SlotState::kIdle), std::memory_order_release);
+    });
+    state.store(word_of(attachment_id, AttachmentState::kOpen), std::memory_order_seq_cst);
+    return Code::kBusy;
+  }
+  return Code::kOk;
+}
+
+void HandleTable::finish_close(std::uint64_t attachment_id) {
+  const std::uint32_t index = index_of(attachment_id);
+  for_each_claimed(attachment_id, [&](Slot& slot) {
+    const std::uint64_t word = slot.word.load(std::memory_order_relaxed);
+    slot.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
+    push(index, static_cast<std::uint32_t>(&slot - slots_.data()));
+  });
+  drain(index);
+  attachments_[index].cache = nullptr;
+  attachments_[index].pages.store(0, std::memory_order_release);
+  words_.word[index].store(0, std::memory_order_seq_cst);
+}
+
+}  // namespace kvtrie
