@@ -56,6 +56,13 @@ std::uint32_t Evictor::parent_index(std::uint32_t page) const {
   return parent.same_life(words_[index]) ? index : kNoPage;
 }
 
+// A scope that names no namespace is corrupt; its page goes first too.
+bool Evictor::flushed(std::uint32_t scope) const {
+  const NamespaceId id = namespace_in(scope);
+  return id.value >= segment_.namespace_count() ||
+         scope_of(id, segment_.name_space(id).root_generation.load(std::memory_order_relaxed)) != scope;
+}
+
 bool Evictor::scan(const std::function<bool()>& interrupted) {
   const std::uint32_t pages = segment_.page_count();
   tick_ = segment_.now_tick();
@@ -72,11 +79,8 @@ bool Evictor::scan(const std::function<bool()>& interrupted) {
     if (!words_[i].canonical()) continue;
     parents_[i] = {descriptor.parent.load(std::memory_order_acquire)};
     const std::uint32_t scope = descriptor.scope.load(std::memory_order_relaxed);
-    const std::uint64_t generation = segment_.name_space(namespace_in(scope))
-                                         .root_generation.load(std::memory_order_relaxed);
     // Pages of a flushed root go first (rule 18).
-    const bool flushed = scope_of(namespace_in(scope), generation) != scope;
-    stamps_[i] = flushed ? 0 : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
+    stamps_[i] = flushed(scope) ? 0 : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
   }
   for (std::uint32_t i = 0; i < pages; ++i) {
     if (!words_[i].canonical()) continue;

@@ -62,6 +62,7 @@ class Evictor {
     bool kept = false;  // rescued, or a child of it was
   };
 
+  bool flushed(std::uint32_t scope) const;
   bool scan(const std::function<bool()>& interrupted);
   void mark_leased();
   void rank();

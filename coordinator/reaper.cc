@@ -56,16 +56,12 @@ bool Reaper::reap(WorkerId slot, SlotWord expected, Why why) {
   const auto start = std::chrono::steady_clock::now();
   const WorkerRecord& record = segment_.worker(slot);
   const std::uint32_t pid = record.pid.load(std::memory_order_relaxed);
-  if (!table_.begin_reap(slot, expected)) return false;
-  const ReapReport report = reap_worker(segment_, slot);
-  if (why == Why::kDied) segment_.count(kCoordinatorSlot, Counter::kReapedWorkers);
-  segment_.count(kCoordinatorSlot, Counter::kReapedPages, report.pages);
-  segment_.count(kCoordinatorSlot, Counter::kReapedLeases, report.leases);
-  table_.finish_reap(slot);
+  const std::optional<ReapReport> report = reap_slot(segment_, slot, expected, why == Why::kDied);
+  if (!report) return false;
   forget(slot);
   const auto took = std::chrono::steady_clock::now() - start;
   log_(fmt::format("event={} worker={} pid={} pages={} leases={} took_us={}", event_name(why),
-                   slot.value, pid, report.pages, report.leases,
+                   slot.value, pid, report->pages, report->leases,
                    std::chrono::duration_cast<std::chrono::microseconds>(took).count()));
   return true;
 }

@@ -33,8 +33,9 @@ void make_pending(const Segment& segment, WorkerId me, PageIndex page, AtomicU64
                   const IndexPlace& place) {
   AtomicU64& state = segment.descriptor(page).state;
   const StateWord word{state.load(std::memory_order_relaxed)};
-  if (KVTRIE_MUTANT(index_before_pending)) StripeIndex::enter(slot, place, page);
-  state.store(word.with(PageState::kPending, me).raw, std::memory_order_release);
+  if (!KVTRIE_MUTANT(index_before_pending)) {
+    state.store(word.with(PageState::kPending, me).raw, std::memory_order_release);
+  }
   KVTRIE_CRASH_POINT("announce.after_pending");
   StripeIndex::enter(slot, place, page);
   KVTRIE_CRASH_POINT("announce.after_index_store");
@@ -67,6 +68,10 @@ AnnounceResult announce_page(const Segment& segment, WorkerId me, PageIndex page
   }
   index.unlock(place);
   KVTRIE_CRASH_POINT("announce.after_unlock");
+  if (KVTRIE_MUTANT(index_before_pending) && result.outcome == AnnounceOutcome::kAnnounced) {
+    AtomicU64& state = segment.descriptor(page).state;
+    state.store(StateWord{state.load()}.with(PageState::kPending, me).raw);
+  }
   if (result.outcome == AnnounceOutcome::kAnnounced && node.parent.is_page() &&
       !KVTRIE_MUTANT(no_announce_counter)) {
     segment.announce_counter(node.parent.page_index()).fetch_add(1, std::memory_order_seq_cst);

@@ -42,6 +42,7 @@ inline LeaseOutcome acquire_lease(const Segment& segment, LeaseSlot& slot, Handl
   if (word.state() == PageState::kLive) return LeaseOutcome::kHeld;
   if (word.state() != PageState::kCondemned) return LeaseOutcome::kLost;
   const StateWord live = word.with(PageState::kLive);
+  KVTRIE_CRASH_POINT("lease.before_rescue");
   if (KVTRIE_MUTANT(rescue_by_store)) {
     state.store(live.raw, std::memory_order_seq_cst);
     return LeaseOutcome::kRescued;

@@ -18,7 +18,7 @@ namespace kvtrie {
   X(rescue_by_store)                /* 2: rescue writes Live without compare-and-swap */             \
   X(parent_of_other_worker)         /* 3: another worker's Pending page is taken as parent */        \
   X(announce_without_lookup)        /* 4: no look for a page of the same key */                      \
-  X(index_before_pending)           /* 4: index entry before the Pending store */                    \
+  X(index_before_pending)           /* 4: Pending only after the index entry and the lock */         \
   X(no_announce_counter)            /* 5: parent's announce counter not incremented */               \
   X(lease_after_live)               /* 6: Live stored before the lease moved */                      \
   X(publish_children_first)         /* 6: deepest page Live first */                                 \
@@ -40,10 +40,12 @@ namespace kvtrie {
   X(adopt_revives_retiring)         /* 15: Retiring back to Live */                                  \
   X(wait_without_recheck)           /* 16: sleeper does not look again */                            \
   X(flush_ignored)                  /* 18: root generation not compared */                           \
-  X(touch_after_release)            /* 19: touch written without a lease */                          \
+  X(touch_before_lease)             /* 19: touch written before the lease is verified */             \
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \
   X(held_count_after_take)          /* held count raised after the page was taken */                 \
-  X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */
+  X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */         \
+  X(reap_held_first)                /* held count zero before the chunk's pages are given back */    \
+  X(adopt_keeps_bitmap)             /* free bits not recomputed at adoption */
 
 enum class Mutant : std::uint8_t {
   kNone = 0,

@@ -16,8 +16,8 @@
 // States, moved by the coordinator alone:
 //   kFree -> kOpen            release store, after all else
 //   kOpen -> kFree -> kOpen   reuse, with the next root generation: only when the table is full,
-//                             and only of a namespace without a page. A handle of its old root is of a
-//                             dead generation then (rule 18).
+//                             and only of a namespace without a page. A handle of its old
+//                             root is of a dead generation then (rule 18).
 // A reader loads state and root_generation, then the fields, then both again: equal means that what
 // it read belongs together (the generation is stored before any new field).
 //

@@ -62,12 +62,10 @@ void finish_page(const Segment& segment, PageIndex page) {
 
 ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   ReapReport report;
-  if (KVTRIE_MUTANT(reap_slot_first) && !KVTRIE_MUTANT(reap_keeps_leases)) {
-    clear_leases(segment, dead, report);
-  }
   for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
     AtomicU16& held = segment.held_count(dead, chunk);
     if (held.load(std::memory_order_acquire) == 0) continue;
+    if (KVTRIE_MUTANT(reap_held_first)) held.store(0, std::memory_order_release);
     report.pages += give_back_chunk(segment, dead, chunk);
     KVTRIE_CRASH_POINT("reap.before_held");
     held.store(0, std::memory_order_release);
@@ -82,6 +80,18 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   KVTRIE_CRASH_POINT("reap.after_waits");
   segment.superblock().reaps.fetch_add(1, std::memory_order_seq_cst);
   wake_pending_waiters(segment);
+  return report;
+}
+
+std::optional<ReapReport> reap_slot(const Segment& segment, WorkerId slot, SlotWord expected, bool died) {
+  const WorkerTable table(segment);
+  if (!table.begin_reap(slot, expected)) return std::nullopt;
+  if (KVTRIE_MUTANT(reap_slot_first)) table.finish_reap(slot);
+  const ReapReport report = reap_worker(segment, slot);
+  if (died) segment.count(kCoordinatorSlot, Counter::kReapedWorkers);
+  segment.count(kCoordinatorSlot, Counter::kReapedPages, report.pages);
+  segment.count(kCoordinatorSlot, Counter::kReapedLeases, report.leases);
+  if (!KVTRIE_MUTANT(reap_slot_first)) table.finish_reap(slot);
   return report;
 }
 
@@ -116,8 +126,9 @@ AdoptReport adopt_pages(const Segment& segment) {
     KVTRIE_CRASH_POINT("adopt.after_page");
   }
   const FreePages free_pages(segment);
-  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
+  for (std::uint32_t chunk = 0; chunk < segment.chunk_count() && !KVTRIE_MUTANT(adopt_keeps_bitmap); ++chunk) {
     free_pages.repair_chunk(chunk);
+    KVTRIE_CRASH_POINT("adopt.after_chunk");
   }
   segment.superblock().free_hint.store(static_cast<std::int64_t>(free_pages.count()),
                                        std::memory_order_relaxed);

@@ -4,11 +4,13 @@
 #include "shm/robust_mutex.h"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <limits>
 
 namespace kvtrie {
 namespace {
@@ -24,6 +26,39 @@ timespec deadline_after(std::int64_t wait_ns) {
   return limit;
 }
 
+// Fields of the C library's mutex. The kind is constant after init, so another one is not our lock
+// any more, and the library would assert on some (C7).
+constexpr int kKind = PTHREAD_MUTEX_ERRORCHECK_NP | 16 /* robust */ | 128 /* process-shared */;
+
+constexpr int kNotRecoverable = std::numeric_limits<int>::max() - 1;  // as the owner
+
+bool intact(const pthread_mutex_t& mutex) {
+  return __atomic_load_n(&mutex.__data.__kind, __ATOMIC_RELAXED) == kKind;
+}
+
+// Asked before and after each try: glibc's trylock on a lock that is not recoverable says so once
+// and leaves it locked by the caller, so that everybody else would get Busy for ever.
+bool given_up(const pthread_mutex_t& mutex) {
+  return __atomic_load_n(&mutex.__data.__owner, __ATOMIC_RELAXED) == kNotRecoverable;
+}
+
+int wait_for(pthread_mutex_t& mutex, const timespec& limit) {
+#ifdef KVTRIE_TSAN
+  // The thread sanitizer does not know clocklock, and then takes the release for a fault.
+  int rc = EBUSY;
+  timespec now{};
+  do {
+    ::sched_yield();
+    rc = ::pthread_mutex_trylock(&mutex);
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+  } while (rc == EBUSY &&
+           (now.tv_sec != limit.tv_sec ? now.tv_sec < limit.tv_sec : now.tv_nsec < limit.tv_nsec));
+  return rc;
+#else
+  return ::pthread_mutex_clocklock(&mutex, CLOCK_MONOTONIC, &limit);
+#endif
+}
+
 }  // namespace
 
 Status RobustMutex::init(pthread_mutex_t& mutex) {
@@ -33,19 +68,23 @@ Status RobustMutex::init(pthread_mutex_t& mutex) {
   }
   int rc = ::pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
   if (rc == 0) rc = ::pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+  // Of this type, taking it twice is EDEADLK and not a wait for oneself.
+  if (rc == 0) rc = ::pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK);
   if (rc == 0) rc = ::pthread_mutex_init(&mutex, &attributes);
   ::pthread_mutexattr_destroy(&attributes);
   if (rc != 0) return {Code::kSystem, "making a robust mutex", rc};
+  if (!intact(mutex)) return {Code::kSystem, "the C library's mutex is not as expected", ENOSYS};
   return {};
 }
 
 Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
   if (held >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
+  if (!intact(mutex))
+    return {Code::kCorrupt, "the bytes of a shared lock were overwritten", EINVAL};
+  if (given_up(mutex)) return {Code::kPoisoned, "the lock is not recoverable", ENOTRECOVERABLE};
   int rc = ::pthread_mutex_trylock(&mutex);
-  if (rc == EBUSY && wait_ns > 0) {
-    const timespec limit = deadline_after(wait_ns);
-    rc = ::pthread_mutex_clocklock(&mutex, CLOCK_MONOTONIC, &limit);
-  }
+  if (rc == EBUSY && wait_ns > 0) rc = wait_for(mutex, deadline_after(wait_ns));
+  if ((rc == EBUSY || rc == ETIMEDOUT) && given_up(mutex)) rc = ENOTRECOVERABLE;
   switch (rc) {
     case 0:
       ++held;
@@ -71,6 +110,8 @@ Status RobustMutex::mark_consistent(pthread_mutex_t& mutex) {
 }
 
 Status RobustMutex::release(pthread_mutex_t& mutex) {
+  if (!intact(mutex))
+    return {Code::kCorrupt, "the bytes of a shared lock were overwritten", EINVAL};
   if (const int rc = ::pthread_mutex_unlock(&mutex); rc != 0) {
     return {Code::kSystem, "releasing a robust mutex", rc};
   }

@@ -8,7 +8,8 @@
 //                           then mark_consistent(). Dying before that leaves the next owner the same task.
 //            Busy           not had within the bound, its holder lives (C5: pass by)
 //            Poisoned       ENOTRECOVERABLE: somebody unlocked without marking it consistent. Give the segment up
-//            System         a bug of ours (EDEADLK, EINVAL); errno says which
+//            Corrupt        the lock's bytes were overwritten (C7)
+//            System         a bug of ours (EDEADLK, EPERM); errno says which
 //
 // What the kernel demands and how it is kept (measured; each has a test in robust_mutex_test.cc or a refusal):
 //   * the mutex's page must stay mapped writable in its holder till the end: a process maps the segment once

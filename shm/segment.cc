@@ -92,6 +92,12 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   if (!geometry_problem(geometry).empty()) {
     return Status{Code::kInvalid, "impossible geometry (see geometry_problem)"};
   }
+  if (identity.tick_ns == 0 || identity.clock > ClockKind::kDriven) {
+    return Status{Code::kInvalid, "impossible clock"};
+  }
+  if (identity.cache_name.size() >= sizeof Superblock::cache_name) {
+    return Status{Code::kInvalid, "cache name longer than 63 bytes"};
+  }
   Segment segment(std::move(mapping), geometry);
   if (segment.mapping_.size_bytes() < segment.layout_.segment_bytes) {
     return Status{Code::kInvalid, "mapping smaller than the segment"};
@@ -147,10 +153,16 @@ Result<Segment> Segment::open(Mapping mapping) {
   if (mapping.size_bytes() < sizeof(Superblock)) {
     return Status{Code::kCorrupt, "object smaller than a superblock"};
   }
-  const auto& block = *reinterpret_cast<const Superblock*>(mapping.data());
+  // One copy: what is checked is what is used, whoever writes meanwhile (C7).
+  Superblock block{};
+  std::memcpy(static_cast<void*>(&block), mapping.data(),
+              offsetof(Superblock, constant_checksum) + sizeof block.constant_checksum);
   if (Status status = superblock_problem(block, mapping.size_bytes()); !status) return status;
   if (block.tick_ns == 0 || block.clock_kind > 1) {
     return Status{Code::kCorrupt, "superblock states an impossible clock"};
+  }
+  if (block.cache_name[sizeof block.cache_name - 1] != '\0') {
+    return Status{Code::kCorrupt, "superblock holds a cache name without an end"};
   }
   Segment segment(std::move(mapping), geometry_of(block));
   segment.tick_ns_ = block.tick_ns;

@@ -74,10 +74,17 @@ Result<FileDescriptor> create_object(const std::string& name, std::uint64_t byte
     bip::permissions permissions(static_cast<int>(mode));
     bip::shared_memory_object object(bip::create_only, made.c_str(), bip::read_write, permissions);
     FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
-    if (!fd.open()) return Status{Code::kSystem, "duplicating a descriptor", errno};
+    if (!fd.open()) {
+      const int error = errno;
+      bip::shared_memory_object::remove(made.c_str());
+      return Status{Code::kSystem, "duplicating a descriptor", error};
+    }
     // The umask may have taken bits away that the operator asked for.
-    if (::fchmod(fd.get(), mode) != 0) return Status{Code::kSystem, "setting the mode", errno};
-    const int rc = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
+    int rc = ::fchmod(fd.get(), mode) == 0 ? 0 : errno;
+    while (rc == 0 || rc == EINTR) {  // a signal interrupts the reserving of a large pool
+      rc = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
+      if (rc != EINTR) break;
+    }
     if (rc != 0) {
       bip::shared_memory_object::remove(made.c_str());
       return Status{Code::kSystem,

@@ -27,6 +27,9 @@ Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
     case Code::kPoisoned:
       segment_.poison(PoisonReason::kLockNotRecoverable);
       return status;
+    case Code::kCorrupt:
+      segment_.poison(PoisonReason::kCorruptStructure);
+      return status;
     default:
       return status;
   }

@@ -2,7 +2,7 @@
 // Copyright The kvtrie authors
 //
 // What plugin, tools and coordinator say to each other over the cache's Unix socket
-// (SOCK_SEQPACKET, so one message is one packet). The socket says nothing about life: that is the pidfd's.
+// (SOCK_SEQPACKET, so one message is one packet). The socket says nothing about life.
 //
 //   client                                coordinator
 //   AttachRequest                 ->

@@ -4,8 +4,8 @@
 // The plugin's side of attach (shm/wire.h): asks the coordinator for a slot, the segment and pools.
 //
 // In an engine's process: no threads, no signals, every descriptor close-on-exec, at most 5 s on
-// the socket. Every failure is a Status and, in `message`, a text that says what failed, on what, and
-// what to do about it.
+// the socket. Every failure is a Status and, in `message`, a text that says what failed, on what,
+// and what to do about it.
 //
 //   attach(options, message)                  the slot is kAttaching
 //   map got.segment, Segment::open

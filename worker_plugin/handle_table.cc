@@ -114,7 +114,8 @@ Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
     // Before the word is touched: in a forked child it must stay as it is (discard_inherited).
     Code code = look(owner);
     if (code == Code::kStale) return {code};
-    if (code == Code::kOk) {
+    // kClaimed: by a detach that may have given up since the word was read.
+    if (code == Code::kOk && state_of(word) != SlotState::kClaimed) {
       std::uint64_t expected = slot_word(sequence_id, SlotState::kIdle);
       if (word != expected) return {Code::kBusy};
       if (!slot.word.compare_exchange_strong(expected, slot_word(sequence_id, SlotState::kBusy),

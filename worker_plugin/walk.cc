@@ -3,6 +3,7 @@
 
 #include "worker_plugin/walk.h"
 
+#include "shm/crash_point.h"
 #include "shm/mutant.h"
 #include "shm/page_table.h"
 #include "shm/prefix_hash.h"
@@ -51,6 +52,7 @@ class Walker {
     }
     at_ = Handle::page(page, word);
     path_.push_back(at_);
+    KVTRIE_CRASH_POINT("walk.after_page");
     return true;
   }
 

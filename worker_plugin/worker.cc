@@ -89,6 +89,9 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
       sequence.shared.clear();
       return {Code::kCorrupt, "the segment holds a state word that cannot be; begins miss from now on"};
     }
+    if (KVTRIE_MUTANT(touch_before_lease) && !sequence.shared.empty()) {
+      touch_page(sequence.shared.back().page_index(), tick, options.hint);
+    }
     report.cached_pages = lease_deepest(sequence);
     report.pending_next = end.pending && report.cached_pages == sequence.shared.size();
     sequence.shared.resize(report.cached_pages);

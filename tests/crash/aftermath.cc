@@ -123,12 +123,9 @@ void empty_the_cache(CrashWorld& world) {
 }  // namespace
 
 void reap_slot(const Segment& segment, WorkerId dead) {
-  const WorkerTable table(segment);
-  const SlotWord word = table.word(dead);
+  const SlotWord word = WorkerTable(segment).word(dead);
   if (word.state() == SlotState::kFree) return;
-  if (!table.begin_reap(dead, word)) throw Violation("begin_reap");
-  reap_worker(segment, dead);
-  table.finish_reap(dead);
+  if (!kvtrie::reap_slot(segment, dead, word, true)) throw Violation("the slot could not be reaped");
 }
 
 void take_over(const Segment& segment, std::span<const WorkerId> dead) {

@@ -47,6 +47,8 @@ struct Victim {
   Sequence sequence;
   std::unique_ptr<Evictor> evictor;
   std::unique_ptr<RoomKeeper> keeper;
+  bool interfered = false;  // for at_place
+  unsigned passed = 0;
 };
 
 enum class Role : std::uint8_t { kWorker, kCoordinator };

@@ -72,6 +72,10 @@ Ending ending_of(pid_t pid) {
 pid_t start_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
   world.reset();
   if (scenario.setup) scenario.setup(world);
+  return fork_victim(world, scenario, options);
+}
+
+pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
   const pid_t pid = ::fork();
   if (pid < 0) throw std::runtime_error("fork");
   if (pid == 0) be_victim(world, scenario, options);

@@ -23,6 +23,8 @@ enum class Ending : std::uint8_t { kKilled, kReturned, kFailed };
 
 // Resets the world, sets it up, and returns with a victim that is stopped before its operation.
 pid_t start_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options);
+// The same in the world as it is.
+pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options);
 
 // Lets an untraced victim go on and waits for its end.
 Ending finish_victim(pid_t pid);

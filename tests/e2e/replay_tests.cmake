@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The kvtrie authors
+
+kvtrie_add_test(e2e_replay_model_test
+  SOURCES replay_model_test.cc
+  DEPS kvtrie::reference kvtrie::shm
+  PROGRAMS kvtried kvtrie-replay kvtrie_worker
+  LABELS e2e
+  TIMEOUT 120)
+kvtrie_add_test(e2e_replay_test
+  SOURCES replay_test.cc
+  DEPS kvtrie::replay_engine kvtrie::shm
+  PROGRAMS kvtried kvtrie-replay kvtrie_worker
+  LABELS e2e
+  TIMEOUT 120)
