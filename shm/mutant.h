@@ -44,7 +44,6 @@ namespace kvtrie {
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \
   X(held_count_after_take)          /* held count raised after the page was taken */                 \
   X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */         \
-  X(reap_held_first)                /* held count zero before the chunk's pages are given back */    \
   X(adopt_keeps_bitmap)             /* free bits not recomputed at adoption */
 
 enum class Mutant : std::uint8_t {

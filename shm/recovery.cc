@@ -65,7 +65,6 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
     AtomicU16& held = segment.held_count(dead, chunk);
     if (held.load(std::memory_order_acquire) == 0) continue;
-    if (KVTRIE_MUTANT(reap_held_first)) held.store(0, std::memory_order_release);
     report.pages += give_back_chunk(segment, dead, chunk);
     KVTRIE_CRASH_POINT("reap.before_held");
     held.store(0, std::memory_order_release);
@@ -83,7 +82,8 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   return report;
 }
 
-std::optional<ReapReport> reap_slot(const Segment& segment, WorkerId slot, SlotWord expected, bool died) {
+std::optional<ReapReport> reap_slot(const Segment& segment, WorkerId slot, SlotWord expected,
+                                    bool died) {
   const WorkerTable table(segment);
   if (!table.begin_reap(slot, expected)) return std::nullopt;
   if (KVTRIE_MUTANT(reap_slot_first)) table.finish_reap(slot);
@@ -126,8 +126,8 @@ AdoptReport adopt_pages(const Segment& segment) {
     KVTRIE_CRASH_POINT("adopt.after_page");
   }
   const FreePages free_pages(segment);
-  for (std::uint32_t chunk = 0; chunk < segment.chunk_count() && !KVTRIE_MUTANT(adopt_keeps_bitmap); ++chunk) {
-    free_pages.repair_chunk(chunk);
+  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
+    if (!KVTRIE_MUTANT(adopt_keeps_bitmap)) free_pages.repair_chunk(chunk);
     KVTRIE_CRASH_POINT("adopt.after_chunk");
   }
   segment.superblock().free_hint.store(static_cast<std::int64_t>(free_pages.count()),

@@ -34,9 +34,10 @@ struct ReapReport {
 // After the kernel reported the death (or the worker detached): nobody of that slot runs any more.
 ReapReport reap_worker(const Segment& segment, WorkerId dead);
 
-// Rule 14 for the whole slot: Reaping, what it holds, last its record. Empty when its word is not `expected` any more.
-// `died`: counted as a death, else as a detach.
-std::optional<ReapReport> reap_slot(const Segment& segment, WorkerId slot, SlotWord expected, bool died);
+// Rule 14 for the whole slot: Reaping, what it holds, last its record. Empty when its word is not
+// `expected` any more. `died`: counted as a death, else as a detach.
+std::optional<ReapReport> reap_slot(const Segment& segment, WorkerId slot, SlotWord expected,
+                                    bool died);
 
 struct AdoptReport {
   std::uint32_t condemned = 0;

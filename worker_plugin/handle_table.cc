@@ -174,9 +174,7 @@ AddressResult HandleTable::page_address(std::uint64_t attachment_id, std::uint32
 
 bool HandleTable::inherited(std::uint64_t attachment_id) const {
   if (!known(attachment_id) || look(attachment_id) != Code::kStale) return false;
-  const Attachment& attachment = attachments_[index_of(attachment_id)];
-  return attachment.id.load(std::memory_order_acquire) == attachment_id &&
-         attachment.pages.load(std::memory_order_acquire) != 0;
+  return attachments_[index_of(attachment_id)].id.load(std::memory_order_acquire) == attachment_id;
 }
 
 bool HandleTable::inherited_sequence(std::uint64_t sequence_id) const {
@@ -284,7 +282,7 @@ void HandleTable::finish_close(std::uint64_t attachment_id) {
   });
   drain(index);
   attachments_[index].cache = nullptr;
-  attachments_[index].pages.store(0, std::memory_order_release);
+  attachments_[index].id.store(0, std::memory_order_release);
   words_.word[index].store(0, std::memory_order_seq_cst);
 }
 

@@ -141,7 +141,7 @@ class HandleTable {
     // Changes 48 | slot 16: a stack, so few slots are ever used.
     std::atomic<std::uint64_t> free_head{0};
     AttachedCache* cache = nullptr;    // set and taken by attach and detach; not zeroed by fork
-    std::atomic<std::uint64_t> id{0};  // last id given at this index
+    std::atomic<std::uint64_t> id{0};  // 0 after detach; not zeroed by fork
     std::atomic<std::uint64_t> pages{0};
     std::atomic<std::uint64_t> page_bytes{0};
     std::atomic<std::uint32_t> planes{0};

@@ -28,11 +28,13 @@ struct Bounds {
 
 Bounds bounds_after(const Scenario& scenario, bool returned) {
   Bounds bounds{scenario.cached, scenario.cached};
-  for (const Path& path : scenario.may_go) bounds.must.erase(path);
+  for (const Path& path : scenario.may_go)
+    bounds.must.erase(path);
   bounds.may.insert(scenario.may_come.begin(), scenario.may_come.end());
   if (returned) {
     bounds.must.insert(scenario.done_come.begin(), scenario.done_come.end());
-    for (const Path& path : scenario.done_go) bounds.may.erase(path);
+    for (const Path& path : scenario.done_go)
+      bounds.may.erase(path);
   }
   return bounds;
 }
@@ -40,9 +42,12 @@ Bounds bounds_after(const Scenario& scenario, bool returned) {
 // What a survivor held before the death it holds now.
 void check_untouched(const Segment& segment, OpenSequence& open) {
   const Sequence& sequence = open.sequence;
-  const auto word_of = [&](PageIndex page) { return StateWord{segment.descriptor(page).state.load()}; };
+  const auto word_of = [&](PageIndex page) {
+    return StateWord{segment.descriptor(page).state.load()};
+  };
   for (const Handle& shared : sequence.shared) {
-    if (!shared.same_life(word_of(shared.page_index())) || !word_of(shared.page_index()).readable()) {
+    if (!shared.same_life(word_of(shared.page_index())) ||
+        !word_of(shared.page_index()).readable()) {
       throw Violation("a survivor lost a page under its lease");
     }
   }
@@ -52,13 +57,15 @@ void check_untouched(const Segment& segment, OpenSequence& open) {
                                : own.state == OwnState::kPending ? PageState::kPending
                                                                  : PageState::kLive;
     if (word.state() != expected || (word.owned() && word.owner() != open.slot)) {
-      throw Violation(fmt::format("a survivor's page {} became {}", own.page.value, name_of(word.state())));
+      throw Violation(
+          fmt::format("a survivor's page {} became {}", own.page.value, name_of(word.state())));
     }
   }
 }
 
 void finish_open_sequences(CrashWorld& world, Bounds& bounds) {
-  for (OpenSequence& open : world.opened()) check_untouched(world.segment(), open);
+  for (OpenSequence& open : world.opened())
+    check_untouched(world.segment(), open);
   for (OpenSequence& open : world.opened()) {
     Engine& engine = world.engine(open.slot.value);
     if (engine.publish(open.sequence, open.path.size()).pages_private != 0) {
@@ -78,17 +85,20 @@ void ask_again(CrashWorld& world, const Path& path, Bounds& bounds) {
   Engine& engine = world.engine(kSurvivor);
   Sequence sequence;
   const std::size_t hit = engine.prepare(sequence, path);
-  if (hit > 0 && !bounds.may.contains(front_of(path, hit))) throw Violation("a hit that nobody published");
+  if (hit > 0 && !bounds.may.contains(front_of(path, hit)))
+    throw Violation("a hit that nobody published");
   if (hit < path.size() && bounds.must.contains(front_of(path, hit + 1))) {
     throw Violation(fmt::format("{} is cached and only {} pages are found", to_text(path), hit));
   }
   const PublishReport published = engine.publish(sequence, path.size());
   if (published.pages_published != path.size() - hit || published.pages_private != 0) {
-    throw Violation(fmt::format("{} of {} pages published", published.pages_published, path.size() - hit));
+    throw Violation(
+        fmt::format("{} of {} pages published", published.pages_published, path.size() - hit));
   }
   engine.release(sequence);
   Sequence once_more;
-  if (engine.begin(once_more, path) != path.size()) throw Violation("what was published is not found");
+  if (engine.begin(once_more, path) != path.size())
+    throw Violation("what was published is not found");
   engine.release(once_more);
   const Paths whole = prefixes_of({path});
   bounds.must.insert(whole.begin(), whole.end());
@@ -106,7 +116,8 @@ void take_all_free(CrashWorld& world) {
     throw Violation(fmt::format("{} pages are Free and cannot be had: {}", free, status.what()));
   }
   std::set<std::uint32_t> distinct;
-  for (std::uint32_t p = 0; p < sequence.positions(); ++p) distinct.insert(sequence.page_at(p).value);
+  for (std::uint32_t p = 0; p < sequence.positions(); ++p)
+    distinct.insert(sequence.page_at(p).value);
   if (distinct.size() != free) throw Violation("a page was handed out twice");
   engine.release(sequence);
   if (count_pages(world.segment()).free != free) throw Violation("pages given back are not Free");
@@ -125,7 +136,8 @@ void empty_the_cache(CrashWorld& world) {
 void reap_slot(const Segment& segment, WorkerId dead) {
   const SlotWord word = WorkerTable(segment).word(dead);
   if (word.state() == SlotState::kFree) return;
-  if (!kvtrie::reap_slot(segment, dead, word, true)) throw Violation("the slot could not be reaped");
+  if (!kvtrie::reap_slot(segment, dead, word, true))
+    throw Violation("the slot could not be reaped");
 }
 
 void take_over(const Segment& segment, std::span<const WorkerId> dead) {
@@ -134,7 +146,8 @@ void take_over(const Segment& segment, std::span<const WorkerId> dead) {
   table.recover();
   for (std::uint32_t i = 1; i < segment.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
-    const bool lives = table.word(slot).state() == SlotState::kActive && std::ranges::find(dead, slot) == dead.end();
+    const bool lives = table.word(slot).state() == SlotState::kActive &&
+                       std::ranges::find(dead, slot) == dead.end();
     if (!lives) reap_slot(segment, slot);
   }
   adopt_pages(segment);
@@ -146,7 +159,8 @@ void recover(const Segment& segment, const Scenario& scenario) {
   if (scenario.role == Role::kCoordinator || scenario.adopts) {
     take_over(segment, dead);
   } else {
-    for (const WorkerId slot : dead) reap_slot(segment, slot);
+    for (const WorkerId slot : dead)
+      reap_slot(segment, slot);
   }
 }
 

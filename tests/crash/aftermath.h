@@ -20,8 +20,8 @@ void take_over(const Segment& segment, std::span<const WorkerId> dead);
 // One of the two, as the scenario's dead ask for.
 void recover(const Segment& segment, const Scenario& scenario);
 
-// Recovers, checks, lets the survivors go on for a bounded number of steps, and empties the cache, checking all the
-// way. Returns what was violated, or an empty text.
+// Recovers, checks, lets the survivors go on for a bounded number of steps, and empties the cache,
+// checking all the way. Returns what was violated, or an empty text.
 std::string judge(CrashWorld& world, const Scenario& scenario, bool returned);
 // The same when somebody recovered already.
 std::string judge_recovered(CrashWorld& world, const Scenario& scenario, bool returned);

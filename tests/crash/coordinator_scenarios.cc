@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Operations of the coordinator that dies in them: evict, a pass for room, reap, adopt, and giving a worker slot; and
-// the worker's side of its slot.
+// Operations of the coordinator that dies in them: evict, a pass for room, reap, adopt, and giving
+// a worker slot; and the worker's side of its slot.
 
 #include <unistd.h>
 
+#include "shm/namespace_table.h"
 #include "shm/page_table.h"
 #include "shm/recovery.h"
 #include "shm/worker_table.h"
@@ -26,7 +27,8 @@ void leave_a_dead_worker(CrashWorld& world) {
   (void)dead.publish(live, 3);
   (void)dead.prepare(pending, {1, 2, 4, 5}, 2);
   (void)dead.prepare(mixed, {6, 7});
-  // A claim that stopped after its free bits, a give-back that stopped before them, a wish for pages.
+  // A claim that stopped after its free bits, a give-back that stopped before them, a wish for
+  // pages.
   const Segment& segment = world.segment();
   segment.held_count(kVictimSlot, 1).fetch_add(3);
   segment.free_bits(1).fetch_and(~std::uint64_t{7});
@@ -39,10 +41,11 @@ void leave_a_dead_worker(CrashWorld& world) {
   world.die_holding_stripes();
 }
 
-// A coordinator that died in the middle of a round: Condemned, Retiring with and without its index entry, Free without
-// its bit.
+// A coordinator that died in the middle of a round: Condemned, Retiring with and without its index
+// entry, Free without its bit.
 void leave_a_dead_coordinator(CrashWorld& world) {
-  for (const Path& path : {Path{1, 2, 3}, {4, 5}, {6, 7}, {8, 9}}) world.cache(kSurvivor, path);
+  for (const Path& path : {Path{1, 2, 3}, {4, 5}, {6, 7}, {8, 9}})
+    world.cache(kSurvivor, path);
   const Segment& segment = world.segment();
   const PageTable pages(segment);
   const auto move = [&](const Path& path, PageState to) {
@@ -173,6 +176,20 @@ std::vector<Scenario> recovery_scenarios() {
        .cached = {{1, 2, 3}, {4}, {6}, {8}},
        .again = {1, 2, 3},
        .dead = {kVictimSlot}},
+      {.name = "namespace.open",
+       .role = Role::kCoordinator,
+       .operate = [](Victim& v) { (void)NamespaceTable(v.segment()).open("model=b\n", "b"); },
+       .again = {1}},
+      {.name = "namespace.reuse",  // none is left: the empty one is given away
+       .role = Role::kCoordinator,
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1});
+             if (!NamespaceTable(w.segment()).open("model=b\n", "b")) throw Violation("full");
+           },
+       .operate = [](Victim& v) { (void)NamespaceTable(v.segment()).open("model=c\n", "c"); },
+       .cached = {{1}},
+       .again = {1}},
       {.name = "attach.give",
        .role = Role::kCoordinator,
        .operate =
@@ -185,11 +202,17 @@ std::vector<Scenario> recovery_scenarios() {
            [](CrashWorld& w) {
              (void)WorkerTable(w.segment()).give({7, 7, 0, WorkerRole::kWorker, "new", 0});
            },
-       .operate = [](Victim& v) { (void)WorkerTable(v.segment()).confirm({kSpareSlot, 1}); },
+       .operate =
+           [](Victim& v) {
+             (void)WorkerTable(v.segment()).confirm({kSpareSlot, 1});
+           },
        .again = {1},
        .dead = {kSpareSlot}},
       {.name = "detach",
-       .operate = [](Victim& v) { (void)WorkerTable(v.segment()).leave({kVictimSlot, 1}); },
+       .operate =
+           [](Victim& v) {
+             (void)WorkerTable(v.segment()).leave({kVictimSlot, 1});
+           },
        .again = {1}},
   };
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Every operation dies at each of its crash points, one after the other; then its recovery dies at each of its own; and
-// a survivor dies in the sweep of a stripe. The oracle, the checks and the survivors are those of aftermath.h.
+// Every operation dies at each of its crash points, one after the other; then its recovery dies at
+// each of its own; and a survivor dies in the sweep of a stripe. The oracle, the checks and the
+// survivors are those of aftermath.h.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -75,8 +76,9 @@ TEST_P(CrashPointTest, ItsRecoveryMayDieAnywhereToo) {
         recover(view.segment(), scenario());
       });
       ASSERT_NE(second, Ending::kFailed) << "at crash points " << n << " and " << m;
-      const std::string violation = second == Ending::kKilled ? judge(world_, twice, false)
-                                                              : judge_recovered(world_, scenario(), false);
+      const std::string violation = second == Ending::kKilled
+                                        ? judge(world_, twice, false)
+                                        : judge_recovered(world_, scenario(), false);
       ASSERT_EQ(violation, "") << "at crash points " << n << " and " << m;
       if (second == Ending::kReturned) break;
       ++kills;
@@ -113,19 +115,23 @@ std::string scenario_of(const ::testing::TestParamInfo<std::size_t>& test) {
   return with_underscores(std::string(scenarios()[test.param].name));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CrashPointTest, ::testing::Range(std::size_t{0}, scenarios().size()), scenario_of);
+INSTANTIATE_TEST_SUITE_P(All, CrashPointTest, ::testing::Range(std::size_t{0}, scenarios().size()),
+                         scenario_of);
 
-// --- a worker dies while a round of the evictor is under way, which then goes on ---------------------------------------
+// --- a worker dies while a round of the evictor is under way, which then goes on
+// ---------------------------------------
 
 class DeathDuringEvictionTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(DeathDuringEvictionTest, TheRoundGoesOn) {
   const Scenario& scenario = scenario_named(GetParam());
   Scenario meanwhile = scenario;
-  for (const Path& path : scenario.cached) meanwhile.may_go.insert(path);  // some may be evicted
+  for (const Path& path : scenario.cached)
+    meanwhile.may_go.insert(path);  // some may be evicted
   CrashWorld world;
   ::alarm(kSecondsATest);
-  for (const char* place : {"evict.after_condemn", "evict.after_retire", "finish.after_unindex", "evict.after_free"}) {
+  for (const char* place :
+       {"evict.after_condemn", "evict.after_retire", "finish.after_unindex", "evict.after_free"}) {
     for (unsigned hit = 1;; ++hit) {
       bool passed = true;
       for (std::uint64_t n = 1; passed; ++n) {
@@ -150,8 +156,8 @@ TEST_P(DeathDuringEvictionTest, TheRoundGoesOn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DeathDuringEvictionTest,
-                         ::testing::Values("begin.hit", "allocate.extend", "publish.below", "publish.link",
-                                           "release.pending"),
+                         ::testing::Values("begin.hit", "allocate.extend", "publish.below",
+                                           "publish.link", "release.pending"),
                          [](const auto& test) { return with_underscores(test.param); });
 
 }  // namespace

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Operations that another process interferes with at a certain place. The victim plays that process too, at a crash
-// point, so these run only in builds that have them.
+// Operations that another process interferes with at a certain place. The victim plays that process
+// too, at a crash point, so these run only in builds that have them.
 
 #include "shm/page_table.h"
 #include "shm/recovery.h"
@@ -11,7 +11,8 @@
 namespace kvtrie::test {
 namespace {
 
-// The coordinator, which read the victim's slot before the lease was in it, goes on and evicts the page.
+// The coordinator, which read the victim's slot before the lease was in it, goes on and evicts the
+// page.
 void evict_what_is_being_leased(Victim& v, std::string_view place) {
   if (place != "lease.after_store" || v.interfered) return;
   v.interfered = true;
@@ -43,8 +44,14 @@ void publish_a_child(Victim& v, std::string_view place) {
 std::vector<Scenario> interleaved_scenarios() {
   return {
       {.name = "begin.fallback",
-       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, 2, 3}); },
-       .operate = [](Victim& v) { (void)v.engine.begin(v.sequence, {1, 2, 3}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1, 2, 3});
+           },
+       .operate =
+           [](Victim& v) {
+             (void)v.engine.begin(v.sequence, {1, 2, 3});
+           },
        .cached = {{1}, {1, 2}, {1, 2, 3}},
        .may_go = {{1, 2, 3}},
        .done_go = {{1, 2, 3}},
@@ -53,7 +60,10 @@ std::vector<Scenario> interleaved_scenarios() {
        .at_place = evict_what_is_being_leased},
       {.name = "evict.rescued_child",
        .role = Role::kCoordinator,
-       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, 2}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1, 2});
+           },
        .prepare = [](Victim& v) { v.evictor = std::make_unique<Evictor>(v.segment()); },
        .operate = [](Victim& v) { (void)v.evict(2); },
        .cached = {{1}, {1, 2}},

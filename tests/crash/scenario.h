@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// One operation of one process, with all that is needed to kill that process anywhere in it and to judge what it left.
+// One operation of one process, with all that is needed to kill that process anywhere in it and to
+// judge what it left.
 //
 //   survivors' process                         victim (forked, maps the segment itself)
 //   reset(), setup
@@ -10,9 +11,10 @@
 //                                              operate       <- dies in here, or returns
 //   recover, check, survivors go on
 //
-// The oracle knows pending and done: `cached` is there before the operation and stays, but for `may_go`; nothing else
-// is there afterwards, but for `may_come`. When the operation returned, `done_come` is there and `done_go` is not.
-// All are closed under prefixes by the harness, `may_go` and `done_go` are taken as they stand.
+// The oracle knows pending and done: `cached` is there before the operation and stays, but for
+// `may_go`; nothing else is there afterwards, but for `may_come`. When the operation returned,
+// `done_come` is there and `done_go` is not. All are closed under prefixes by the harness, `may_go`
+// and `done_go` are taken as they stand.
 #pragma once
 
 #include <functional>
@@ -39,7 +41,10 @@ struct Victim {
 
   const Segment& segment() const { return view.segment(); }
   std::uint64_t evict(std::uint64_t wanted) {
-    return evictor->evict(wanted, [] { return false; }, [](double) {}).evicted;
+    return evictor
+        ->evict(
+            wanted, [] { return false; }, [](double) {})
+        .evicted;
   }
 
   View view;
@@ -65,11 +70,12 @@ struct Scenario {
   Paths may_come = {};
   Paths done_come = {};
   Paths done_go = {};
-  Path again = {};                    // what a survivor asks for afterwards
-  std::vector<WorkerId> dead = {};    // beside a victim that is a worker: slots whose process is dead
-  bool adopts = false;           // the coordinator died too (a page was Condemned, say): adoption follows
-  bool sleeps = false;           // may sleep in the kernel, up to milliseconds a run
-  // Only where crash points are compiled in: called in the victim at each of them, before it may die there.
+  Path again = {};                  // what a survivor asks for afterwards
+  std::vector<WorkerId> dead = {};  // beside a victim that is a worker: slots whose process is dead
+  bool adopts = false;  // the coordinator died too (a page was Condemned, say): adoption follows
+  bool sleeps = false;  // may sleep in the kernel, up to milliseconds a run
+  // Only where crash points are compiled in: called in the victim at each of them, before it may
+  // die there.
   std::function<void(Victim&, std::string_view place)> at_place = {};
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The scenarios by operation; scenario.h has all of them in one list. A new operation is added to one of these.
+// The scenarios by operation; scenario.h has all of them in one list. A new operation is added to
+// one of these.
 #pragma once
 
 #include <vector>

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// step_kill: kills a process at every machine instruction of each operation of the protocol. See --help. The table that
-// it prints is the one in docs/crash-model.md.
+// step_kill: kills a process at every machine instruction of each operation of the protocol. See
+// --help. The table that it prints is the one in docs/crash-model.md.
 
 #include <fmt/format.h>
 #include <link.h>
 #include <sched.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <charconv>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <string>
@@ -29,9 +29,11 @@ using kvtrie::test::StepPlan;
 constexpr char kHelp[] =
     "step_kill [--all | --stride N] [--operation PREFIX]... [--shard I/N] [--list]\n"
     "  --all            kill at every instruction\n"
-    "  --stride N       kill where the segment changes, with the instruction before and after, and at every N-th (64)\n"
+    "  --stride N       kill where the segment changes, with the instruction before and after, and "
+    "at every N-th (64)\n"
     "  --operation P    only operations whose name begins with P\n"
-    "  --shard I/N      only the I-th of N equal parts (I from 0), so that a long run can be done in pieces\n"
+    "  --shard I/N      only the I-th of N equal parts (I from 0), so that a long run can be done "
+    "in pieces\n"
     "  --mutant NAME    with a protection taken out, in builds that have them\n"
     "Prints a table in Markdown. Exit code: 0 no violation, 1 some, 2 usage.\n";
 constexpr unsigned kSecondsAKill = 20;  // a survivor that needs longer hangs
@@ -103,7 +105,8 @@ Settings parse(int argc, char** argv) {
       std::exit(option == "--help" ? 0 : 2);
     }
   }
-  if (settings.plan.shard_count == 0 || settings.plan.shard >= settings.plan.shard_count) std::exit(2);
+  if (settings.plan.shard_count == 0 || settings.plan.shard >= settings.plan.shard_count)
+    std::exit(2);
   return settings;
 }
 
@@ -127,13 +130,14 @@ void stay_on_this_core() {
 std::uint64_t load_address() { return _r_debug.r_map->l_addr; }
 
 void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) {
-  fmt::print("| {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states, outcome.kills,
-             outcome.violations.size());
-  fmt::print(stderr, "{}: {:.1f} s, {} off the recorded route\n", scenario.name, seconds, outcome.off_route);
+  fmt::print("| {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states,
+             outcome.kills, outcome.violations.size());
+  fmt::print(stderr, "{}: {:.1f} s, {} off the recorded route\n", scenario.name, seconds,
+             outcome.off_route);
   for (std::size_t i = 0; i < std::min(outcome.violations.size(), kViolationsShown); ++i) {
     const auto& violation = outcome.violations[i];
-    fmt::print(stderr, "  after instruction {}, at {:#x}: {}\n", violation.k, violation.address - load_address(),
-               violation.text);
+    fmt::print(stderr, "  after instruction {}, at {:#x}: {}\n", violation.k,
+               violation.address - load_address(), violation.text);
   }
   std::fflush(stdout);
 }
@@ -141,8 +145,9 @@ void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) 
 StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const StepPlan& plan) {
   try {
     return step_and_kill(world, scenario, plan, [&](std::size_t k) {
-      const auto end = fmt::format_to_n(doing, sizeof doing - 1, "step_kill: hangs after {} at instruction {}\n",
-                                        scenario.name, k);
+      const auto end =
+          fmt::format_to_n(doing, sizeof doing - 1, "step_kill: hangs after {} at instruction {}\n",
+                           scenario.name, k);
       doing_bytes = std::min(end.size, sizeof doing - 1);
       ::alarm(kSecondsAKill);
     });
@@ -158,25 +163,31 @@ StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const
 int main(int argc, char** argv) {
   const Settings settings = parse(argc, argv);
   if (settings.list) {
-    for (const Scenario& scenario : kvtrie::test::all_scenarios()) fmt::print("{}\n", scenario.name);
+    for (const Scenario& scenario : kvtrie::test::all_scenarios())
+      fmt::print("{}\n", scenario.name);
     return 0;
   }
   stay_on_this_core();
   std::signal(SIGALRM, on_alarm);
   kvtrie::test::CrashWorld world;
   StepOutcome all;
-  fmt::print("| operation | instructions | segment states | kills | violations |\n|---|---|---|---|---|\n");
+  fmt::print(
+      "| operation | instructions | segment states | kills | violations "
+      "|\n|---|---|---|---|---|\n");
   for (const Scenario& scenario : kvtrie::test::all_scenarios()) {
     if (!chosen(settings, scenario)) continue;
     const auto start = std::chrono::steady_clock::now();
     const StepOutcome outcome = run(world, scenario, settings.plan);
-    show(scenario, outcome, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    show(scenario, outcome,
+         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     all.instructions += outcome.instructions;
     all.states += outcome.states;
     all.kills += outcome.kills;
     all.off_route += outcome.off_route;
-    all.violations.insert(all.violations.end(), outcome.violations.begin(), outcome.violations.end());
+    all.violations.insert(all.violations.end(), outcome.violations.begin(),
+                          outcome.violations.end());
   }
-  fmt::print("| all | {} | {} | {} | {} |\n", all.instructions, all.states, all.kills, all.violations.size());
+  fmt::print("| all | {} | {} | {} | {} |\n", all.instructions, all.states, all.kills,
+             all.violations.size());
   return all.violations.empty() ? 0 : 1;
 }

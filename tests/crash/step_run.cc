@@ -24,12 +24,12 @@ struct Stopped {
   Route::Arrival arrival;
 };
 
-Stopped bring_to(CrashWorld& world, const Scenario& scenario, const StepPlan& plan, const Route& route,
-                 std::size_t k, std::size_t last) {
+Stopped bring_to(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,
+                 const Route& route, std::size_t k, std::size_t last) {
   Stopped stopped;
   for (int i = 0; i < kTriesMax; ++i) {
-    stopped.stepper = std::make_unique<Stepper>(
-        start_victim(world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
+    stopped.stepper = std::make_unique<Stepper>(start_victim(
+        world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
     stopped.arrival = route.go(*stopped.stepper, std::min(k, last));
     if (stopped.arrival.as_recorded || stopped.arrival.result == StepResult::kFailed) break;
   }
@@ -41,9 +41,11 @@ Stopped bring_to(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
 
 }  // namespace
 
-Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& plan, StepOutcome& outcome) {
+Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,
+                 StepOutcome& outcome) {
   Recording recording;
-  Stepper stepper(start_victim(world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
+  Stepper stepper(start_victim(world, scenario,
+                               {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
   std::set<std::uint64_t> states;
   std::vector<std::byte> last(world.bytes().begin(), world.bytes().end());
   states.insert(hash_bytes(0, last.data(), last.size()));
@@ -69,9 +71,11 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
 std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPlan& plan) {
   const std::size_t last = recording.instructions() + 1;  // the operation has returned
   std::set<std::size_t> chosen{0, last};
-  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride) chosen.insert(k);
+  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride)
+    chosen.insert(k);
   if (!plan.all) {
-    for (const std::size_t k : recording.changes) chosen.insert({k - 1, k, k + 1});
+    for (const std::size_t k : recording.changes)
+      chosen.insert({k - 1, k, k + 1});
   }
   std::vector<std::size_t> places;
   for (const std::size_t k : chosen) {

@@ -8,9 +8,9 @@
 #include <sys/wait.h>
 
 #include <cerrno>
+#include <cinttypes>
 #include <csignal>
 #include <cstdio>
-#include <cinttypes>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -31,7 +31,8 @@ struct Range {
 // The kernel's own code in the process cannot be written to, so no anchor is there.
 Range vdso_range() {
   Range range;
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> maps(std::fopen("/proc/self/maps", "r"), std::fclose);
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> maps(std::fopen("/proc/self/maps", "r"),
+                                                             std::fclose);
   char line[512];
   while (maps && std::fgets(line, sizeof line, maps.get()) != nullptr) {
     if (std::strstr(line, "[vdso]") != nullptr) {
@@ -146,7 +147,8 @@ Route::Arrival Route::go(Stepper& stepper, std::size_t k) const {
   for (std::size_t i = anchor; i < k && arrival.result == StepResult::kStepped; ++i) {
     arrival.result = stepper.step();
   }
-  arrival.as_recorded = arrival.result == StepResult::kStepped && stepper.at() == recording_.addresses[k];
+  arrival.as_recorded =
+      arrival.result == StepResult::kStepped && stepper.at() == recording_.addresses[k];
   return arrival;
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Steps a traced child instruction by instruction (x86-64, PTRACE_SINGLESTEP), and brings it to the k-th instruction
-// of a run that was recorded before without stepping all the way: to an anchor, which is the n-th arrival at some
-// instruction shortly before, by a breakpoint, and from there by steps. Runs must be repeatable, which the arrival is
-// checked for.
+// Steps a traced child instruction by instruction (x86-64, PTRACE_SINGLESTEP), and brings it to the
+// k-th instruction of a run that was recorded before without stepping all the way: to an anchor,
+// which is the n-th arrival at some instruction shortly before, by a breakpoint, and from there by
+// steps. Runs must be repeatable, which the arrival is checked for.
 #pragma once
 
 #include <sys/types.h>
@@ -48,7 +48,8 @@ class Stepper {
   bool alive_ = true;
 };
 
-// A recorded run: before step k the next instruction was at addresses[k]; addresses.back() is the end.
+// A recorded run: before step k the next instruction was at addresses[k]; addresses.back() is the
+// end.
 struct Recording {
   std::vector<Address> addresses;
   std::vector<std::size_t> changes;  // k: step k - 1 changed the segment
@@ -61,8 +62,8 @@ class Route {
  public:
   explicit Route(const Recording& recording);
 
-  // From the child's stop before its operation; k steps are then done. False: the run was another one; the child
-  // stands somewhere all the same, or `end` says that it returned.
+  // From the child's stop before its operation; k steps are then done. False: the run was another
+  // one; the child stands somewhere all the same, or `end` says that it returned.
   struct Arrival {
     StepResult result = StepResult::kStepped;
     bool as_recorded = false;

@@ -80,7 +80,8 @@ pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptio
   if (pid < 0) throw std::runtime_error("fork");
   if (pid == 0) be_victim(world, scenario, options);
   int status = 0;
-  if (::waitpid(pid, &status, WUNTRACED) != pid || !WIFSTOPPED(status) || WSTOPSIG(status) != SIGSTOP) {
+  if (::waitpid(pid, &status, WUNTRACED) != pid || !WIFSTOPPED(status) ||
+      WSTOPSIG(status) != SIGSTOP) {
     throw Violation("the victim did not come to its operation");
   }
   if (scenario.meanwhile) scenario.meanwhile(world);

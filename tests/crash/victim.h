@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The process that dies: forked, with a mapping of its own. It prepares, stops itself, does the operation when it is
-// let go on, and then stops itself again (traced) or exits with 0.
+// The process that dies: forked, with a mapping of its own. It prepares, stops itself, does the
+// operation when it is let go on, and then stops itself again (traced) or exits with 0.
 #pragma once
 
 #include <sys/types.h>
@@ -14,9 +14,10 @@
 namespace kvtrie::test {
 
 struct VictimOptions {
-  bool traced = false;          // by its parent, with ptrace
-  std::uint64_t die_at_point = 0;  // SIGKILL at this crash point of the operation, counted from 1; 0: at none
-  void (*on_start)() = nullptr; // in the victim, before anything else
+  bool traced = false;  // by its parent, with ptrace
+  std::uint64_t die_at_point =
+      0;  // SIGKILL at this crash point of the operation, counted from 1; 0: at none
+  void (*on_start)() = nullptr;  // in the victim, before anything else
 };
 
 enum class Ending : std::uint8_t { kKilled, kReturned, kFailed };
@@ -29,7 +30,8 @@ pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptio
 // Lets an untraced victim go on and waits for its end.
 Ending finish_victim(pid_t pid);
 
-// A forked process that does `work` and dies by SIGKILL at the n-th crash point in it, if there are that many.
+// A forked process that does `work` and dies by SIGKILL at the n-th crash point in it, if there are
+// that many.
 Ending run_and_die(std::uint64_t die_at_point, const std::function<void()>& work);
 
 }  // namespace kvtrie::test

@@ -19,7 +19,8 @@ void condemn(CrashWorld& world, const Path& path) {
   }
 }
 
-// Entries that cannot come from a crash, but from whatever broke a bucket: of a Free page, and in a wrong bucket.
+// Entries that cannot come from a crash, but from whatever broke a bucket: of a Free page, and in a
+// wrong bucket.
 void plant_stale_entries(const Segment& segment) {
   const StripeIndex index(segment);
   for (std::uint32_t stripe = 0; stripe < segment.geometry().stripes; ++stripe) {
@@ -38,13 +39,17 @@ std::vector<Scenario> begin_scenarios() {
       {.name = "begin.miss", .operate = begin_123, .again = {1, 2, 3}},
       {.name = "begin.hit",
        .setup = cache_123,
-       .operate = [](Victim& v) { (void)v.engine.begin(v.sequence, {1, 2, 3, 4}); },
+       .operate =
+           [](Victim& v) {
+             (void)v.engine.begin(v.sequence, {1, 2, 3, 4});
+           },
        .cached = {{1, 2, 3}},
        .again = {1, 2, 3, 4}},
       {.name = "begin.hit_through_index",
        .setup =
            [](CrashWorld& w) {
-             for (const Path& path : {Path{1}, {8}, {1, 2}, {1, 7}, {9}, {1, 2, 3}, {1, 2, 6}, {1, 7, 5}}) {
+             for (const Path& path :
+                  {Path{1}, {8}, {1, 2}, {1, 7}, {9}, {1, 2, 3}, {1, 2, 6}, {1, 7, 5}}) {
                w.cache(kSurvivor, path);
              }
            },
@@ -89,9 +94,15 @@ std::vector<Scenario> allocate_scenarios() {
   const auto begin_1234 = [](Victim& v) { (void)v.engine.begin(v.sequence, {1, 2, 3, 4}); };
   const auto allocate_4 = [](Victim& v) { (void)v.engine.allocate(v.sequence, 4); };
   return {
-      {.name = "allocate.fresh", .prepare = begin_1234, .operate = allocate_4, .again = {1, 2, 3, 4}},
+      {.name = "allocate.fresh",
+       .prepare = begin_1234,
+       .operate = allocate_4,
+       .again = {1, 2, 3, 4}},
       {.name = "allocate.extend",
-       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, 2}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1, 2});
+           },
        .prepare = begin_1234,
        .operate = [](Victim& v) { (void)v.engine.allocate(v.sequence, 6); },
        .cached = {{1, 2}},
@@ -119,7 +130,10 @@ std::vector<Scenario> allocate_scenarios() {
        .operate = [](Victim& v) { (void)v.engine.allocate(v.sequence, 24); },
        .again = {1, 2}},
       {.name = "allocate.duplicate",
-       .setup = [](CrashWorld& w) { w.open(kSurvivor, {1, 2}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.open(kSurvivor, {1, 2});
+           },
        .prepare = begin_1234,
        .operate = allocate_4,
        .again = {1, 2, 3, 4}},
@@ -134,7 +148,8 @@ std::vector<Scenario> allocate_scenarios() {
        .operate = [](Victim& v) { (void)v.engine.allocate(v.sequence, 4, 2'000'000); },
        .again = {1, 2},
        .sleeps = true},
-      {.name = "allocate.sweep",  // both stripes were left locked by a dead worker, with stale entries
+      {.name =
+           "allocate.sweep",  // both stripes were left locked by a dead worker, with stale entries
        .setup =
            [](CrashWorld& w) {
              w.cache(kSurvivor, {1});
@@ -161,7 +176,10 @@ std::vector<Scenario> publish_scenarios() {
        .done_come = {{1, 2, 3, 4}},
        .again = {1, 2, 3, 4}},
       {.name = "publish.below",
-       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, 2}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1, 2});
+           },
        .prepare = prepare_1234,
        .operate = publish_4,
        .cached = {{1, 2}},
@@ -184,7 +202,8 @@ std::vector<Scenario> publish_scenarios() {
        .prepare = prepare_1234,
        .operate = publish_4,
        .again = {1, 2, 3, 4}},
-      {.name = "publish.link",  // the other's pages are Live now: linked, the rest announced and published below them
+      {.name = "publish.link",  // the other's pages are Live now: linked, the rest announced and
+                                // published below them
        .setup = open_12,
        .prepare = prepare_1234,
        .meanwhile =
@@ -227,12 +246,18 @@ std::vector<Scenario> release_scenarios() {
        .again = {1, 2, 3}},
       {.name = "release.pending",
        .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1}); },
-       .prepare = [](Victim& v) { (void)v.engine.prepare(v.sequence, {1, 2, 3}); },
+       .prepare =
+           [](Victim& v) {
+             (void)v.engine.prepare(v.sequence, {1, 2, 3});
+           },
        .operate = release,
        .cached = {{1}},
        .again = {1, 2, 3}},
       {.name = "release.mixed",  // Live, Pending and private pages
-       .setup = [](CrashWorld& w) { w.open(kSurvivor, {1, 2, 3}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.open(kSurvivor, {1, 2, 3});
+           },
        .prepare =
            [](Victim& v) {
              (void)v.engine.prepare(v.sequence, {5, 6, 7}, 70 - 6);
@@ -242,8 +267,14 @@ std::vector<Scenario> release_scenarios() {
        .cached = {{5}},
        .again = {5, 6, 7}},
       {.name = "release.linked",
-       .setup = [](CrashWorld& w) { w.open(kSurvivor, {1, 2}); },
-       .prepare = [](Victim& v) { (void)v.engine.prepare(v.sequence, {1, 2, 3}, 1); },
+       .setup =
+           [](CrashWorld& w) {
+             w.open(kSurvivor, {1, 2});
+           },
+       .prepare =
+           [](Victim& v) {
+             (void)v.engine.prepare(v.sequence, {1, 2, 3}, 1);
+           },
        .meanwhile =
            [](CrashWorld& w) { (void)w.engine(kSurvivor).publish(w.opened().front().sequence, 2); },
        .operate =

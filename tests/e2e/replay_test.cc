@@ -5,6 +5,7 @@
 // says when it is used wrongly.
 #include <sys/mman.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,7 @@ class ReplayTest : public testing::Test {
  protected:
   // A daemon that the test has in hand, and a replay that uses its cache.
   Words daemon_words() const {
-    return {"--pages",   "4000", "--page-bytes", "256",    "--planes",  "2",       "--workers", "16",
+    return {"--pages",   "4000", "--page-bytes", "256",    "--planes",  "2",       "--workers", "40",
             "--metrics", "off",  "--clock",      "driven", "--tick-ns", "1000000", "--low",     "2",
             "--high",    "5"};
   }
@@ -73,7 +74,7 @@ class ReplayTest : public testing::Test {
 TEST_F(ReplayTest, FourWorkersUnderEvictionReadNoWrongPage) {
   KvtriedProcess daemon(cache_, daemon_words());
   ASSERT_TRUE(daemon.ready()) << daemon.err();
-  ReplayProcess replay(folder(), on_cache(1500));
+  ReplayProcess replay(folder(), on_cache(5000));
   const Result<Segment> segment = open_segment(cache_.name(), Access::kReadOnly);
   ASSERT_TRUE(segment);
   do {
@@ -83,7 +84,7 @@ TEST_F(ReplayTest, FourWorkersUnderEvictionReadNoWrongPage) {
   ASSERT_EQ(replay.wait(), 0) << replay.err();
   const nlohmann::json json = replay.json();
   EXPECT_EQ(json["wrong_pages"], 0);
-  EXPECT_EQ(json["requests"], 1500);
+  EXPECT_EQ(json["requests"], 5000);
   EXPECT_EQ(json["planes"], 2);
   EXPECT_GT(json["pages_hit"], 0);
   EXPECT_EQ(json["pages_hit"], json["pages_hit_by_coordinator"]);
@@ -95,11 +96,11 @@ TEST_F(ReplayTest, FourWorkersUnderEvictionReadNoWrongPage) {
 TEST_F(ReplayTest, KilledWorkersCostNothingButTheirWork) {
   KvtriedProcess daemon(cache_, daemon_words());
   ASSERT_TRUE(daemon.ready()) << daemon.err();
-  ReplayProcess replay(folder(), on_cache(1000) + Words{"--kill-workers", "12"});
+  ReplayProcess replay(folder(), on_cache(3000) + Words{"--kill-workers", "30"});
   ASSERT_EQ(replay.wait(), 0) << replay.err();
   const nlohmann::json json = replay.json();
   EXPECT_EQ(json["wrong_pages"], 0);
-  EXPECT_EQ(json["requests_served"].get<int>() + json["failed_allocations"].get<int>(), 1000);
+  EXPECT_EQ(json["requests_served"].get<int>() + json["failed_allocations"].get<int>(), 3000);
   EXPECT_GT(json["deaths"], 0);
   expect_clean_at_rest();
   const Observer observer(cache_.name());

@@ -49,9 +49,9 @@ grep -q -i -E 'error|undeclared' spin.out && broken "spin refuses the model" spi
 TIMEFORMAT=%U
 # The limit is on CPU time, so that a busy machine does not decide the outcome.
 # shellcheck disable=SC2086
-{ time (ulimit -t "${KVTRIE_MODEL_SECONDS:-120}" && exec ./pan -m100000 $run_flags) >pan.out 2>&1; } 2>time.out
+{ time (ulimit -t "${KVTRIE_MODEL_SECONDS:-120}" && ./pan -m100000 $run_flags >pan.out 2>&1); } 2>time.out
 pan_code=$?
-seconds=$(cat time.out)
+seconds=$(tail -n 1 time.out)
 
 errors=$(sed -n 's/.*errors: \([0-9]*\).*/\1/p' pan.out | head -n 1)
 states=$(awk '/states, stored/ { print $1; exit }' pan.out)

@@ -66,8 +66,8 @@ void check_index(const Segment& segment) {
     const unsigned found = entries.count(page) == 0 ? 0 : entries[page];
     entries.erase(page);
     if (found != (canonical(word) ? 1U : 0U)) {
-      throw Violation(
-          fmt::format("page {} is {} and in the index {} times", page, name_of(word.state()), found));
+      throw Violation(fmt::format("page {} is {} and in the index {} times", page,
+                                  name_of(word.state()), found));
     }
   }
   if (!entries.empty()) throw Violation("an index entry of a page that is not there");
@@ -97,10 +97,16 @@ PageCensus count_pages(const Segment& segment) {
     const StateWord word = word_at(segment, page);
     if (!word.well_formed()) throw Violation(fmt::format("page {}: word {:#x}", page, word.raw));
     switch (word.state()) {
-      case PageState::kFree: ++census.free; break;
+      case PageState::kFree:
+        ++census.free;
+        break;
       case PageState::kWriting:
-      case PageState::kPending: ++census.held; break;
-      case PageState::kLive: ++census.cached; break;
+      case PageState::kPending:
+        ++census.held;
+        break;
+      case PageState::kLive:
+        ++census.cached;
+        break;
       case PageState::kCondemned:
       case PageState::kRetiring:
         throw Violation(fmt::format("page {} is left {}", page, name_of(word.state())));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What must hold in a CrashWorld at rest, judged from the state words alone and not by the code under test; and
-// `verify` beside it. All throw Violation.
+// What must hold in a CrashWorld at rest, judged from the state words alone and not by the code
+// under test; and `verify` beside it. All throw Violation.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +17,17 @@ struct PageCensus {
   std::uint32_t cached = 0;  // Live
 };
 
-// Every page is in one possible state, none is Condemned or Retiring; free + held + cached = all pages.
+// Every page is in one possible state, none is Condemned or Retiring; free + held + cached = all
+// pages.
 PageCensus count_pages(const Segment& segment);
 
-// The paths of all Live pages. Throws where a parent is not Live, or tokens or bytes are not those of the path.
+// The paths of all Live pages. Throws where a parent is not Live, or tokens or bytes are not those
+// of the path.
 Paths cached_paths(const View& view);
 
-// The census; free bits are exactly the Free pages; held counts are exactly the pages held; every Live and Pending
-// page is in the index once, and nothing else is; leases name Live pages; and verify() finds nothing.
+// The census; free bits are exactly the Free pages; held counts are exactly the pages held; every
+// Live and Pending page is in the index once, and nothing else is; leases name Live pages; and
+// verify() finds nothing.
 void check_at_rest(const View& view);
 
 // must <= cached_paths <= may.

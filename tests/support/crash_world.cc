@@ -52,7 +52,8 @@ std::uint64_t path_hash(const Path& path, std::size_t pages) {
 Paths prefixes_of(const Paths& paths) {
   Paths closed;
   for (const Path& path : paths) {
-    for (std::size_t n = 1; n <= path.size(); ++n) closed.insert(Path(path.begin(), path.begin() + static_cast<std::ptrdiff_t>(n)));
+    for (std::size_t n = 1; n <= path.size(); ++n)
+      closed.insert(Path(path.begin(), path.begin() + static_cast<std::ptrdiff_t>(n)));
   }
   return closed;
 }
@@ -61,7 +62,8 @@ std::vector<std::uint32_t> tokens_of(const Path& path) {
   std::vector<std::uint32_t> tokens;
   tokens.reserve(path.size() * kWorldTokens);
   for (const std::uint32_t page : path) {
-    for (std::uint32_t i = 0; i < kWorldTokens; ++i) tokens.push_back(page * 1000 + i);
+    for (std::uint32_t i = 0; i < kWorldTokens; ++i)
+      tokens.push_back(page * 1000 + i);
   }
   return tokens;
 }
@@ -92,8 +94,7 @@ NamespaceRef View::name_space() const {
 
 std::uint32_t Engine::begin(Sequence& sequence, const Path& path) {
   BeginReport report;
-  const Status status =
-      worker_.begin(view_.name_space(), tokens_of(path), {}, sequence, report);
+  const Status status = worker_.begin(view_.name_space(), tokens_of(path), {}, sequence, report);
   if (!status) throw Violation(fmt::format("begin {}: {}", to_text(path), status.what()));
   return report.cached_pages;
 }
@@ -108,7 +109,8 @@ void Engine::compute(Sequence& sequence, const Path& path) {
     if (sequence.own[i].state == OwnState::kLive) continue;
     const std::span<std::uint64_t> words = view_.page_words(sequence.own[i].page);
     const std::uint64_t hash = path_hash(path, shared + i + 1);
-    for (std::size_t w = 0; w < words.size(); ++w) words[w] = word_of(hash, w);
+    for (std::size_t w = 0; w < words.size(); ++w)
+      words[w] = word_of(hash, w);
   }
 }
 
@@ -158,11 +160,12 @@ CrashWorld::CrashWorld() {
   Result<Segment> built = Segment::build(map_all(segment_fd_.get(), bytes), geometry, identity);
   if (!built) throw std::runtime_error(built.error().what());
   view_ = std::make_unique<View>(std::move(*built), pool_fd_.get());
-  if (!NamespaceTable(segment()).open("model=test\n", "test")) throw std::runtime_error("namespace");
+  if (!NamespaceTable(segment()).open("model=test\n", "test"))
+    throw std::runtime_error("namespace");
   const WorkerTable table(segment());
   for (std::uint16_t i = 1; i < kWorldWorkers; ++i) {  // the last slot stays free
-    const Result<SlotGrant> grant = table.give({static_cast<std::uint32_t>(::getpid()), 1, 0,
-                                                WorkerRole::kWorker, "test", 0});
+    const Result<SlotGrant> grant =
+        table.give({static_cast<std::uint32_t>(::getpid()), 1, 0, WorkerRole::kWorker, "test", 0});
     if (!grant || !table.confirm(*grant)) throw std::runtime_error("worker slot");
   }
   blank_.assign(segment().data(), segment().data() + segment().size_bytes());
@@ -225,7 +228,10 @@ void CrashWorld::die_holding_stripes() {
 
 std::uint64_t CrashWorld::evict(std::uint64_t wanted) {
   Evictor evictor(segment());
-  return evictor.evict(wanted, [] { return false; }, [](double) {}).evicted;
+  return evictor
+      .evict(
+          wanted, [] { return false; }, [](double) {})
+      .evicted;
 }
 
 void visit_stripes(const Segment& segment, WorkerId me) {

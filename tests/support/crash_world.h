@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A small cache for tests that kill: segment and pool in shared memory without a name, so that a forked victim maps
-// them itself (a mapping is not inherited) and the survivors go on in this process. reset() puts the segment's bytes
-// back to those of a new cache, which takes microseconds, so every instruction of an operation can have a new one.
+// A small cache for tests that kill: segment and pool in shared memory without a name, so that a
+// forked victim maps them itself (a mapping is not inherited) and the survivors go on in this
+// process. reset() puts the segment's bytes back to those of a new cache, which takes microseconds,
+// so every instruction of an operation can have a new one.
 //
-// What is cached is told by numbers: path {1, 2} is the page of number 2 below that of number 1. Tokens and bytes of a
-// page are functions of its path, so a wrong page is always seen.
+// What is cached is told by numbers: path {1, 2} is the page of number 2 below that of number 1.
+// Tokens and bytes of a page are functions of its path, so a wrong page is always seen.
 #pragma once
 
 #include <cstddef>
@@ -60,8 +61,8 @@ class View {
   std::unique_ptr<Mapping> pool_;
 };
 
-// One worker of a process: calls, and the bytes that an engine would compute. Throws Violation where a call answers
-// what it must not.
+// One worker of a process: calls, and the bytes that an engine would compute. Throws Violation
+// where a call answers what it must not.
 class Engine {
  public:
   Engine(const View& view, WorkerId slot) : view_(view), worker_(view.segment(), slot) {}
@@ -72,7 +73,8 @@ class Engine {
   void compute(Sequence& sequence, const Path& path);
   PublishReport publish(Sequence& sequence, std::size_t pages);
   void release(Sequence& sequence) { worker_.release(sequence); }
-  // Begins, allocates and computes `path`, with `spare` pages whose tokens are unknown. Returns pages hit.
+  // Begins, allocates and computes `path`, with `spare` pages whose tokens are unknown. Returns
+  // pages hit.
   std::uint32_t prepare(Sequence& sequence, const Path& path, std::size_t spare = 0);
   // The whole life of a request.
   void cache(const Path& path);

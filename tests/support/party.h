@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Interleaving on purpose: a party runs its work in a thread of its own, but only when it is let, and up to a named
-// crash point. So one party stands between two stores while the test's thread does what another process would, and
-// each run of a test is the same run.
+// Interleaving on purpose: a party runs its work in a thread of its own, but only when it is let,
+// and up to a named crash point. So one party stands between two stores while the test's thread
+// does what another process would, and each run of a test is the same run.
 //
 //   Party evictor([&] { evict(2); });
 //   ASSERT_TRUE(evictor.run_to("evict.after_condemn"));

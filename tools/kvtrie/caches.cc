@@ -112,14 +112,17 @@ CacheChoice choose_cache(const Environment& environment, const std::string& name
   const std::vector<std::string> caches = find_caches(environment.shm_directory);
   if (caches.size() == 1) return {caches.front(), {}};
   if (caches.empty()) {
-    return {{}, failure(Exit::kNotFound,
-                        fmt::format("no cache on this host (no kvtrie.*.v{}.seg in {}); start kvtried, "
-                                    "or run this where its /dev/shm is",
-                                    kLayoutVersion, environment.shm_directory),
-                        json)};
+    return {{},
+            failure(Exit::kNotFound,
+                    fmt::format("no cache on this host (no kvtrie.*.v{}.seg in {}); start kvtried, "
+                                "or run this where its /dev/shm is",
+                                kLayoutVersion, environment.shm_directory),
+                    json)};
   }
-  std::string message = fmt::format("{} caches on this host; choose one with --cache:", caches.size());
-  for (const std::string& cache : caches) message += "\n" + line_about(cache);
+  std::string message =
+      fmt::format("{} caches on this host; choose one with --cache:", caches.size());
+  for (const std::string& cache : caches)
+    message += "\n" + line_about(cache);
   return {{}, failure(Exit::kUsage, message, json)};
 }
 
@@ -133,18 +136,23 @@ std::string open_problem(const Environment& environment, const std::string& cach
       }
     }
     const std::vector<std::string> caches = find_caches(environment.shm_directory);
-    if (!caches.empty()) message += "\n  caches here: " + fmt::format("{}", fmt::join(caches, ", "));
+    if (!caches.empty())
+      message += "\n  caches here: " + fmt::format("{}", fmt::join(caches, ", "));
     return message;
   }
   std::string message = fmt::format("cache '{}': {}", cache, status.what());
-  if (status.system_errno() != 0) message += fmt::format(": {}", std::strerror(status.system_errno()));
+  if (status.system_errno() != 0)
+    message += fmt::format(": {}", std::strerror(status.system_errno()));
   message += fmt::format(" ({})", object);
   if (exit_of(status) == Exit::kRefused && status.code() == Code::kSystem) {
     message += "; run kvtrie as the user that runs kvtried, or as root";
   }
   if (status.code() == Code::kCorrupt) {
-    message += "; nothing in it can be trusted: keep a copy of the object if you want to know why, "
-               "stop kvtried and its workers, then `kvtrie destroy` or kvtried --fresh";
+    message +=
+        "; if a kvtrie of another build made it, use that one; else nothing in it can be trusted: "
+        "keep a "
+        "copy of the object to find out why, stop kvtried and its workers, then kvtrie destroy or "
+        "kvtried --fresh";
   }
   return message;
 }
@@ -155,8 +163,8 @@ OpenedCache open_cache(const Environment& environment, const std::string& cache,
   if (segment) {
     opened.segment.emplace(std::move(*segment));
   } else {
-    opened.failure = failure(exit_of(segment.error()),
-                             open_problem(environment, cache, segment.error()), json);
+    opened.failure =
+        failure(exit_of(segment.error()), open_problem(environment, cache, segment.error()), json);
   }
   return opened;
 }

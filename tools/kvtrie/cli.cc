@@ -3,8 +3,8 @@
 
 #include "tools/kvtrie/cli.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <new>
 #include <sstream>
@@ -41,39 +41,46 @@ struct Commands {
 
 Commands set_up(CLI::App& app, Arguments& arguments) {
   app.set_version_flag("--version", "kvtrie " KVTRIE_VERSION);
-  app.add_option("--cache", arguments.cache, "Cache to look at; may be left out when the host has one");
+  app.add_option("--cache", arguments.cache,
+                 "Cache to look at; may be left out when the host has one");
   app.add_option("--dir", arguments.directory,
                  "Directory of the caches' sockets and locks, as given to kvtried (destroy)");
   app.add_flag("--json", arguments.json, "Answer in JSON (docs/kvtrie-json.md)");
   app.fallthrough();  // so the options above may stand behind a command too
   app.require_subcommand(1);
   app.footer(exit_table_text() +
-             "The segment is mapped read-only; no coordinator is needed, dead segments may be looked at too.");
+             "The segment is mapped read-only; no coordinator is needed, dead segments may be "
+             "looked at too.");
 
   Commands commands{};
   commands.status = app.add_subcommand("status", "Is the cache well? One screen, and what to do");
   commands.workers = app.add_subcommand("workers", "Who is attached, alive, and holds what");
-  commands.tree = app.add_subcommand("tree", "What is cached, as a tree a namespace; largest parts first");
+  commands.tree =
+      app.add_subcommand("tree", "What is cached, as a tree a namespace; largest parts first");
   commands.tree->add_option("--depth", arguments.tree.depth, "Levels of branches below a root")
       ->capture_default_str();
   commands.tree->add_option("--limit", arguments.tree.limit, "Lines (chains of pages) at most")
       ->check(CLI::Range(1U, 1'000'000U))
       ->capture_default_str();
-  commands.tree->add_option("--namespace", arguments.tree.name_space, "Only this one: its id or label");
+  commands.tree->add_option("--namespace", arguments.tree.name_space,
+                            "Only this one: its id or label");
   commands.page = app.add_subcommand("page", "Everything about one page");
   commands.page->add_option("page", arguments.page, "Page number")->required();
-  commands.verify = app.add_subcommand("verify", "Check the whole segment; exit code 1 if something is found");
+  commands.verify =
+      app.add_subcommand("verify", "Check the whole segment; exit code 1 if something is found");
   commands.verify->add_flag("--at-rest", arguments.verify.at_rest,
                             "No process runs and the dead were reaped: leftovers are findings too");
-  commands.verify->add_option("--findings", arguments.verify.findings_max, "Findings to show at most")
+  commands.verify
+      ->add_option("--findings", arguments.verify.findings_max, "Findings to show at most")
       ->check(CLI::Range(1U, 1'000'000U))
       ->capture_default_str();
-  commands.destroy =
-      app.add_subcommand("destroy", "Remove a cache that no coordinator serves: memory and directory");
+  commands.destroy = app.add_subcommand(
+      "destroy", "Remove a cache that no coordinator serves: memory and directory");
   return commands;
 }
 
-Outcome run_verify(const Environment& environment, const std::string& cache, const Arguments& arguments) {
+Outcome run_verify(const Environment& environment, const std::string& cache,
+                   const Arguments& arguments) {
   const Result<Segment> segment = open_segment(cache, Access::kReadOnly);
   if (segment) {
     const VerifyOutput output = gather_verify(*segment, cache, arguments.verify);
@@ -88,8 +95,8 @@ Outcome run_verify(const Environment& environment, const std::string& cache, con
   return outcome;
 }
 
-Outcome run_on_segment(const Commands& commands, const Environment& environment, const std::string& cache,
-                       const Arguments& arguments) {
+Outcome run_on_segment(const Commands& commands, const Environment& environment,
+                       const std::string& cache, const Arguments& arguments) {
   const OpenedCache opened = open_cache(environment, cache, arguments.json);
   if (!opened.segment) return opened.failure;
   const Segment& segment = *opened.segment;
@@ -100,23 +107,26 @@ Outcome run_on_segment(const Commands& commands, const Environment& environment,
   if (*commands.tree) {
     const std::optional<TreeReport> report = gather_tree(segment, arguments.tree);
     if (report) return render(*report, arguments.json);
-    return failure(Exit::kNotFound,
-                   fmt::format("cache '{}' has no open namespace '{}'; `kvtrie tree --depth 0` lists them",
-                               cache, arguments.tree.name_space),
-                   arguments.json);
+    return failure(
+        Exit::kNotFound,
+        fmt::format("cache '{}' has no open namespace '{}'; `kvtrie tree --depth 0` lists them",
+                    cache, arguments.tree.name_space),
+        arguments.json);
   }
   if (arguments.page >= segment.page_count()) {
     return failure(Exit::kNotFound,
-                   fmt::format("cache '{}' has no page {}: its pages are 0 to {}", cache, arguments.page,
-                               segment.page_count() - 1),
+                   fmt::format("cache '{}' has no page {}: its pages are 0 to {}", cache,
+                               arguments.page, segment.page_count() - 1),
                    arguments.json);
   }
   return render(gather_page(segment, {static_cast<std::uint32_t>(arguments.page)}), arguments.json);
 }
 
-Outcome dispatch(const Commands& commands, const Environment& environment, const Arguments& arguments) {
+Outcome dispatch(const Commands& commands, const Environment& environment,
+                 const Arguments& arguments) {
   if (*commands.destroy && arguments.cache.empty()) {
-    return failure(Exit::kUsage, "destroy removes a cache for good: name it with --cache", arguments.json);
+    return failure(Exit::kUsage, "destroy removes a cache for good: name it with --cache",
+                   arguments.json);
   }
   const CacheChoice choice = choose_cache(environment, arguments.cache, arguments.json);
   if (choice.cache.empty()) return choice.failure;

@@ -33,7 +33,8 @@ class Destroyer {
   Outcome run() {
     if (!anything_there()) {
       return failure(Exit::kNotFound,
-                     open_problem(environment_, report_.cache, {Code::kNotFound, "no such cache"}), json_);
+                     open_problem(environment_, report_.cache, {Code::kNotFound, "no such cache"}),
+                     json_);
     }
     if (!lock_directory() || !lock_segment()) return refusal_;
     give_up_segment();
@@ -91,9 +92,10 @@ class Destroyer {
   }
 
   std::string running_text(const std::string& pid, const std::string& where) const {
-    return fmt::format("cache '{}' is served by a coordinator (pid {}, {}): stop it first (kill {}), then "
-                       "destroy the cache",
-                       report_.cache, pid, where, pid);
+    return fmt::format(
+        "cache '{}' is served by a coordinator (pid {}, {}): stop it first (kill {}), then "
+        "destroy the cache",
+        report_.cache, pid, where, pid);
   }
 
   // A coordinator that was given another directory holds this one.
@@ -128,8 +130,9 @@ class Destroyer {
     for (const FoundObject& object : objects) {
       if (object.name.layout != kLayoutVersion) {
         left_objects_ = true;
-        report_.left.push_back(fmt::format("{} ({}, layout {}: use the kvtrie of the build that made it, or rm)",
-                                           path_of(object), bytes_text(object.bytes), object.name.layout));
+        report_.left.push_back(
+            fmt::format("{} ({}, layout {}: use the kvtrie of the build that made it, or rm)",
+                        path_of(object), bytes_text(object.bytes), object.name.layout));
         continue;
       }
       remove_object(object.name.segment ? segment_object_name(report_.cache)
@@ -176,11 +179,14 @@ class Destroyer {
 std::string to_text(const DestroyReport& report) {
   std::string text = fmt::format("cache {} destroyed: {} of memory in {} removed\n", report.cache,
                                  bytes_text(report.bytes), counted(report.removed.size(), "path"));
-  for (const std::string& path : report.removed) text += "  removed " + path + "\n";
-  for (const std::string& path : report.left) text += "! left " + path + "\n";
+  for (const std::string& path : report.removed)
+    text += "  removed " + path + "\n";
+  for (const std::string& path : report.left)
+    text += "! left " + path + "\n";
   if (report.workers_alive != 0) {
-    text += fmt::format("! {} the old objects: misses from now on, memory returns when they detach or end\n",
-                        counted(report.workers_alive, "living worker still maps", "living workers still map"));
+    text += fmt::format(
+        "! {} the old objects: misses from now on, memory returns when they detach or end\n",
+        counted(report.workers_alive, "living worker still maps", "living workers still map"));
   }
   return text;
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie destroy`: removes a cache that no coordinator serves: its objects in /dev/shm, temporary ones too, and its
-// directory. There is no way to force it: two that write one cache would serve wrong pages.
+// `kvtrie destroy`: removes a cache that no coordinator serves: its objects in /dev/shm, temporary
+// ones too, and its directory. There is no way to force it: two that write one cache would serve
+// wrong pages.
 //
-// It holds both locks that a coordinator holds (the one in the cache's directory and the one on the segment, which
-// also meets a coordinator that was given another --dir) until the names are gone. A segment that can be opened is
-// poisoned first, so that workers that still map it stop using it; their memory returns when they unmap.
+// It holds both locks that a coordinator holds (the one in the cache's directory and the one on the
+// segment, which also meets a coordinator that was given another --dir) until the names are gone. A
+// segment that can be opened is poisoned first, so that workers that still map it stop using it;
+// their memory returns when they unmap.
 #pragma once
 
 #include <cstdint>

@@ -30,8 +30,8 @@ std::string slot_text(const Segment& segment, const HostView& host, std::uint32_
   const std::uint32_t pid = record.pid.load(kRelaxed);
   if (slot == 0) return "slot 0 (the coordinator)";
   if (pid == 0) return fmt::format("slot {} (free by now)", slot);
-  return fmt::format("slot {} ({}, pid {} {})", slot, printable(record.name, sizeof record.name), pid,
-                     name_of(host.liveness(pid, record.start_time.load(kRelaxed))));
+  return fmt::format("slot {} ({}, pid {} {})", slot, printable(record.name, sizeof record.name),
+                     pid, name_of(host.liveness(pid, record.start_time.load(kRelaxed))));
 }
 
 std::string root_text(const Segment& segment, Handle root) {
@@ -41,8 +41,8 @@ std::string root_text(const Segment& segment, Handle root) {
   }
   const NamespaceView view = read_namespace(segment, {id});
   const bool current = view.open && view.root_generation == root.generation();
-  return fmt::format("root of namespace {} \"{}\", generation {}{}", id, view.label, root.generation(),
-                     current ? "" : " (flushed or closed: no longer matched)");
+  return fmt::format("root of namespace {} \"{}\", generation {}{}", id, view.label,
+                     root.generation(), current ? "" : " (flushed or closed: no longer matched)");
 }
 
 std::string handle_text(const Segment& segment, Handle handle) {
@@ -56,7 +56,8 @@ std::string handle_text(const Segment& segment, Handle handle) {
     return fmt::format("page {} of generation {} (gone: it is generation {} now)", page,
                        handle.generation(), word.generation());
   }
-  return fmt::format("page {} generation {} ({})", page, handle.generation(), name_of(word.state()));
+  return fmt::format("page {} generation {} ({})", page, handle.generation(),
+                     name_of(word.state()));
 }
 
 std::vector<std::uint32_t> tokens_of(const Segment& segment, PageIndex page, std::uint32_t count) {
@@ -138,7 +139,8 @@ void add_index(const Segment& segment, PageReport& report) {
   for (const std::uint64_t bucket : place.bucket) {
     for (std::uint32_t entry = 0; entry < kBucketEntries; ++entry) {
       const std::uint64_t raw = segment.bucket(bucket).entries[entry].load(kAcquire);
-      if (raw == (place.tagged | report.page.value)) report.index_entries.push_back({bucket, entry});
+      if (raw == (place.tagged | report.page.value))
+        report.index_entries.push_back({bucket, entry});
     }
   }
 }
@@ -157,8 +159,9 @@ std::string child_hint_text(const Segment& segment, Handle self, std::uint32_t h
   if (!segment.has({page})) return fmt::format("page {} (this segment has none)", page);
   const bool child = word_of(segment, page).canonical() &&
                      segment.descriptor({page}).parent.load(kAcquire) == self.raw;
-  return fmt::format("page {} ({})", page,
-                     child ? name_of(word_of(segment, page).state()) : "not a child any more; a hint only");
+  return fmt::format(
+      "page {} ({})", page,
+      child ? name_of(word_of(segment, page).state()) : "not a child any more; a hint only");
 }
 
 }  // namespace
@@ -213,8 +216,9 @@ PageReport gather_page(const Segment& segment, PageIndex page) {
   report.child_hint_text = child_hint_text(segment, self, hint);
   report.publisher_text = slot_text(segment, host, report.publisher);
   report.announce_counter = segment.announce_counter(page).load(kRelaxed);
-  report.free_bit = (segment.free_bits(page.value / kChunkPages).load(kRelaxed) >>
-                         (page.value % kChunkPages) & 1) != 0;
+  report.free_bit =
+      (segment.free_bits(page.value / kChunkPages).load(kRelaxed) >> (page.value % kChunkPages) &
+       1) != 0;
   add_children(segment, self, report);
   add_index(segment, report);
   add_leases(segment, host, report);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie page N`: everything that the segment says about one page, decoded, and whether it fits together.
+// `kvtrie page N`: everything that the segment says about one page, decoded, and whether it fits
+// together.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ namespace kvtrie::inspect {
 // From a page upwards to its root, or to where the way breaks.
 struct PathToRoot {
   std::vector<std::pair<std::uint32_t, std::uint32_t>> runs;  // root's side first; page numbers
-  std::uint64_t pages = 0;  // with the page itself
-  std::string broken;       // empty: it ends at a root
+  std::uint64_t pages = 0;                                    // with the page itself
+  std::string broken;                                         // empty: it ends at a root
   std::optional<std::uint16_t> name_space;
 };
 
@@ -69,7 +70,7 @@ struct PageReport {
   bool free_bit = false;
 
   std::vector<std::uint32_t> children;  // the first ones
-  std::uint64_t children_count = 0;     // Pending, Live or Condemned pages whose parent is this life
+  std::uint64_t children_count = 0;  // Pending, Live or Condemned pages whose parent is this life
   std::vector<IndexEntryView> index_entries;
   std::uint64_t index_buckets[2] = {0, 0};  // where its key may stand
   std::uint32_t index_stripe = 0;

@@ -31,7 +31,8 @@ std::uint32_t count_pools(const StatusReport& report, const std::string& shm_dir
 void add_workers(const Segment& segment, const HostView& host, StatusReport& report) {
   const std::vector<LeaseView> leases = read_leases(segment);
   for (const WorkerView& worker : read_workers(segment, host, report.pages, leases)) {
-    for (std::size_t i = 0; i < kCounters; ++i) report.counters[i] += worker.counters[i];
+    for (std::size_t i = 0; i < kCounters; ++i)
+      report.counters[i] += worker.counters[i];
     report.leases_stale += worker.stale_leases;
     if (worker.slot == kCoordinatorSlot) {
       report.pins = worker.leases;
@@ -49,6 +50,10 @@ void add_workers(const Segment& segment, const HostView& host, StatusReport& rep
     if (worker.pages_wanted != 0) {
       ++report.waiting;
       report.pages_wanted += worker.pages_wanted;
+      const auto waits = host.monotonic_age_seconds(worker.wait_ticket);
+      if (waits && worker.wait_ticket != 0) {
+        report.longest_wait_seconds = std::max(*waits, report.longest_wait_seconds.value_or(0));
+      }
     }
   }
   if (report.oldest_lease) {

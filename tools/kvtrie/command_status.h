@@ -52,6 +52,7 @@ struct StatusReport {
   std::uint64_t attached_dead = 0;
   std::uint64_t waiting = 0;
   std::uint64_t pages_wanted = 0;
+  std::optional<double> longest_wait_seconds;  // none: nobody waits, or since when is unknown
   std::uint64_t leases = 0;
   std::uint64_t leases_stale = 0;
   std::uint64_t pins = 0;

@@ -137,7 +137,8 @@ void TreeBuilder::hand_out(TreeReport& report) {
   for (std::size_t t = 0; t < report.namespaces.size(); ++t) {
     NamespaceTree& tree = report.namespaces[t];
     std::vector<std::pair<std::size_t, std::int64_t>> stack;
-    for (auto i = at_root_[t].rbegin(); i != at_root_[t].rend(); ++i) stack.emplace_back(*i, -1);
+    for (auto i = at_root_[t].rbegin(); i != at_root_[t].rend(); ++i)
+      stack.emplace_back(*i, -1);
     report.pages_left_out += tree.pages_left_out;
     while (!stack.empty()) {
       const auto [index, above] = stack.back();
@@ -147,7 +148,8 @@ void TreeBuilder::hand_out(TreeReport& report) {
       report.pages_left_out += chain.line.pages_left_out;
       const auto here = static_cast<std::int64_t>(tree.lines.size());
       tree.lines.push_back(std::move(chain.line));
-      for (auto i = chain.below.rbegin(); i != chain.below.rend(); ++i) stack.emplace_back(*i, here);
+      for (auto i = chain.below.rbegin(); i != chain.below.rend(); ++i)
+        stack.emplace_back(*i, here);
     }
   }
   report.lines_shown = chosen_.size();
@@ -160,7 +162,8 @@ void TreeBuilder::add_pages_outside(TreeReport& report) const {
     if (word.state() == PageState::kWriting) ++writing[word.owner().value];
     if (word.state() == PageState::kRetiring) ++report.retiring;
   }
-  for (const auto& [slot, pages] : writing) report.private_pages.push_back({slot, pages});
+  for (const auto& [slot, pages] : writing)
+    report.private_pages.push_back({slot, pages});
   for (std::size_t k = 0; k < kDetachedKinds; ++k) {
     const auto kind = static_cast<Detached>(k);
     if (trie_.detached(kind) != 0) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie tree`: what is cached, as an indented tree a namespace. A chain of pages without a branch is one line; the
-// lines that are shown are those of the largest subtrees, and each place where something was left out says how much.
+// `kvtrie tree`: what is cached, as an indented tree a namespace. A chain of pages without a branch
+// is one line; the lines that are shown are those of the largest subtrees, and each place where
+// something was left out says how much.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +19,9 @@
 namespace kvtrie::inspect {
 
 struct TreeOptions {
-  std::uint32_t depth = 8;    // levels of branches below a root; 0: namespaces alone
-  std::uint32_t limit = 50;   // lines of chains
-  std::string name_space;     // id or label; empty: all
+  std::uint32_t depth = 8;   // levels of branches below a root; 0: namespaces alone
+  std::uint32_t limit = 50;  // lines of chains
+  std::string name_space;    // id or label; empty: all
 };
 
 struct ChainLease {
@@ -38,11 +39,11 @@ struct ChainLine {
   std::uint64_t live = 0;
   std::uint64_t pending = 0;
   std::uint64_t condemned = 0;
-  std::vector<std::uint16_t> owners;  // of its Pending pages
+  std::vector<std::uint16_t> owners;      // of its Pending pages
   std::optional<double> touched_seconds;  // of the page touched last
   std::vector<ChainLease> leases;
-  std::uint64_t subtree_pages = 0;    // with the chain itself
-  std::uint64_t branches = 0;         // chains that hang on its end
+  std::uint64_t subtree_pages = 0;  // with the chain itself
+  std::uint64_t branches = 0;       // chains that hang on its end
   std::uint64_t branches_left_out = 0;
   std::uint64_t pages_left_out = 0;
 };

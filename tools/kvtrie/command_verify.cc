@@ -47,7 +47,8 @@ std::string to_text(const VerifyOutput& output) {
     pages += fmt::format("{}{} {}", i == 0 ? "" : ", ", grouped(report.pages[i]),
                          name_of(static_cast<PageState>(i)));
   }
-  if (report.pages_impossible != 0) pages += fmt::format(", {} IMPOSSIBLE", grouped(report.pages_impossible));
+  if (report.pages_impossible != 0)
+    pages += fmt::format(", {} IMPOSSIBLE", grouped(report.pages_impossible));
   lines.add("pages", pages);
   lines.add("leases", grouped(report.leases));
   lines.add("index", counted(report.index_entries, "entry", "entries"));

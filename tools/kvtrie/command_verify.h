@@ -18,7 +18,8 @@ struct VerifyOutput {
   VerifyReport report;
 };
 
-VerifyOutput gather_verify(const Segment& segment, const std::string& cache, const VerifyOptions& options);
+VerifyOutput gather_verify(const Segment& segment, const std::string& cache,
+                           const VerifyOptions& options);
 // What `verify` says of a segment that cannot even be opened: one finding.
 VerifyOutput verify_of_unreadable(const std::string& cache, Status status);
 std::string to_text(const VerifyOutput& output);

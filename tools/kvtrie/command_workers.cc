@@ -12,11 +12,14 @@ namespace kvtrie::inspect {
 namespace {
 
 std::string note_of(const WorkerView& worker) {
-  if (worker.slot == kCoordinatorSlot) return worker.attached() ? "slot 0 is never given: damaged" : "";
-  if (!worker.word.well_formed()) return fmt::format("impossible slot word {}", hex_text(worker.word.raw));
+  if (worker.slot == kCoordinatorSlot)
+    return worker.attached() ? "slot 0 is never given: damaged" : "";
+  if (!worker.word.well_formed())
+    return fmt::format("impossible slot word {}", hex_text(worker.word.raw));
   if (!worker.attached()) return "free slot that still holds something: run kvtrie verify";
   if (worker.liveness == Liveness::kDead) {
-    return worker.word.state() == SlotState::kReaping ? "dead, being reaped" : "dead, waits for its reap";
+    return worker.word.state() == SlotState::kReaping ? "dead, being reaped"
+                                                      : "dead, waits for its reap";
   }
   if (worker.liveness == Liveness::kNone && worker.word.state() != SlotState::kReaping) {
     return "names no process";
@@ -29,7 +32,8 @@ WorkerRow row_of(WorkerView worker, const HostView& host) {
   WorkerRow row;
   row.note = note_of(worker);
   if (worker.attached()) row.attached_seconds = host.age_seconds(worker.attach_tick);
-  if (worker.oldest_lease) row.oldest_lease_seconds = host.age_seconds(worker.oldest_lease->since_tick);
+  if (worker.oldest_lease)
+    row.oldest_lease_seconds = host.age_seconds(worker.oldest_lease->since_tick);
   if (worker.pages_wanted != 0 && worker.wait_ticket != 0) {
     row.waits_seconds = host.monotonic_age_seconds(worker.wait_ticket);
   }
@@ -44,8 +48,9 @@ std::string seconds_or(std::optional<double> seconds, const char* none) {
 std::string hits_text(const WorkerView& worker) {
   const std::uint64_t asked = worker.counter(Counter::kPagesAsked);
   if (asked == 0) return "-";
-  return fmt::format("{} of {}", percent_text(static_cast<double>(worker.counter(Counter::kPagesHit)),
-                                              static_cast<double>(asked)),
+  return fmt::format("{} of {}",
+                     percent_text(static_cast<double>(worker.counter(Counter::kPagesHit)),
+                                  static_cast<double>(asked)),
                      grouped(asked));
 }
 
@@ -103,15 +108,17 @@ std::string to_text(const WorkersReport& report) {
     if (worker.stale_leases != 0) leases += fmt::format("+{} stale", grouped(worker.stale_leases));
     table.row({std::to_string(worker.slot.value), coordinator ? "-" : name_of(worker.word.state()),
                worker.pid == 0 ? "-" : std::to_string(worker.pid), name_of(worker.liveness),
-               coordinator ? "coordinator" : name_of(worker.role), worker.name.empty() ? "-" : worker.name,
+               coordinator ? "coordinator" : name_of(worker.role),
+               worker.name.empty() ? "-" : worker.name,
                worker.attached() ? seconds_or(row.attached_seconds, "?") : "-", leases,
-               grouped(worker.writing), grouped(worker.pending), oldest_text(row), hits_text(worker),
-               waits_text(row), row.note});
+               grouped(worker.writing), grouped(worker.pending), oldest_text(row),
+               hits_text(worker), waits_text(row), row.note});
   }
   return table.text() +
-         fmt::format("{} attached, {} slots. Slot 0's leases are the operator's pins; page hits are of "
-                     "all that had the slot.\n",
-                     counted(attached, "worker"), report.slots);
+         fmt::format(
+             "{} attached, {} slots. Slot 0's leases are the operator's pins; page hits are of "
+             "all that had the slot.\n",
+             counted(attached, "worker"), report.slots);
 }
 
 Json to_json(const WorkersReport& report) {

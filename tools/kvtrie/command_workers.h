@@ -22,8 +22,9 @@ struct WorkerRow {
 };
 
 struct WorkersReport {
-  std::uint32_t slots = 0;     // that workers may have
-  std::vector<WorkerRow> rows; // slot 0 first, then attached slots and free ones that hold something
+  std::uint32_t slots = 0;  // that workers may have
+  std::vector<WorkerRow>
+      rows;  // slot 0 first, then attached slots and free ones that hold something
 };
 
 WorkersReport gather_workers(const Segment& segment);

@@ -46,16 +46,21 @@ inline std::string exit_table_text() {
 
 constexpr Exit exit_of(Status status) {
   switch (status.code()) {
-    case Code::kOk: return Exit::kOk;
-    case Code::kInvalid: return Exit::kUsage;
-    case Code::kNotFound: return Exit::kNotFound;
+    case Code::kOk:
+      return Exit::kOk;
+    case Code::kInvalid:
+      return Exit::kUsage;
+    case Code::kNotFound:
+      return Exit::kNotFound;
     case Code::kCorrupt:
-    case Code::kPoisoned: return Exit::kCorrupt;
+    case Code::kPoisoned:
+      return Exit::kCorrupt;
     case Code::kSystem: {
       const bool denied = status.system_errno() == EACCES || status.system_errno() == EPERM;
       return denied ? Exit::kRefused : Exit::kSystem;
     }
-    default: return Exit::kRefused;
+    default:
+      return Exit::kRefused;
   }
 }
 

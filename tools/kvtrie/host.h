@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What this host says about what a segment says: whether its processes live, and how long ago a tick was.
+// What this host says about what a segment says: whether its processes live, and how long ago a
+// tick was.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 namespace kvtrie::inspect {
 
 enum class Liveness : std::uint8_t {
-  kNone,     // no process is named
+  kNone,  // no process is named
   kAlive,
   kDead,     // or its pid is another process's by now
   kUnknown,  // another PID namespace: pids mean nothing here

@@ -16,7 +16,8 @@ namespace {
 // Memory that somebody cut off an object after it was mapped.
 extern "C" void segment_is_gone(int) {
   constexpr char kText[] =
-      "kvtrie: the segment was truncated while it was read: the cache is gone; kvtrie destroy removes the rest\n";
+      "kvtrie: the segment was truncated while it was read: the cache is gone; kvtrie destroy "
+      "removes the rest\n";
   const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof kText - 1);
   (void)ignored;
   ::_exit(static_cast<int>(kvtrie::inspect::Exit::kCorrupt));
@@ -38,7 +39,8 @@ int main(int argc, char** argv) {
 
   Environment environment;
   environment.euid = ::geteuid();
-  if (const char* directory = std::getenv("XDG_RUNTIME_DIR")) environment.xdg_runtime_dir = directory;
+  if (const char* directory = std::getenv("XDG_RUNTIME_DIR"))
+    environment.xdg_runtime_dir = directory;
   const Outcome outcome = kvtrie::inspect::run_cli(argc, argv, environment);
   const bool written = put(stdout, outcome.out);
   put(stderr, outcome.err);

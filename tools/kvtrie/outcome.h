@@ -13,7 +13,8 @@
 
 namespace kvtrie::inspect {
 
-using Json = nlohmann::ordered_json;  // keys stand in the order in which docs/kvtrie-json.md has them
+using Json =
+    nlohmann::ordered_json;  // keys stand in the order in which docs/kvtrie-json.md has them
 
 // What a command may know of the host; filled in main, or by a test.
 struct Environment {

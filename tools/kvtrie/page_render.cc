@@ -23,18 +23,21 @@ bool is_of_last_life(const PageReport& report) {
 }
 
 std::string state_text(const PageReport& report) {
-  std::string text = fmt::format("{}, generation {}", name_of(report.word.state()), report.word.generation());
+  std::string text =
+      fmt::format("{}, generation {}", name_of(report.word.state()), report.word.generation());
   if (report.word.owned()) text += ", owned by " + report.owner;
   if (!is_of_last_life(report)) text += ", " + ago_text(report.since_seconds);
-  if (!report.word.well_formed()) text += fmt::format(" (IMPOSSIBLE word {})", hex_text(report.word.raw));
+  if (!report.word.well_formed())
+    text += fmt::format(" (IMPOSSIBLE word {})", hex_text(report.word.raw));
   if (report.changed) text += " (changed while being read: look again)";
   return text;
 }
 
-std::string list_text(const std::vector<std::uint32_t>& numbers, std::size_t shown, std::uint64_t total) {
+std::string list_text(const std::vector<std::uint32_t>& numbers, std::size_t shown,
+                      std::uint64_t total) {
   const std::size_t count = std::min(shown, numbers.size());
-  std::string text = fmt::format("{}", fmt::join(numbers.begin(),
-                                                 numbers.begin() + static_cast<std::ptrdiff_t>(count), " "));
+  std::string text = fmt::format(
+      "{}", fmt::join(numbers.begin(), numbers.begin() + static_cast<std::ptrdiff_t>(count), " "));
   if (total > count) text += fmt::format(" ... ({} more)", grouped(total - count));
   return text;
 }
@@ -47,15 +50,17 @@ std::string tokens_text(const PageReport& report) {
 
 std::string hash_text(const PageReport& report) {
   std::string text = hex_text(report.prefix_hash);
-  if (report.hash_fits) text += *report.hash_fits ? " (fits parent and tokens)" : " (DOES NOT FIT parent and tokens)";
+  if (report.hash_fits)
+    text += *report.hash_fits ? " (fits parent and tokens)" : " (DOES NOT FIT parent and tokens)";
   return text;
 }
 
 std::string retain_text(const PageReport& report) {
   if (report.retain_until == 0) return "none";
   if (!report.retain_seconds) return fmt::format("tick {}", report.retain_until);
-  return *report.retain_seconds > 0 ? fmt::format("for another {}", seconds_text(*report.retain_seconds))
-                                    : fmt::format("over since {}", seconds_text(-*report.retain_seconds));
+  return *report.retain_seconds > 0
+             ? fmt::format("for another {}", seconds_text(*report.retain_seconds))
+             : fmt::format("over since {}", seconds_text(-*report.retain_seconds));
 }
 
 std::string index_text(const PageReport& report) {
@@ -63,13 +68,14 @@ std::string index_text(const PageReport& report) {
   for (const IndexEntryView& entry : report.index_entries) {
     text += fmt::format(", bucket {} place {}", entry.bucket, entry.entry);
   }
-  return text + fmt::format(" (its key belongs to buckets {} and {}, stripe {})", report.index_buckets[0],
-                            report.index_buckets[1], report.index_stripe);
+  return text + fmt::format(" (its key belongs to buckets {} and {}, stripe {})",
+                            report.index_buckets[0], report.index_buckets[1], report.index_stripe);
 }
 
 std::string path_text(const PathToRoot& path) {
-  std::string text = path.broken.empty() ? fmt::format("root of namespace {}", path.name_space.value_or(0))
-                                         : fmt::format("BROKEN, {}", path.broken);
+  std::string text = path.broken.empty()
+                         ? fmt::format("root of namespace {}", path.name_space.value_or(0))
+                         : fmt::format("BROKEN, {}", path.broken);
   text += fmt::format(" > {}: ", counted(path.pages, "page"));
   auto add = [&](std::size_t from, std::size_t to) {
     for (std::size_t i = from; i < to; ++i) {
@@ -92,11 +98,12 @@ void add_leases(const PageReport& report, FieldLines& lines) {
   if (report.leases.empty()) lines.add("leases", "none");
   std::string label = "leases";
   for (const PageLease& lease : report.leases) {
-    std::string text = fmt::format("{}, lease {}, taken {}, request tag {:#x}", lease.holder,
-                                   lease.lease.index, ago_text(lease.held_seconds),
-                                   lease.lease.request_tag);
+    std::string text =
+        fmt::format("{}, lease {}, taken {}, request tag {:#x}", lease.holder, lease.lease.index,
+                    ago_text(lease.held_seconds), lease.lease.request_tag);
     if (lease.lease.target != LeaseTarget::kPage) text += " (of another life: protects nothing)";
-    if (lease.lease.beyond_high_water) text += " (ABOVE its high-water mark: the evictor misses it)";
+    if (lease.lease.beyond_high_water)
+      text += " (ABOVE its high-water mark: the evictor misses it)";
     lines.add(label, text);
     label.clear();
   }
@@ -117,12 +124,14 @@ std::string to_text(const PageReport& report) {
                              fmt::format(", root generation ..{}", report.scope_generation_low));
   lines.add("parent", report.parent_text);
   lines.add("path", path_text(report.path));
-  lines.add("depth", fmt::format("{} (priority {}, tier {})", report.depth, report.priority, report.tier));
+  lines.add("depth",
+            fmt::format("{} (priority {}, tier {})", report.depth, report.priority, report.tier));
   lines.add("tokens", tokens_text(report));
-  lines.add("children", report.children_count == 0
-                            ? "none"
-                            : fmt::format("{}: {}", grouped(report.children_count),
-                                          list_text(report.children, kChildrenShown, report.children_count)));
+  lines.add("children",
+            report.children_count == 0
+                ? "none"
+                : fmt::format("{}: {}", grouped(report.children_count),
+                              list_text(report.children, kChildrenShown, report.children_count)));
   lines.add("child hint", report.child_hint_text);
   add_leases(report, lines);
   lines.add("touched", fmt::format("{} (order {} in its tick, {} touches, hint and flags {:#04x})",
@@ -132,7 +141,8 @@ std::string to_text(const PageReport& report) {
   lines.add("written by", report.publisher_text);
   lines.add("prefix hash", hash_text(report));
   lines.add("index", index_text(report));
-  lines.add("announced", fmt::format("{} below it, ever", counted(report.announce_counter, "child", "children")));
+  lines.add("announced", fmt::format("{} below it, ever",
+                                     counted(report.announce_counter, "child", "children")));
   lines.add("free bit", report.free_bit ? "set" : "clear");
   lines.add("checksum", report.checksum == 0 ? "not computed" : hex_text(report.checksum));
   return lines.text();
@@ -165,7 +175,8 @@ Json to_json(const PageReport& report) {
   path["namespace"] = optional(report.path.name_space);
   path["broken"] = report.path.broken.empty() ? Json(nullptr) : Json(report.path.broken);
   Json& runs = path["runs"] = Json::array();
-  for (const auto& [first, last] : report.path.runs) runs.push_back({first, last});
+  for (const auto& [first, last] : report.path.runs)
+    runs.push_back({first, last});
   json["depth"] = report.depth;
   json["priority"] = report.priority;
   json["tier"] = report.tier;

@@ -17,7 +17,8 @@ WorkerId slot_id(std::uint32_t slot) { return {static_cast<std::uint16_t>(slot)}
 
 LeaseTarget target_of(const Segment& segment, Handle handle) {
   if (!handle.is_page() || !segment.has(handle.page_index())) return LeaseTarget::kImpossible;
-  const StateWord word{segment.descriptor(handle.page_index()).state.load(std::memory_order_acquire)};
+  const StateWord word{
+      segment.descriptor(handle.page_index()).state.load(std::memory_order_acquire)};
   return handle.same_life(word) ? LeaseTarget::kPage : LeaseTarget::kOtherLife;
 }
 
@@ -44,7 +45,8 @@ WorkerView read_worker(const Segment& segment, const HostView& host, WorkerId sl
   view.leases_high_water = record.leases_high_water.load(kRelaxed);
   view.pages_wanted = record.pages_wanted.load(kRelaxed);
   view.wait_ticket = record.wait_ticket.load(kRelaxed);
-  for (std::size_t i = 0; i < kCounters; ++i) view.counters[i] = record.counters[i].load(kRelaxed);
+  for (std::size_t i = 0; i < kCounters; ++i)
+    view.counters[i] = record.counters[i].load(kRelaxed);
   view.held_hint = sum_of_held(segment, slot);
   return view;
 }
@@ -85,8 +87,8 @@ PageCensus take_census(const Segment& segment) {
       ++census.scope_unknown;
     }
     if (word.readable()) {
-      census.readable_tokens += std::min<std::uint32_t>(descriptor.token_count.load(kRelaxed),
-                                                        segment.tokens_per_page());
+      census.readable_tokens +=
+          std::min<std::uint32_t>(descriptor.token_count.load(kRelaxed), segment.tokens_per_page());
     }
   }
   return census;
@@ -96,7 +98,8 @@ std::vector<LeaseView> read_leases(const Segment& segment) {
   std::vector<LeaseView> leases;
   for (std::uint32_t slot = 0; slot < segment.slot_count(); ++slot) {
     const WorkerId id = slot_id(slot);
-    const std::uint32_t high_water = segment.worker(id).leases_high_water.load(std::memory_order_acquire);
+    const std::uint32_t high_water =
+        segment.worker(id).leases_high_water.load(std::memory_order_acquire);
     std::uint32_t index = 0;
     for (const LeaseSlot& lease : segment.leases(id)) {
       const Handle handle{lease.handle.load(std::memory_order_acquire)};
@@ -112,7 +115,8 @@ std::vector<LeaseView> read_leases(const Segment& segment) {
 }
 
 std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
-                                     const PageCensus& census, const std::vector<LeaseView>& leases) {
+                                     const PageCensus& census,
+                                     const std::vector<LeaseView>& leases) {
   std::vector<WorkerView> workers;
   workers.reserve(segment.slot_count());
   for (std::uint32_t slot = 0; slot < segment.slot_count(); ++slot) {

@@ -3,9 +3,10 @@
 //
 // Copies of what a segment says at one moment, in private memory, for commands to look at in peace.
 //
-// The segment may be live (pages change while they are read) or hold any bytes at all. So: each word is read
-// once, every index in it is compared with a limit before it is used, loops run over arrays of known length,
-// and what cannot be is counted instead of believed. Nothing is written; no lock is taken.
+// The segment may be live (pages change while they are read) or hold any bytes at all. So: each
+// word is read once, every index in it is compared with a limit before it is used, loops run over
+// arrays of known length, and what cannot be is counted instead of believed. Nothing is written; no
+// lock is taken.
 #pragma once
 
 #include <array>
@@ -27,9 +28,9 @@ struct PageCensus {
   std::uint64_t impossible = 0;     // state words that no page can have
   std::uint64_t owner_unknown = 0;  // Writing or Pending of a slot that is not in this segment
   std::uint64_t readable_tokens = 0;
-  std::vector<std::uint64_t> writing_of;       // by slot
-  std::vector<std::uint64_t> pending_of;       // by slot
-  std::vector<std::uint64_t> pages_of_scope;   // Pending, Live, Condemned by namespace
+  std::vector<std::uint64_t> writing_of;      // by slot
+  std::vector<std::uint64_t> pending_of;      // by slot
+  std::vector<std::uint64_t> pages_of_scope;  // Pending, Live, Condemned by namespace
   std::uint64_t scope_unknown = 0;
 
   std::uint64_t of(PageState state) const { return by_state[static_cast<std::size_t>(state)]; }
@@ -72,7 +73,8 @@ struct WorkerView {
 
   std::uint64_t writing = 0;
   std::uint64_t pending = 0;
-  std::uint64_t held_hint = 0;  // sum of its held counts: at least writing + pending when nobody moves
+  std::uint64_t held_hint =
+      0;  // sum of its held counts: at least writing + pending when nobody moves
   std::uint64_t leases = 0;
   std::uint64_t stale_leases = 0;  // of another life or impossible: they protect nothing
   std::optional<LeaseView> oldest_lease;
@@ -83,7 +85,8 @@ struct WorkerView {
 };
 // All slots, slot 0 (the coordinator's, with its process's identity) first.
 std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
-                                     const PageCensus& census, const std::vector<LeaseView>& leases);
+                                     const PageCensus& census,
+                                     const std::vector<LeaseView>& leases);
 
 struct CoordinatorView {
   std::uint32_t pid = 0;

@@ -12,7 +12,8 @@ namespace kvtrie::inspect {
 namespace {
 
 void end_line(std::string& text) {
-  while (!text.empty() && text.back() == ' ') text.pop_back();
+  while (!text.empty() && text.back() == ' ')
+    text.pop_back();
   text += '\n';
 }
 
@@ -20,7 +21,8 @@ void end_line(std::string& text) {
 
 std::string grouped(std::uint64_t value) {
   std::string text = std::to_string(value);
-  for (std::size_t at = text.size(); at > 3; at -= 3) text.insert(at - 3, 1, ',');
+  for (std::size_t at = text.size(); at > 3; at -= 3)
+    text.insert(at - 3, 1, ',');
   return text;
 }
 
@@ -39,9 +41,11 @@ std::string bytes_text(std::uint64_t bytes) {
 std::string seconds_text(double seconds) {
   if (seconds < 0) return "-" + seconds_text(-seconds);
   if (seconds < 1) return fmt::format("{:.0f} ms", seconds * 1000);
-  if (seconds < 60) return fmt::format("{:.{}f} s", seconds, seconds == std::floor(seconds) ? 0 : 1);
+  if (seconds < 60)
+    return fmt::format("{:.{}f} s", seconds, seconds == std::floor(seconds) ? 0 : 1);
   const double minutes = std::floor(seconds / 60);
-  if (minutes < 60) return fmt::format("{:.0f} min {:.0f} s", minutes, std::floor(seconds - minutes * 60));
+  if (minutes < 60)
+    return fmt::format("{:.0f} min {:.0f} s", minutes, std::floor(seconds - minutes * 60));
   const double hours = std::floor(minutes / 60);
   if (hours < 48) return fmt::format("{:.0f} h {:.0f} min", hours, minutes - hours * 60);
   const double days = std::floor(hours / 24);
@@ -81,7 +85,8 @@ std::string printable(const char* text, std::size_t bytes) {
 
 std::string FieldLines::text() const {
   std::size_t width = 0;
-  for (const Line& line : lines_) width = std::max(width, line.label.size());
+  for (const Line& line : lines_)
+    width = std::max(width, line.label.size());
   std::string text;
   for (const Line& line : lines_) {
     text += fmt::format("{:<{}}  {}", line.label, width, line.value);
@@ -92,7 +97,8 @@ std::string FieldLines::text() const {
 
 std::string Table::text() const {
   std::vector<std::size_t> widths;
-  for (const std::string& title : titles_) widths.push_back(title.size());
+  for (const std::string& title : titles_)
+    widths.push_back(title.size());
   for (const auto& row : rows_) {
     for (std::size_t i = 0; i < row.size() && i < widths.size(); ++i) {
       widths[i] = std::max(widths[i], row[i].size());
@@ -108,7 +114,8 @@ std::string Table::text() const {
     end_line(text);
   };
   add(titles_);
-  for (const auto& row : rows_) add(row);
+  for (const auto& row : rows_)
+    add(row);
   return text;
 }
 

@@ -13,13 +13,13 @@
 
 namespace kvtrie::inspect {
 
-std::string grouped(std::uint64_t value);           // 1,234,567
-std::string bytes_text(std::uint64_t bytes);        // 153.2 MiB
-std::string seconds_text(double seconds);           // 350 ms, 12 s, 3 min 2 s, 2 h 5 min, 3 d 4 h
+std::string grouped(std::uint64_t value);             // 1,234,567
+std::string bytes_text(std::uint64_t bytes);          // 153.2 MiB
+std::string seconds_text(double seconds);             // 350 ms, 12 s, 3 min 2 s, 2 h 5 min, 3 d 4 h
 std::string percent_text(double part, double whole);  // 12.3 %; "-" of nothing
 std::string ago_text(std::optional<double> age_seconds);  // "12 s ago"; unknown, or in the future
 std::string counted(std::uint64_t count, const char* singular, const char* plural = nullptr);
-std::string hex_text(std::uint64_t value);          // 0x00000000000000ff
+std::string hex_text(std::uint64_t value);  // 0x00000000000000ff
 
 // Up to the first NUL, never beyond `bytes`; what a terminal would obey or cannot show as \xNN.
 std::string printable(const char* text, std::size_t bytes);
@@ -27,7 +27,9 @@ std::string printable(const char* text, std::size_t bytes);
 // "label  value" lines with the values in one column.
 class FieldLines {
  public:
-  void add(std::string label, std::string value) { lines_.push_back({std::move(label), std::move(value)}); }
+  void add(std::string label, std::string value) {
+    lines_.push_back({std::move(label), std::move(value)});
+  }
   std::string text() const;
 
  private:

@@ -63,16 +63,18 @@ std::string leases_text(const ChainLine& line) {
 }
 
 std::string left_out_text(std::uint64_t branches, std::uint64_t pages) {
-  return fmt::format("{} ({}) left out", counted(branches, "branch", "branches"), counted(pages, "page"));
+  return fmt::format("{} ({}) left out", counted(branches, "branch", "branches"),
+                     counted(pages, "page"));
 }
 
 std::string line_text(const ChainLine& line) {
   std::string text(std::size_t{2} * std::min(line.level, kIndentMax), ' ');
   if (line.level > kIndentMax) text += fmt::format("[level {}] ", line.level);
   text += fmt::format("{} ({}, {}) {}, touched {}{}", runs_text(line), counted(line.pages, "page"),
-                      counted(line.tokens, "token"), state_text(line), ago_text(line.touched_seconds),
-                      leases_text(line));
-  if (line.branches != 0) text += fmt::format("; {} below", counted(line.branches, "branch", "branches"));
+                      counted(line.tokens, "token"), state_text(line),
+                      ago_text(line.touched_seconds), leases_text(line));
+  if (line.branches != 0)
+    text += fmt::format("; {} below", counted(line.branches, "branch", "branches"));
   if (line.branches_left_out != 0) {
     text += ", " + left_out_text(line.branches_left_out, line.pages_left_out);
   }
@@ -89,7 +91,8 @@ std::string header_text(const NamespaceTree& tree) {
     text += ", " + left_out_text(tree.branches_left_out, tree.pages_left_out);
   }
   text += "\n";
-  if (tree.current && !tree.name_space.fields.empty()) text += "  { " + tree.name_space.fields + " }\n";
+  if (tree.current && !tree.name_space.fields.empty())
+    text += "  { " + tree.name_space.fields + " }\n";
   return text;
 }
 
@@ -107,12 +110,18 @@ std::string private_text(const TreeReport& report) {
 
 const char* words_of(Detached kind) {
   switch (kind) {
-    case Detached::kNoParent: return "have no parent";
-    case Detached::kParentOutOfRange: return "have a parent that this segment does not have";
-    case Detached::kParentOtherLife: return "have a parent that was recycled";
-    case Detached::kParentNotInTrie: return "have a parent that is free, being written or retiring";
-    case Detached::kBelowDetached: return "hang below those";
-    case Detached::kInCycle: return "are in or below a cycle of parents";
+    case Detached::kNoParent:
+      return "have no parent";
+    case Detached::kParentOutOfRange:
+      return "have a parent that this segment does not have";
+    case Detached::kParentOtherLife:
+      return "have a parent that was recycled";
+    case Detached::kParentNotInTrie:
+      return "have a parent that is free, being written or retiring";
+    case Detached::kBelowDetached:
+      return "hang below those";
+    case Detached::kInCycle:
+      return "are in or below a cycle of parents";
   }
   return "";
 }
@@ -123,7 +132,8 @@ std::string to_text(const TreeReport& report) {
   std::string text;
   for (const NamespaceTree& tree : report.namespaces) {
     text += header_text(tree);
-    for (const ChainLine& line : tree.lines) text += line_text(line);
+    for (const ChainLine& line : tree.lines)
+      text += line_text(line);
   }
   if (report.namespaces.empty()) text += "no namespace is open and no page is cached\n";
   if (report.namespaces_left_out != 0) {
@@ -163,7 +173,8 @@ Json to_json(const TreeReport& report) {
       chain["level"] = line.level;
       chain["above"] = line.above < 0 ? Json(nullptr) : Json(line.above);
       Json& runs = chain["runs"] = Json::array();
-      for (const auto& [first, last] : line.runs) runs.push_back({first, last});
+      for (const auto& [first, last] : line.runs)
+        runs.push_back({first, last});
       chain["pages"] = line.pages;
       chain["tokens"] = line.tokens;
       chain["live"] = line.live;
@@ -194,7 +205,8 @@ Json to_json(const TreeReport& report) {
   json["changed_while_read"] = report.changed_while_read;
   Json& detached = json["detached"] = Json::array();
   for (const DetachedPages& pages : report.detached) {
-    detached.push_back({{"kind", name_of(pages.kind)}, {"pages", pages.pages}, {"examples", pages.examples}});
+    detached.push_back(
+        {{"kind", name_of(pages.kind)}, {"pages", pages.pages}, {"examples", pages.examples}});
   }
   return json;
 }

@@ -62,7 +62,8 @@ void TrieSnapshot::link(const Segment& segment) {
   auto classify = [&](std::uint32_t page) {
     const Handle parent{parent_[page]};
     if (parent.is_root()) {
-      if (parent.namespace_id().value >= segment.namespace_count()) return Detached::kParentOutOfRange;
+      if (parent.namespace_id().value >= segment.namespace_count())
+        return Detached::kParentOutOfRange;
       const auto [found, fresh] = root_at.try_emplace(parent.raw, roots_.size());
       if (fresh) {
         const NamespaceRecord& record = segment.name_space(parent.namespace_id());
@@ -93,7 +94,8 @@ void TrieSnapshot::link(const Segment& segment) {
     broken_.push_back(page);
   }
   parent_ = {};
-  for (std::uint32_t page = 0; page < count; ++page) first_child_[page + 1] += first_child_[page];
+  for (std::uint32_t page = 0; page < count; ++page)
+    first_child_[page + 1] += first_child_[page];
   children_.resize(first_child_[count]);
   std::vector<std::uint32_t> next(first_child_.begin(), first_child_.end() - 1);
   for (std::uint32_t page = 0; page < count; ++page) {
@@ -101,7 +103,8 @@ void TrieSnapshot::link(const Segment& segment) {
   }
 }
 
-// Breadth first. Every page has one parent, so each comes once at most when the start pages have none.
+// Breadth first. Every page has one parent, so each comes once at most when the start pages have
+// none.
 std::vector<std::uint32_t> TrieSnapshot::reachable_from(std::vector<std::uint32_t> pages) const {
   for (std::size_t i = 0; i < pages.size(); ++i) {
     const auto below = children(pages[i]);
@@ -113,22 +116,26 @@ std::vector<std::uint32_t> TrieSnapshot::reachable_from(std::vector<std::uint32_
 void TrieSnapshot::measure() {
   subtree_.assign(page_count(), 0);
   std::vector<std::uint32_t> start;
-  for (const Root& root : roots_) start.insert(start.end(), root.children.begin(), root.children.end());
+  for (const Root& root : roots_)
+    start.insert(start.end(), root.children.begin(), root.children.end());
   const std::vector<std::uint32_t> order = reachable_from(std::move(start));
   for (auto page = order.rbegin(); page != order.rend(); ++page) {
     ++subtree_[*page];
     if (up_[*page] < page_count()) subtree_[up_[*page]] += subtree_[*page];
   }
   for (Root& root : roots_) {
-    for (const std::uint32_t page : root.children) root.pages += subtree_[page];
+    for (const std::uint32_t page : root.children)
+      root.pages += subtree_[page];
   }
   std::ranges::sort(roots_, [](const Root& a, const Root& b) {
     return a.pages != b.pages ? a.pages > b.pages : a.handle.raw < b.handle.raw;
   });
 
   std::vector<bool> seen(page_count(), false);
-  for (const std::uint32_t page : order) seen[page] = true;
-  for (const std::uint32_t page : broken_) seen[page] = true;
+  for (const std::uint32_t page : order)
+    seen[page] = true;
+  for (const std::uint32_t page : broken_)
+    seen[page] = true;
   for (const std::uint32_t page : reachable_from(broken_)) {
     if (seen[page]) continue;
     seen[page] = true;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The trie of all namespaces as it was a moment ago: (state, parent) of each page copied into private memory, and the
-// children of each page computed from that. 32 bytes a page.
+// The trie of all namespaces as it was a moment ago: (state, parent) of each page copied into
+// private memory, and the children of each page computed from that. 32 bytes a page.
 //
-// In the trie are Pending, Live and Condemned pages. Each has one parent at most, so walking down from the roots
-// meets a page once at most, whatever the parent links say: a cycle is never entered, and what is in or below one is
-// counted as detached. On a live segment a few pages may look detached because they changed while being read.
+// In the trie are Pending, Live and Condemned pages. Each has one parent at most, so walking down
+// from the roots meets a page once at most, whatever the parent links say: a cycle is never
+// entered, and what is in or below one is counted as detached. On a live segment a few pages may
+// look detached because they changed while being read.
 #pragma once
 
 #include <array>
@@ -21,18 +22,19 @@ namespace kvtrie::inspect {
 
 // Why a page of the trie does not hang on its parent.
 enum class Detached : std::uint8_t {
-  kNoParent,         // handle is none or of an impossible kind
+  kNoParent,          // handle is none or of an impossible kind
   kParentOutOfRange,  // page or namespace that this segment does not have
-  kParentOtherLife,  // the parent was recycled
-  kParentNotInTrie,  // the parent is Free, Writing or Retiring
-  kBelowDetached,    // hangs on one of the above
-  kInCycle,          // in a cycle of parents, or below one
+  kParentOtherLife,   // the parent was recycled
+  kParentNotInTrie,   // the parent is Free, Writing or Retiring
+  kBelowDetached,     // hangs on one of the above
+  kInCycle,           // in a cycle of parents, or below one
 };
 inline constexpr std::size_t kDetachedKinds = 6;
 
 constexpr const char* name_of(Detached kind) {
-  constexpr const char* kNames[] = {"no_parent",          "parent_out_of_range", "parent_other_life",
-                                    "parent_not_in_trie", "below_detached",      "in_cycle"};
+  constexpr const char* kNames[] = {"no_parent",         "parent_out_of_range",
+                                    "parent_other_life", "parent_not_in_trie",
+                                    "below_detached",    "in_cycle"};
   return kNames[static_cast<std::uint8_t>(kind)];
 }
 

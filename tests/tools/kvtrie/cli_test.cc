@@ -25,9 +25,12 @@ using ::testing::HasSubstr;
 
 void touch(const std::string& path) { std::ofstream(path) << "x"; }
 
-// What looks like /dev/shm with these objects; a cache of the same name is opened where it really is.
-Environment host_with(const TemporaryDirectory& directory, const std::vector<std::string>& objects) {
-  for (const std::string& object : objects) touch(directory.path() + "/" + object);
+// What looks like /dev/shm with these objects; a cache of the same name is opened where it really
+// is.
+Environment host_with(const TemporaryDirectory& directory,
+                      const std::vector<std::string>& objects) {
+  for (const std::string& object : objects)
+    touch(directory.path() + "/" + object);
   Environment environment;
   environment.shm_directory = directory.path();
   return environment;
@@ -36,7 +39,8 @@ Environment host_with(const TemporaryDirectory& directory, const std::vector<std
 TEST(CliTest, HelpHasTheExitCodes) {
   const auto outcome = run_kvtrie({"--help"});
   EXPECT_EQ(outcome.code, Exit::kOk);
-  EXPECT_THAT(outcome.out, AllOf(HasSubstr("Exit codes:"), HasSubstr("3  no such cache"), HasSubstr("destroy")));
+  EXPECT_THAT(outcome.out,
+              AllOf(HasSubstr("Exit codes:"), HasSubstr("3  no such cache"), HasSubstr("destroy")));
 }
 
 TEST(CliTest, WrongArgumentsAreUsageErrors) {
@@ -54,16 +58,21 @@ TEST(CliTest, NoSuchCacheNamesWhatIsThere) {
   const Environment host = host_with(directory, {"kvtrie.other.v1.seg", "kvtrie.gone.v1.pool0"});
   const auto outcome = run_kvtrie({"status", "--cache", "gone"}, host);
   EXPECT_EQ(outcome.code, Exit::kNotFound);
-  EXPECT_THAT(outcome.err, AllOf(HasSubstr("no cache 'gone'"), HasSubstr("there is kvtrie.gone.v1.pool0"),
-                                 HasSubstr("caches here: other")));
-  EXPECT_EQ(Json::parse(run_kvtrie({"status", "--cache", "gone", "--json"}, host).out)["error"]["exit_code"], 3);
+  EXPECT_THAT(outcome.err,
+              AllOf(HasSubstr("no cache 'gone'"), HasSubstr("there is kvtrie.gone.v1.pool0"),
+                    HasSubstr("caches here: other")));
+  EXPECT_EQ(
+      Json::parse(
+          run_kvtrie({"status", "--cache", "gone", "--json"}, host).out)["error"]["exit_code"],
+      3);
 }
 
 TEST(CliTest, TheOnlyCacheNeedNotBeNamed) {
   const SmallCache cache;
   const TemporaryDirectory directory;
-  const Environment host = host_with(directory, {segment_object_name(cache.name()), "kvtrie.x.v1.pool0",
-                                                 "kvtrie.half.v1.seg.tmp", "kvtrie.old.v0.seg", "other"});
+  const Environment host =
+      host_with(directory, {segment_object_name(cache.name()), "kvtrie.x.v1.pool0",
+                            "kvtrie.half.v1.seg.tmp", "kvtrie.old.v0.seg", "other"});
   const auto outcome = run_kvtrie({"status"}, host);
   EXPECT_EQ(outcome.code, Exit::kOk) << outcome.err;
   EXPECT_THAT(outcome.out, HasSubstr(cache.name()));
@@ -72,10 +81,12 @@ TEST(CliTest, TheOnlyCacheNeedNotBeNamed) {
 TEST(CliTest, SeveralCachesAreListed) {
   const SmallCache cache;
   const TemporaryDirectory directory;
-  const Environment host = host_with(directory, {segment_object_name(cache.name()), "kvtrie.zz-gone.v1.seg"});
+  const Environment host =
+      host_with(directory, {segment_object_name(cache.name()), "kvtrie.zz-gone.v1.seg"});
   const auto outcome = run_kvtrie({"status"}, host);
   EXPECT_EQ(outcome.code, Exit::kUsage);
-  EXPECT_THAT(outcome.err, AllOf(HasSubstr("2 caches"), HasSubstr(cache.name() + "  256 pages, coordinator none"),
+  EXPECT_THAT(outcome.err, AllOf(HasSubstr("2 caches"),
+                                 HasSubstr(cache.name() + "  256 pages, coordinator none"),
                                  HasSubstr("zz-gone")));
 }
 
@@ -91,8 +102,9 @@ TEST(CliTest, ParsesObjectNamesFromTheEnd) {
   EXPECT_EQ(tricky->layout, 2U);
   EXPECT_EQ(tricky->plane, 7U);
   EXPECT_TRUE(tricky->temporary);
-  for (const char* other : {"kvtrie", "kvtrie.", "kvtrie.a.seg", "kvtrie.a.v1.", "kvtrie.a.v.seg", "kvtrie.a.v1.pool",
-                            "kvtrie.a.v1.poolx", "kvtrie..v1.seg", "kvtrie.a.v99999999999.seg", "xkvtrie.a.v1.seg"}) {
+  for (const char* other :
+       {"kvtrie", "kvtrie.", "kvtrie.a.seg", "kvtrie.a.v1.", "kvtrie.a.v.seg", "kvtrie.a.v1.pool",
+        "kvtrie.a.v1.poolx", "kvtrie..v1.seg", "kvtrie.a.v99999999999.seg", "xkvtrie.a.v1.seg"}) {
     EXPECT_FALSE(inspect::parse_object_name(other)) << other;
   }
 }
@@ -125,7 +137,8 @@ class DestroyTest : public ::testing::Test {
 
 TEST_F(DestroyTest, RemovesObjectsAndDirectory) {
   make_directory();
-  ASSERT_TRUE(create_object(pool_object_name(cache_.name(), 9), 64, 0600).has_value());  // a temporary one
+  ASSERT_TRUE(
+      create_object(pool_object_name(cache_.name(), 9), 64, 0600).has_value());  // a temporary one
   const auto outcome = destroy();
   EXPECT_EQ(outcome.code, Exit::kOk) << outcome.err;
   EXPECT_FALSE(objects_left());
@@ -156,11 +169,13 @@ TEST_F(DestroyTest, RefusesWhileACoordinatorWithAnotherDirectoryHoldsTheSegment)
 
 TEST_F(DestroyTest, RemovesADamagedSegmentAndSaysWhoStillMapsOne) {
   cache_.attach("one");
-  EXPECT_THAT(run_kvtrie({"destroy", "--cache", cache_.name(), "--dir", directory_.path(), "--json"}).out,
-              HasSubstr("\"workers_alive\": 1"));
+  EXPECT_THAT(
+      run_kvtrie({"destroy", "--cache", cache_.name(), "--dir", directory_.path(), "--json"}).out,
+      HasSubstr("\"workers_alive\": 1"));
   const SmallCache damaged;
   damaged.segment().superblock().magic = 0;
-  EXPECT_EQ(run_kvtrie({"destroy", "--cache", damaged.name(), "--dir", directory_.path()}).code, Exit::kOk);
+  EXPECT_EQ(run_kvtrie({"destroy", "--cache", damaged.name(), "--dir", directory_.path()}).code,
+            Exit::kOk);
 }
 
 TEST_F(DestroyTest, LeavesWhatItDoesNotKnow) {

@@ -22,14 +22,20 @@ using inspect::Json;
 using ::testing::HasSubstr;
 
 const std::vector<std::vector<std::string>> kCommands = {
-    {"status"}, {"workers"},   {"tree"}, {"tree", "--depth", "100", "--limit", "100000"},
+    {"status"},    {"workers"},   {"tree"},       {"tree", "--depth", "100", "--limit", "100000"},
     {"page", "0"}, {"page", "7"}, {"page", "63"}, {"verify", "--at-rest"}};
 
 // A cache with a bit of everything in it.
 struct FullCache {
   explicit FullCache(std::uint64_t pages = 128)
-      : cache({.geometry = {.pages = pages, .tokens_per_page = 4, .page_bytes = 64, .planes = 1,
-                            .workers = 3, .leases_per_worker = 8, .namespaces = 4, .stripes = 4}}) {
+      : cache({.geometry = {.pages = pages,
+                            .tokens_per_page = 4,
+                            .page_bytes = 64,
+                            .planes = 1,
+                            .workers = 3,
+                            .leases_per_worker = 8,
+                            .namespaces = 4,
+                            .stripes = 4}}) {
     PathEnd end = cache.open_namespace("m");
     const WorkerId one = cache.attach("one");
     const WorkerId two = cache.attach("two", 1, 1);
@@ -43,7 +49,9 @@ struct FullCache {
     cache.take(two, 3);
   }
 
-  std::span<std::byte> bytes() const { return {cache.segment().data(), cache.segment().size_bytes()}; }
+  std::span<std::byte> bytes() const {
+    return {cache.segment().data(), cache.segment().size_bytes()};
+  }
   void seal() const {
     Superblock& block = cache.segment().superblock();
     block.constant_checksum = constant_checksum(block);
@@ -120,7 +128,8 @@ TEST(CorruptTest, LeavesTheSegmentAsItWas) {
 
 class FuzzTest : public ::testing::TestWithParam<unsigned> {};
 
-// Bytes, words and whole stretches anywhere behind the constant part, so that the segment still opens.
+// Bytes, words and whole stretches anywhere behind the constant part, so that the segment still
+// opens.
 TEST_P(FuzzTest, EveryCommandEndsOnAnyBytes) {
   const FullCache full(64 + GetParam());
   const std::vector<std::byte> good(full.bytes().begin(), full.bytes().end());
@@ -153,7 +162,8 @@ TEST_P(FuzzTest, EveryCommandEndsOnAnyBytes) {
   RecordProperty("rounds", static_cast<int>(rounds));
 }
 
-// The constant part too, with a checksum that agrees: sizes that do not fit must be refused, the rest is shown.
+// The constant part too, with a checksum that agrees: sizes that do not fit must be refused, the
+// rest is shown.
 TEST_P(FuzzTest, EveryCommandEndsOnAnySuperblock) {
   const FullCache full(64);
   const std::vector<std::byte> good(full.bytes().begin(), full.bytes().end());

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie as a program: exit codes and streams that scripts see, a real kvtried, and a segment that vanishes.
+// kvtrie as a program: exit codes and streams that scripts see, a real kvtried, and a segment that
+// vanishes.
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -35,7 +36,8 @@ class Child {
     EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
     const std::string path = std::string(KVTRIE_TEST_BIN_DIR) + "/" + program;
     std::vector<char*> argv{const_cast<char*>(path.c_str())};
-    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    for (const std::string& argument : arguments)
+      argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     pid_ = ::fork();
     if (pid_ == 0) {
@@ -141,7 +143,8 @@ Ended verify_cut_off() {
 }
 
 TEST(ProgramTest, ATruncatedSegmentUnderItIsNoCrash) {
-  // On a busy machine it may end (1: a finding) before it is cut off, or open what was cut off already.
+  // On a busy machine it may end (1: a finding) before it is cut off, or open what was cut off
+  // already.
   bool under_it = false;
   for (int attempt = 0; attempt < 10 && !under_it; ++attempt) {
     const Ended ended = verify_cut_off();
@@ -160,11 +163,13 @@ class WithCoordinatorTest : public ::testing::Test {
   void TearDown() override {
     if (!cache_.empty()) kvtrie({"destroy", "--cache", cache_, "--dir", directory_.path()});
   }
-  void start(Child& coordinator) { ASSERT_TRUE(coordinator.wait_for("event=ready")) << coordinator.text(); }
+  void start(Child& coordinator) {
+    ASSERT_TRUE(coordinator.wait_for("event=ready")) << coordinator.text();
+  }
   std::vector<std::string> flags() {
     cache_ = "inspect-e2e-" + std::to_string(::getpid());
-    return {"--cache", cache_, "--pages", "1024", "--page-bytes", "512", "--planes", "2",
-            "--dir", directory_.path(), "--metrics", "off"};
+    return {"--cache", cache_,  "--pages",         "1024",      "--page-bytes", "512", "--planes",
+            "2",       "--dir", directory_.path(), "--metrics", "off"};
   }
   Ended here(const std::string& command) {
     return kvtrie({command, "--cache", cache_, "--dir", directory_.path()});
@@ -178,8 +183,9 @@ TEST_F(WithCoordinatorTest, SeesItAliveDeadAndStopped) {
   {
     Child coordinator("kvtried", flags());
     start(coordinator);
-    EXPECT_THAT(here("status").text, AllOf(HasSubstr("not poisoned, served; well"),
-                                           HasSubstr("pid " + std::to_string(coordinator.pid()) + " alive")));
+    EXPECT_THAT(here("status").text,
+                AllOf(HasSubstr("not poisoned, served; well"),
+                      HasSubstr("pid " + std::to_string(coordinator.pid()) + " alive")));
     EXPECT_EQ(here("verify").code, 0);
     EXPECT_EQ(here("tree").code, 0);
     EXPECT_EQ(here("workers").code, 0);

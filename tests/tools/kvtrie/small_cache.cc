@@ -69,7 +69,8 @@ SmallCache::SmallCache(const Options& options)
 
 SmallCache::~SmallCache() {
   remove_object(segment_object_name(name_));
-  for (std::uint32_t plane = 0; plane < planes_; ++plane) remove_object(pool_object_name(name_, plane));
+  for (std::uint32_t plane = 0; plane < planes_; ++plane)
+    remove_object(pool_object_name(name_, plane));
 }
 
 std::string SmallCache::segment_path() const { return "/dev/shm/" + segment_object_name(name_); }
@@ -80,7 +81,8 @@ PathEnd SmallCache::open_namespace(const std::string& label) {
   return {opened->root(), opened->hash_seed, 0, opened->id, opened->root_generation};
 }
 
-WorkerId SmallCache::attach(const std::string& worker, std::uint32_t pid, std::uint64_t start_time) {
+WorkerId SmallCache::attach(const std::string& worker, std::uint32_t pid,
+                            std::uint64_t start_time) {
   WorkerIdentity identity;
   identity.pid = pid == 0 ? static_cast<std::uint32_t>(::getpid()) : pid;
   const auto own = own_start_time();
@@ -141,7 +143,9 @@ Handle SmallCache::handle_of(PageIndex page) const {
   return Handle::page(page, StateWord{segment_->descriptor(page).state.load()});
 }
 
-void SmallCache::set_tick(std::uint32_t tick) const { segment_->superblock().driven_tick.store(tick); }
+void SmallCache::set_tick(std::uint32_t tick) const {
+  segment_->superblock().driven_tick.store(tick);
+}
 
 void SmallCache::serve(std::uint32_t pid, std::uint64_t start_time) const {
   Superblock& block = segment_->superblock();
@@ -154,11 +158,13 @@ void SmallCache::serve(std::uint32_t pid, std::uint64_t start_time) const {
 inspect::Outcome run_kvtrie(const std::vector<std::string>& arguments,
                             const inspect::Environment& environment) {
   std::vector<const char*> argv{"kvtrie"};
-  for (const std::string& argument : arguments) argv.push_back(argument.c_str());
+  for (const std::string& argument : arguments)
+    argv.push_back(argument.c_str());
   return inspect::run_cli(static_cast<int>(argv.size()), argv.data(), environment);
 }
 
-inspect::Json run_json(std::vector<std::string> arguments, const inspect::Environment& environment) {
+inspect::Json run_json(std::vector<std::string> arguments,
+                       const inspect::Environment& environment) {
   arguments.push_back("--json");
   return inspect::Json::parse(run_kvtrie(arguments, environment).out);
 }

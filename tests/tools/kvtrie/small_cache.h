@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A small cache of a test's own, made without coordinator and plugin by the page operations of shm: objects in
-// /dev/shm under a name that nobody else uses, gone when the test ends.
+// A small cache of a test's own, made without coordinator and plugin by the page operations of shm:
+// objects in /dev/shm under a name that nobody else uses, gone when the test ends.
 #pragma once
 
 #include <cstdint>
@@ -54,9 +54,10 @@ class SmallCache {
   PathEnd open_namespace(const std::string& label);
   // This process, or one that says to be another.
   WorkerId attach(const std::string& worker, std::uint32_t pid = 0, std::uint64_t start_time = 1);
-  // Pages below `end`, Live (or Pending), each with tokens counted up from `first_token`; moves `end` to the last.
-  std::vector<PageIndex> publish(WorkerId me, PathEnd& end, std::uint32_t pages, std::uint32_t first_token,
-                                 PageState state = PageState::kLive);
+  // Pages below `end`, Live (or Pending), each with tokens counted up from `first_token`; moves
+  // `end` to the last.
+  std::vector<PageIndex> publish(WorkerId me, PathEnd& end, std::uint32_t pages,
+                                 std::uint32_t first_token, PageState state = PageState::kLive);
   std::vector<PageIndex> take(WorkerId me, std::uint32_t pages);  // Writing, private
   void lease(WorkerId me, std::uint32_t slot, Handle page, std::uint32_t request_tag);
   Handle handle_of(PageIndex page) const;
@@ -73,7 +74,8 @@ class SmallCache {
 // kvtrie with these arguments (without the program's name) on this host.
 inspect::Outcome run_kvtrie(const std::vector<std::string>& arguments,
                             const inspect::Environment& environment = {});
-inspect::Json run_json(std::vector<std::string> arguments, const inspect::Environment& environment = {});
+inspect::Json run_json(std::vector<std::string> arguments,
+                       const inspect::Environment& environment = {});
 
 // A directory of the test's own, removed with all in it.
 class TemporaryDirectory {

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "shm/process_identity.h"
 #include "shm/shared_object.h"
@@ -52,7 +53,8 @@ TEST_F(StatusTest, SaysHowManyPagesAreInWhichState) {
   EXPECT_EQ(json["pages"]["free"], 256 - 72);
   EXPECT_EQ(json["tokens_cached"], 64 * 4);
   EXPECT_EQ(json["namespaces"]["open"], 1);
-  EXPECT_THAT(text(), AllOf(HasSubstr("live               64   25.0 %  256 tokens"), HasSubstr("1 open of 4")));
+  EXPECT_THAT(text(), AllOf(HasSubstr("live               64   25.0 %  256 tokens"),
+                            HasSubstr("1 open of 4")));
 }
 
 TEST_F(StatusTest, IsWellWhenACoordinatorServes) {
@@ -64,7 +66,8 @@ TEST_F(StatusTest, IsWellWhenACoordinatorServes) {
 
 TEST_F(StatusTest, SaysThatTheCoordinatorIsDeadAndWhatToDo) {
   cache_.serve(kNobody, 1);
-  EXPECT_THAT(text(), AllOf(HasSubstr("pid 1073741823 dead, serving, epoch 3"), HasSubstr("start kvtried")));
+  EXPECT_THAT(text(), AllOf(HasSubstr("pid 1073741823 dead, serving, epoch 3"),
+                            HasSubstr("start kvtried")));
   EXPECT_EQ(json()["coordinator"]["liveness"], "dead");
 }
 
@@ -80,7 +83,8 @@ TEST_F(StatusTest, AddsUpCountersOfAllSlots) {
   cache_.segment().count({0}, Counter::kEvictions, 7);
   EXPECT_EQ(json()["hit_ratio_pages"], 0.25);
   EXPECT_EQ(json()["counters"]["evictions"], 7);
-  EXPECT_THAT(text(), AllOf(HasSubstr("25.0 % of pages (10 of 40)"), HasSubstr("7 pages in 0 passes")));
+  EXPECT_THAT(text(),
+              AllOf(HasSubstr("25.0 % of pages (10 of 40)"), HasSubstr("7 pages in 0 passes")));
 }
 
 TEST_F(StatusTest, HasNoRatioOfNothing) {
@@ -106,7 +110,25 @@ TEST_F(StatusTest, SeesWhoWaitsForPages) {
   const WorkerId me = cache_.attach("one");
   cache_.segment().worker(me).pages_wanted.store(70);
   EXPECT_EQ(json()["workers"]["pages_wanted"], 70);
-  EXPECT_THAT(text(), HasSubstr("! 1 worker waits for 70 pages in all, 256 free"));
+  EXPECT_THAT(text(), HasSubstr("1 waiting for 70 pages"));
+}
+
+TEST_F(StatusTest, ALongWaitNeedsAttentionAShortOneDoesNot) {
+  const WorkerId me = cache_.attach("one");
+  WorkerRecord& record = cache_.segment().worker(me);
+  record.pages_wanted.store(70);
+  const auto now =
+      std::chrono::steady_clock::now().time_since_epoch();  // CLOCK_MONOTONIC, as the ticket
+  const auto ticket = [&](std::chrono::nanoseconds ago) {
+    return static_cast<std::uint64_t>((std::chrono::nanoseconds(now) - ago).count());
+  };
+  record.wait_ticket.store(
+      ticket(-std::chrono::seconds(60)));  // whatever this machine does meanwhile
+  EXPECT_THAT(text(), Not(HasSubstr("! 1 worker waits")));
+  record.wait_ticket.store(ticket(std::chrono::seconds(90)));
+  EXPECT_THAT(
+      text(),
+      HasSubstr("! 1 worker waits for 70 pages in all, 256 free, the longest for 1 min 30 s"));
 }
 
 TEST_F(StatusTest, ShowsTheOldestLease) {
@@ -149,7 +171,8 @@ TEST_F(StatusTest, WorkersShowsWhatEachHolds) {
   EXPECT_EQ(rows[2]["pages_pending"], 4);
   EXPECT_EQ(rows[2]["pages_held_hint"], 10);
   EXPECT_EQ(rows[2]["pages_wanted"], 9);
-  EXPECT_THAT(text("workers"), AllOf(HasSubstr("dead, waits for its reap"), HasSubstr("2 workers attached")));
+  EXPECT_THAT(text("workers"),
+              AllOf(HasSubstr("dead, waits for its reap"), HasSubstr("2 workers attached")));
 }
 
 TEST_F(StatusTest, WorkersShowsAFreeSlotThatHoldsSomething) {
@@ -173,7 +196,8 @@ TEST(StatusOfAnotherHostTest, DoesNotCallProcessesOfAnotherPidNamespaceDead) {
   SmallCache cache({.this_pid_namespace = false});
   cache.serve(kNobody, 1);
   EXPECT_EQ(run_json({"status", "--cache", cache.name()})["coordinator"]["liveness"], "unknown");
-  EXPECT_THAT(run_kvtrie({"status", "--cache", cache.name()}).out, HasSubstr("another PID namespace"));
+  EXPECT_THAT(run_kvtrie({"status", "--cache", cache.name()}).out,
+              HasSubstr("another PID namespace"));
 }
 
 }  // namespace

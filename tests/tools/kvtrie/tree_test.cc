@@ -68,7 +68,8 @@ TEST_F(TreeTest, ShowsBranchesLargestFirst) {
   EXPECT_EQ(chains[1]["pending"], 2);
   EXPECT_EQ(chains[1]["pending_of_slots"], Json::array({1}));
   EXPECT_EQ(chains[2]["pages"], 1);
-  EXPECT_THAT(text({"tree"}), HasSubstr("    pages 5..12 (8 pages, 32 tokens) 6 live, 2 pending by slot 1"));
+  EXPECT_THAT(text({"tree"}),
+              HasSubstr("    pages 5..12 (8 pages, 32 tokens) 6 live, 2 pending by slot 1"));
 }
 
 TEST_F(TreeTest, SaysWhatItLeftOut) {
@@ -82,8 +83,8 @@ TEST_F(TreeTest, SaysWhatItLeftOut) {
               AllOf(HasSubstr("10 branches below, 8 branches (36 pages) left out"),
                     HasSubstr("36 pages left out in all; --depth, --limit")));
   EXPECT_THAT(text({"tree", "--depth", "1"}), HasSubstr("10 branches (55 pages) left out"));
-  EXPECT_THAT(text({"tree", "--depth", "0"}), AllOf(HasSubstr("1 branch (57 pages) left out"),
-                                                    Not(HasSubstr("pages 0.."))));
+  EXPECT_THAT(text({"tree", "--depth", "0"}),
+              AllOf(HasSubstr("1 branch (57 pages) left out"), Not(HasSubstr("pages 0.."))));
   EXPECT_EQ(json({"tree"})["pages_left_out"], 0);
 }
 
@@ -98,8 +99,10 @@ TEST_F(TreeTest, ShowsOneNamespaceByIdOrLabel) {
     ASSERT_EQ(trees.size(), 1U) << name;
     EXPECT_EQ(trees[0]["pages"], 5);
   }
-  EXPECT_EQ(run_kvtrie({"tree", "--cache", cache_.name(), "--namespace", "nobody"}).code, Exit::kNotFound);
-  EXPECT_EQ(run_kvtrie({"tree", "--cache", cache_.name(), "--namespace", "3"}).code, Exit::kNotFound);
+  EXPECT_EQ(run_kvtrie({"tree", "--cache", cache_.name(), "--namespace", "nobody"}).code,
+            Exit::kNotFound);
+  EXPECT_EQ(run_kvtrie({"tree", "--cache", cache_.name(), "--namespace", "3"}).code,
+            Exit::kNotFound);
 }
 
 TEST_F(TreeTest, CountsPagesThatAreNotInTheTrie) {
@@ -112,7 +115,8 @@ TEST_F(TreeTest, MarksPagesOfAFlushedRoot) {
   PathEnd end = root_;
   cache_.publish(me_, end, 3, 0);
   cache_.segment().name_space(root_.name_space).root_generation.fetch_add(1);
-  EXPECT_THAT(text({"tree"}), HasSubstr("root generation 1 (flushed or closed: no longer matched): 3 pages"));
+  EXPECT_THAT(text({"tree"}),
+              HasSubstr("root generation 1 (flushed or closed: no longer matched): 3 pages"));
 }
 
 TEST_F(TreeTest, NamesPagesOfACycleAndEnds) {
@@ -124,7 +128,8 @@ TEST_F(TreeTest, NamesPagesOfACycleAndEnds) {
   ASSERT_EQ(json["detached"].size(), 1U);
   EXPECT_EQ(json["detached"][0]["kind"], "in_cycle");
   EXPECT_EQ(json["detached"][0]["pages"], 4);
-  EXPECT_THAT(text({"tree"}), HasSubstr("! 4 pages are in or below a cycle of parents (such as 2, 3, 4, 5)"));
+  EXPECT_THAT(text({"tree"}),
+              HasSubstr("! 4 pages are in or below a cycle of parents (such as 2, 3, 4, 5)"));
   EXPECT_THAT(text({"page", "5"}), HasSubstr("BROKEN, cycle: page 4 is its own ancestor"));
 }
 
@@ -138,7 +143,8 @@ TEST_F(TreeTest, NamesPagesThatHangNowhere) {
   parent(9).store(Handle::root({60000}, 1).raw);
   const Json detached = json({"tree"})["detached"];
   std::map<std::string, std::uint64_t> pages;
-  for (const Json& entry : detached) pages[entry["kind"]] = entry["pages"];
+  for (const Json& entry : detached)
+    pages[entry["kind"]] = entry["pages"];
   EXPECT_EQ(pages, (std::map<std::string, std::uint64_t>{{"no_parent", 1},
                                                          {"parent_out_of_range", 2},
                                                          {"parent_other_life", 1},
@@ -149,17 +155,19 @@ TEST_F(TreeTest, NamesPagesThatHangNowhere) {
 TEST_F(TreeTest, PageShowsAllOfADescriptor) {
   PathEnd end = root_;
   const auto pages = cache_.publish(me_, end, 5, 40);
-  PathEnd branch{cache_.handle_of(pages[3]), cache_.segment().descriptor(pages[3]).prefix_hash.load(), 4,
-                 root_.name_space, root_.root_generation};
+  PathEnd branch{cache_.handle_of(pages[3]),
+                 cache_.segment().descriptor(pages[3]).prefix_hash.load(), 4, root_.name_space,
+                 root_.root_generation};
   cache_.publish(me_, branch, 1, 900);
   cache_.lease(me_, 2, cache_.handle_of(pages[3]), 0xbeef);
   const std::string text = this->text({"page", "3"});
   EXPECT_THAT(text, AllOf(HasSubstr("live, generation 0"), HasSubstr("page 2 generation 0 (live)"),
-                          HasSubstr("root of namespace 0 > 4 pages: 0..3"), HasSubstr("4: 52 53 54 55"),
-                          HasSubstr("2: 4 5")));
-  EXPECT_THAT(text, AllOf(HasSubstr("request tag 0xbeef"), HasSubstr("slot 1 (one, pid "),
-                          HasSubstr("(fits parent and tokens)"), HasSubstr("1 entry, bucket "),
-                          HasSubstr("2 children below it, ever"), HasSubstr("4 (priority 0, tier 0)")));
+                          HasSubstr("root of namespace 0 > 4 pages: 0..3"),
+                          HasSubstr("4: 52 53 54 55"), HasSubstr("2: 4 5")));
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("request tag 0xbeef"), HasSubstr("slot 1 (one, pid "),
+                    HasSubstr("(fits parent and tokens)"), HasSubstr("1 entry, bucket "),
+                    HasSubstr("2 children below it, ever"), HasSubstr("4 (priority 0, tier 0)")));
   const Json json = this->json({"page", "3"});
   EXPECT_EQ(json["tokens"], Json::array({52, 53, 54, 55}));
   EXPECT_EQ(json["children"], Json::array({4, 5}));

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Short stories of two or three processes that meet at exactly one place (tests/support/party.h),
+// each ending in the checks of cache_oracle.h. Every one of them is what some rule is there for;
+// mutants_test.cc says which.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "tests/support/crash_world.h"
+
+namespace kvtrie::test {
+
+struct Interleaving {
+  std::string_view name;
+  void (*tell)(CrashWorld&);  // throws Violation
+};
+
+std::span<const Interleaving> all_interleavings();
+
+}  // namespace kvtrie::test

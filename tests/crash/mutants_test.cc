@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Each protection of shm/mutant.h is needed: with it, the check named beside it passes; with it
+// taken out, the check fails. A check is a scenario that dies at each of its crash points
+// (scenario.h) or an interleaving. Protections that only a weaker memory order shows are in the
+// models (tests/model).
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <iostream>
+#include <string>
+
+#include "shm/mutant.h"
+#include "tests/crash/aftermath.h"
+#include "tests/crash/interleavings.h"
+#include "tests/crash/victim.h"
+
+namespace kvtrie::test {
+namespace {
+
+struct Catch {
+  Mutant mutant;
+  std::string_view check;  // "crash:SCENARIO", or an interleaving's name
+};
+
+constexpr Catch kCatches[] = {
+    {Mutant::k_walk_ignores_generation, "a_parent_recycled_during_the_walk_has_no_child_of_ours"},
+    {Mutant::k_lease_without_recheck, "a_lease_after_the_evictor_read_the_slots_rescues"},
+    {Mutant::k_rescue_by_store, "a_rescue_after_the_page_is_past_return_fails"},
+    {Mutant::k_parent_of_other_worker, "another_workers_pending_page_is_no_parent"},
+    {Mutant::k_announce_without_lookup, "the_second_of_a_key_is_not_announced"},
+    {Mutant::k_index_before_pending, "an_announced_page_is_found_by_the_next_announcer"},
+    {Mutant::k_no_announce_counter, "a_child_of_a_page_that_is_evicted_rescues_it"},
+    {Mutant::k_lease_after_live, "what_is_published_is_under_a_lease_at_once"},
+    {Mutant::k_publish_children_first, "crash:publish.fresh"},
+    {Mutant::k_move_by_overwrite, "a_link_to_a_page_that_went_is_no_link"},
+    {Mutant::k_abort_frees_before_unindex, "an_aborted_page_takes_no_entry_of_the_next_owner"},
+    {Mutant::k_duplicate_supersedes, "the_second_of_a_key_is_not_announced"},
+    {Mutant::k_evict_without_lease_scan, "a_new_slot_is_seen_by_the_evictor"},
+    {Mutant::k_evict_without_counter_check, "a_child_of_a_page_that_is_evicted_rescues_it"},
+    {Mutant::k_evict_scan_before_condemn, "a_lease_between_two_condemnations_is_seen"},
+    {Mutant::k_evict_parent_of_rescued, "a_rescued_child_keeps_its_parent"},
+    {Mutant::k_free_before_unindex, "an_evicted_page_takes_no_entry_of_the_next_owner"},
+    {Mutant::k_free_keeps_generation, "a_page_recycled_during_the_walk_is_no_hit"},
+    {Mutant::k_no_stripe_sweep, "crash:allocate.sweep"},
+    {Mutant::k_sweep_takes_pending, "crash:allocate.sweep"},
+    {Mutant::k_reap_keeps_pages, "crash:allocate.fresh"},
+    {Mutant::k_reap_slot_first, "crash:reap"},
+    {Mutant::k_reap_keeps_leases, "crash:begin.hit"},
+    {Mutant::k_adopt_keeps_condemned, "crash:evict.chain"},
+    {Mutant::k_adopt_revives_retiring, "crash:evict.chain"},
+    {Mutant::k_wait_without_recheck, "pages_that_came_before_the_sleep_are_taken"},
+    {Mutant::k_flush_ignored, "a_flushed_root_has_no_pages"},
+    {Mutant::k_touch_before_lease, "a_page_recycled_during_the_walk_is_not_touched"},
+    {Mutant::k_high_water_after_lease, "a_new_slot_is_seen_by_the_evictor"},
+    {Mutant::k_held_count_after_take, "crash:allocate.fresh"},
+    {Mutant::k_reap_keeps_bitmap, "crash:allocate.fresh"},
+    {Mutant::k_adopt_keeps_bitmap, "crash:evict.leaf"},
+};
+
+constexpr unsigned kSecondsACheck = 30;
+
+std::string_view name_of(Mutant mutant) { return kMutantNames[static_cast<std::size_t>(mutant)]; }
+
+// Violations of the scenario, dying at each crash point in turn; the first one ends it.
+std::string die_everywhere(CrashWorld& world, const Scenario& scenario) {
+  for (std::uint64_t n = 1;; ++n) {
+    const Ending ending =
+        finish_victim(start_victim(world, scenario, {.traced = false, .die_at_point = n}));
+    if (ending == Ending::kFailed) return "the victim failed";
+    const std::string violation = judge(world, scenario, ending == Ending::kReturned);
+    if (!violation.empty()) return violation;
+    if (ending == Ending::kReturned) return {};
+  }
+}
+
+std::string run_check(std::string_view check) {
+  try {
+    CrashWorld world;
+    if (check.starts_with("crash:")) return die_everywhere(world, scenario_named(check.substr(6)));
+    const auto found = std::ranges::find(all_interleavings(), check, &Interleaving::name);
+    if (found == all_interleavings().end()) return "there is no such check";
+    found->tell(world);
+    return {};
+  } catch (const std::exception& failure) {
+    return failure.what();
+  }
+}
+
+// In a process of its own: a protocol without a protection may crash or hang. Empty: passed.
+std::string outcome_of(std::string_view check, Mutant mutant) {
+  std::array<int, 2> ends{};
+  if (::pipe(ends.data()) != 0) return "pipe";
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::alarm(kSecondsACheck);
+    active_mutant.store(mutant);
+    const std::string text = run_check(check);
+    (void)!::write(ends[1], text.data(), text.size());
+    ::_exit(0);
+  }
+  ::close(ends[1]);
+  std::string text;
+  std::array<char, 512> part{};
+  for (ssize_t got; (got = ::read(ends[0], part.data(), part.size())) > 0;) {
+    text.append(part.data(), static_cast<std::size_t>(got));
+  }
+  ::close(ends[0]);
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  if (text.empty() && !(WIFEXITED(status) && WEXITSTATUS(status) == 0)) return "it crashed or hung";
+  return text;
+}
+
+TEST(MutantsTest, EachOfTheListIsCaughtBySomething) {
+  for (std::size_t i = 1; i < static_cast<std::size_t>(Mutant::kCount); ++i) {
+    const bool listed = std::ranges::count(kCatches, static_cast<Mutant>(i), &Catch::mutant) == 1;
+    EXPECT_TRUE(listed) << kMutantNames[i] << " needs a check in this file";
+  }
+}
+
+class InterleavingTest : public ::testing::TestWithParam<Interleaving> {};
+
+TEST_P(InterleavingTest, Holds) { EXPECT_EQ(outcome_of(GetParam().name, Mutant::kNone), ""); }
+
+INSTANTIATE_TEST_SUITE_P(All, InterleavingTest,
+                         ::testing::ValuesIn(all_interleavings().begin(),
+                                             all_interleavings().end()),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+class MutantTest : public ::testing::TestWithParam<Catch> {};
+
+TEST_P(MutantTest, IsCaught) {
+  const auto& [mutant, check] = GetParam();
+  ASSERT_EQ(outcome_of(check, Mutant::kNone), "") << check << " fails with all protections in";
+  const std::string violation = outcome_of(check, mutant);
+  EXPECT_NE(violation, "") << check << " passes without this protection";
+  std::cout << "caught by " << check << ": " << violation << '\n';
+}
+
+INSTANTIATE_TEST_SUITE_P(All, MutantTest, ::testing::ValuesIn(kCatches),
+                         [](const auto& test) { return std::string(name_of(test.param.mutant)); });
+
+}  // namespace
+}  // namespace kvtrie::test
