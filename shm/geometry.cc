@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <limits>
 
@@ -25,6 +25,14 @@ std::string out_of_range(const char* name, std::uint64_t value, std::uint64_t lo
 
 constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t to) {
   return (value + to - 1) / to * to;
+}
+
+// Entries for 1.4 times the pages that a stripe has on average, and eight standard deviations more: hashes spread them
+// unevenly, which counts for small stripes. Both buckets of a key are then never full in practice.
+std::uint64_t buckets_per_stripe(const Geometry& g) {
+  const double pages = static_cast<double>(g.pages) / g.stripes;
+  const double entries = 1.4 * pages + 8 * std::sqrt(pages) + 16;
+  return static_cast<std::uint64_t>(std::ceil(entries / kBucketEntries));
 }
 
 }  // namespace
@@ -55,9 +63,7 @@ SegmentLayout layout_of(const Geometry& g) {
   SegmentLayout layout;
   layout.descriptor_stride = descriptor_stride(g.tokens_per_page);
   layout.chunk_count = (g.pages + kChunkPages - 1) / kChunkPages;
-  // About 62 % full when every page is announced: both buckets of a key are then never full in practice.
-  const std::uint64_t per_stripe = (g.pages / 5 + g.stripes) / g.stripes;
-  layout.bucket_count = std::max<std::uint64_t>(per_stripe, 2) * g.stripes;
+  layout.bucket_count = buckets_per_stripe(g) * g.stripes;
   std::uint64_t offset = sizeof(Superblock);
   auto add = [&](AreaKind kind, std::uint64_t stride, std::uint64_t count) {
     layout.areas[layout.area_count++] = {static_cast<std::uint32_t>(kind), 0, offset, stride, count};
@@ -79,6 +85,9 @@ SegmentLayout layout_of(const Geometry& g) {
 }
 
 std::uint64_t struct_fingerprint() {
+  // Where things are follows from the geometry: two builds must agree on that too.
+  const SegmentLayout layout =
+      layout_of({.pages = 1 << 20, .tokens_per_page = 16, .page_bytes = 4096, .planes = 2});
   const std::uint64_t sizes[] = {
       kLayoutVersion,          sizeof(Superblock),      alignof(Superblock),
       sizeof(AreaEntry),       sizeof(Descriptor),      sizeof(LeaseSlot),
@@ -88,6 +97,7 @@ std::uint64_t struct_fingerprint() {
       offsetof(Superblock, poison_state),               offsetof(Superblock, constant_checksum),
       offsetof(WorkerRecord, counters),                 offsetof(NamespaceRecord, fields),
       offsetof(Descriptor, scope),                      offsetof(Descriptor, checksum),
+      layout.segment_bytes,    layout.bucket_count,     layout.descriptor_stride,
       XXH_VERSION_NUMBER / 100,
   };
   return hash_bytes(kSegmentMagic, sizes, sizeof sizes);

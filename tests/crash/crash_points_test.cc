@@ -118,8 +118,7 @@ std::string scenario_of(const ::testing::TestParamInfo<std::size_t>& test) {
 INSTANTIATE_TEST_SUITE_P(All, CrashPointTest, ::testing::Range(std::size_t{0}, scenarios().size()),
                          scenario_of);
 
-// --- a worker dies while a round of the evictor is under way, which then goes on
-// ---------------------------------------
+// --- a worker dies while a round of the evictor is under way, which then goes on ---
 
 class DeathDuringEvictionTest : public ::testing::TestWithParam<const char*> {};
 

@@ -43,8 +43,7 @@ struct Walker {
   Party party;
 };
 
-// --- begin and lease
-// ----------------------------------------------------------------------------------------------------
+// --- begin and lease ---
 
 void a_parent_recycled_during_the_walk_has_no_child_of_ours(CrashWorld& world) {
   world.cache(kSurvivor, {1});
@@ -111,8 +110,7 @@ void a_new_slot_is_seen_by_the_evictor(CrashWorld& world) {
   check_all(world);
 }
 
-// --- announce and publish
-// -----------------------------------------------------------------------------------------------
+// --- announce and publish ---
 
 void another_workers_pending_page_is_no_parent(CrashWorld& world) {
   OpenSequence& first = world.open(kSurvivor, {1});
@@ -178,8 +176,7 @@ void a_link_to_a_page_that_went_is_no_link(CrashWorld& world) {
   check_all(world);
 }
 
-// --- recycling
-// ----------------------------------------------------------------------------------------------------------
+// --- recycling ---
 
 void an_aborted_page_takes_no_entry_of_the_next_owner(CrashWorld& world) {
   leave_free(world, 1);
@@ -204,8 +201,7 @@ void an_evicted_page_takes_no_entry_of_the_next_owner(CrashWorld& world) {
   check_all(world);
 }
 
-// --- evict
-// --------------------------------------------------------------------------------------------------------------
+// --- evict ---
 
 void a_lease_between_two_condemnations_is_seen(CrashWorld& world) {
   world.cache(kSurvivor, {1});
@@ -228,8 +224,7 @@ void a_rescued_child_keeps_its_parent(CrashWorld& world) {
   check_all(world);
 }
 
-// --- wait and flush
-// -----------------------------------------------------------------------------------------------------
+// --- wait and flush ---
 
 void pages_that_came_before_the_sleep_are_taken(CrashWorld& world) {
   constexpr std::chrono::nanoseconds kWait = std::chrono::seconds(2);

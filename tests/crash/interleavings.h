@@ -6,6 +6,7 @@
 // mutants_test.cc says which.
 #pragma once
 
+#include <ostream>
 #include <span>
 #include <string_view>
 
@@ -19,5 +20,10 @@ struct Interleaving {
 };
 
 std::span<const Interleaving> all_interleavings();
+
+// For test names.
+inline void PrintTo(const Interleaving& interleaving, std::ostream* out) {
+  *out << interleaving.name;
+}
 
 }  // namespace kvtrie::test

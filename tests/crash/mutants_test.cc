@@ -28,6 +28,8 @@ struct Catch {
   std::string_view check;  // "crash:SCENARIO", or an interleaving's name
 };
 
+void PrintTo(const Catch& caught, std::ostream* out) { *out << caught.check; }
+
 constexpr Catch kCatches[] = {
     {Mutant::k_walk_ignores_generation, "a_parent_recycled_during_the_walk_has_no_child_of_ours"},
     {Mutant::k_lease_without_recheck, "a_lease_after_the_evictor_read_the_slots_rescues"},

@@ -4,8 +4,8 @@
 // step_kill: kills a process at every machine instruction of each operation of the protocol. See
 // --help. The table that it prints is the one in docs/crash-model.md.
 
+#include <dlfcn.h>
 #include <fmt/format.h>
-#include <link.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -126,8 +126,13 @@ void stay_on_this_core() {
   ::sched_setaffinity(0, sizeof set, &set);
 }
 
-// Where the program itself is mapped, so that addr2line can name an address.
-std::uint64_t load_address() { return _r_debug.r_map->l_addr; }
+// Program or library and offset, for addr2line.
+std::string place_of(kvtrie::test::Address address) {
+  Dl_info info{};
+  if (::dladdr(reinterpret_cast<void*>(address), &info) == 0) return fmt::format("{:#x}", address);
+  const auto base = reinterpret_cast<kvtrie::test::Address>(info.dli_fbase);
+  return fmt::format("{}+{:#x}", info.dli_fname, address - base);
+}
 
 void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) {
   fmt::print("| {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states,
@@ -136,8 +141,8 @@ void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) 
              outcome.off_route);
   for (std::size_t i = 0; i < std::min(outcome.violations.size(), kViolationsShown); ++i) {
     const auto& violation = outcome.violations[i];
-    fmt::print(stderr, "  after instruction {}, at {:#x}: {}\n", violation.k,
-               violation.address - load_address(), violation.text);
+    fmt::print(stderr, "  after instruction {}, at {}: {}\n", violation.k,
+               place_of(violation.address), violation.text);
   }
   std::fflush(stdout);
 }
@@ -153,7 +158,7 @@ StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const
     });
   } catch (const std::exception& failure) {
     StepOutcome outcome;
-    outcome.violations.push_back({0, load_address(), failure.what()});
+    outcome.violations.push_back({0, 0, failure.what()});
     return outcome;
   }
 }

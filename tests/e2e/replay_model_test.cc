@@ -37,18 +37,30 @@ void PrintTo(const Shape& shape, std::ostream* output) {
 
 std::vector<std::string> flags_of(const Shape& shape) {
   const auto text = [](std::uint64_t number) { return std::to_string(number); };
-  return {"--workers",    "1",
-          "--in-flight",  "1",
-          "--speed",      "max",
-          "--policy",     "lru",
-          "--page-bytes", "128",
-          "--check-bytes", "100",
-          "--pages",      text(shape.pages),
-          "--tokens-per-page", text(shape.tokens_per_page),
-          "--low",        text(shape.low_percent),
-          "--high",       text(shape.high_percent),
-          "--namespaces", text(shape.namespaces),
-          "--seed",       text(shape.seed)};
+  return {"--workers",
+          "1",
+          "--in-flight",
+          "1",
+          "--speed",
+          "max",
+          "--policy",
+          "lru",
+          "--page-bytes",
+          "128",
+          "--check-bytes",
+          "100",
+          "--pages",
+          text(shape.pages),
+          "--tokens-per-page",
+          text(shape.tokens_per_page),
+          "--low",
+          text(shape.low_percent),
+          "--high",
+          text(shape.high_percent),
+          "--namespaces",
+          text(shape.namespaces),
+          "--seed",
+          text(shape.seed)};
 }
 
 SimulationResult simulate(std::span<const replay::Request> requests, const Shape& shape) {

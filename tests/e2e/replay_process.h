@@ -31,7 +31,8 @@ class ReplayProcess {
     words.insert(words.begin(), std::string(KVTRIE_TEST_BIN_DIR) + "/kvtrie-replay");
     words.insert(words.end(), {"--json", base_ + ".json"});
     std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
+    for (std::string& word : words)
+      argv.push_back(word.data());
     argv.push_back(nullptr);
     pid_ = ::fork();
     if (pid_ != 0) return;

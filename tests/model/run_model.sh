@@ -34,6 +34,8 @@ done
 header_flags() { sed -n "s/^.*$1: *//p" "$model" | head -n 1; }
 compile_flags=$(header_flags Pan-compile)
 run_flags=$(header_flags Pan-run)
+# -DREVERSE is for the search too: it looks at the processes in the other order, which may find a mutant sooner.
+case $defines in *-DREVERSE*) compile_flags="$compile_flags -DREVERSE" ;; esac
 # A mutant dies at once, so the time goes into the compiler; a search that holds is worth optimising.
 if [ "$expect" = holds ]; then optimise=-O2; else optimise=-O0; fi
 

@@ -41,7 +41,8 @@ namespace {
 Signals::Signals() {
   sigset_t set;
   ::sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) ::sigaddset(&set, signal);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD})
+    ::sigaddset(&set, signal);
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   fd_ = FileDescriptor(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!fd_.open()) throw std::system_error(errno, std::generic_category(), "signalfd");
@@ -61,7 +62,8 @@ pid_t start_child(const ChildOptions& options) {
   std::vector<std::string> texts = options.arguments;
   texts.insert(texts.begin(), options.program);
   std::vector<char*> arguments;
-  for (std::string& text : texts) arguments.push_back(text.data());
+  for (std::string& text : texts)
+    arguments.push_back(text.data());
   arguments.push_back(nullptr);
   const pid_t parent = ::getpid();
   const pid_t child = ::fork();

@@ -35,7 +35,7 @@ struct ChildOptions {
   int inherited = -1;                  // stays open in the child, under its number
   int standard_output = -1;            // -1: as the parent's
   int standard_error = -1;
-  int death_signal = 9;                // when the parent dies
+  int death_signal = 9;  // when the parent dies
 };
 
 // Throws std::system_error. A program that cannot be executed exits with 127.

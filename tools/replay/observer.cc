@@ -48,7 +48,8 @@ bool wait_until(Done done, std::chrono::milliseconds limit) {
 
 std::uint64_t Census::lost() const {
   std::uint64_t all = impossible;
-  for (const std::uint64_t count : pages) all += count;
+  for (const std::uint64_t count : pages)
+    all += count;
   const std::uint64_t found = free_bits + in(PageState::kLive);
   return found > all ? 0 : all - found;
 }
@@ -65,7 +66,8 @@ std::uint32_t Observer::driven_tick() const {
 
 Observer::Counters Observer::counters() const {
   Counters sums{};
-  for (std::size_t i = 0; i < kCounters; ++i) sums[i] = segment_.total(static_cast<Counter>(i));
+  for (std::size_t i = 0; i < kCounters; ++i)
+    sums[i] = segment_.total(static_cast<Counter>(i));
   return sums;
 }
 

@@ -46,9 +46,11 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
       ->type_name("N")
       ->check(CLI::Range(1U, kNamespacesMax));
   app.add_option("--speed", speed,
-                 "max: as fast as it goes, the trace's time drives the clock; or X times the trace's speed (max)")
+                 "max: as fast as it goes, the trace's time drives the clock; or X times the "
+                 "trace's speed (max)")
       ->type_name("max|X");
-  app.add_option("--check-bytes", options.check_percent, "Share of the pages that are compared (100)")
+  app.add_option("--check-bytes", options.check_percent,
+                 "Share of the pages that are compared (100)")
       ->type_name("PERCENT")
       ->check(percent);
   app.add_option("--kill-workers", options.kill_workers,

@@ -34,7 +34,8 @@ struct ReplayOptions {
   std::uint32_t workers = 4;
   std::uint32_t in_flight = 4;  // open requests of a worker
   std::uint32_t namespaces = 1;
-  double speed = 0;  // 0: as fast as it goes, the clock is driven; else a multiple of the trace's time
+  double speed =
+      0;  // 0: as fast as it goes, the clock is driven; else a multiple of the trace's time
   double check_percent = 100;
   std::uint32_t kill_workers = 0;  // how many times a worker is killed and started again
 
@@ -54,8 +55,8 @@ struct ReplayOptions {
   std::string plugin;  // empty: ../lib/libkvtrie_worker.so beside the program
   std::string json;
 
-  // One request after the other, on a driven clock: the hits are then those of the sequential model,
-  // so workers wait until the evictor is idle where the model has evicted.
+  // One request after the other, on a driven clock: the hits are then those of the sequential
+  // model, so workers wait until the evictor is idle where the model has evicted.
   [[nodiscard]] bool sequential() const { return workers == 1 && in_flight == 1 && speed == 0; }
 };
 

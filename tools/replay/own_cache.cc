@@ -39,19 +39,32 @@ std::vector<std::string> arguments_of(const ReplayOptions& options, const std::s
                                       const std::string& directory) {
   const Geometry& geometry = options.geometry;
   std::vector<std::string> arguments = {
-      "--cache", name,
-      "--dir", directory,
-      "--pages", fmt::format("{}", geometry.pages),
-      "--tokens-per-page", fmt::format("{}", geometry.tokens_per_page),
-      "--page-bytes", fmt::format("{}", geometry.page_bytes),
-      "--planes", fmt::format("{}", geometry.planes),
-      "--workers", fmt::format("{}", geometry.workers),
-      "--leases", fmt::format("{}", geometry.leases_per_worker),
-      "--namespaces", fmt::format("{}", geometry.namespaces),
-      "--low", fmt::format("{}", options.low_percent),
-      "--high", fmt::format("{}", options.high_percent),
-      "--policy", options.policy,
-      "--metrics", "off",
+      "--cache",
+      name,
+      "--dir",
+      directory,
+      "--pages",
+      fmt::format("{}", geometry.pages),
+      "--tokens-per-page",
+      fmt::format("{}", geometry.tokens_per_page),
+      "--page-bytes",
+      fmt::format("{}", geometry.page_bytes),
+      "--planes",
+      fmt::format("{}", geometry.planes),
+      "--workers",
+      fmt::format("{}", geometry.workers),
+      "--leases",
+      fmt::format("{}", geometry.leases_per_worker),
+      "--namespaces",
+      fmt::format("{}", geometry.namespaces),
+      "--low",
+      fmt::format("{}", options.low_percent),
+      "--high",
+      fmt::format("{}", options.high_percent),
+      "--policy",
+      options.policy,
+      "--metrics",
+      "off",
   };
   if (options.speed == 0) {
     for (const char* argument : {"--clock", "driven", "--tick-ns", "1000000"}) {
@@ -132,7 +145,8 @@ std::string OwnCache::log() const {
 void OwnCache::clean_up() noexcept {
   if (pid_ > 0) {
     ::kill(pid_, SIGTERM);
-    for (const auto deadline = Clock::now() + kEndLimit; ::waitpid(pid_, &wait_status_, WNOHANG) == 0;) {
+    for (const auto deadline = Clock::now() + kEndLimit;
+         ::waitpid(pid_, &wait_status_, WNOHANG) == 0;) {
       if (Clock::now() > deadline) {
         ::kill(pid_, SIGKILL);
         ::waitpid(pid_, &wait_status_, 0);

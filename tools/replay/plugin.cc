@@ -21,8 +21,8 @@ Plugin::Plugin(const std::string& path) : library_(::dlopen(path.c_str(), RTLD_N
   if (library_ == nullptr) {
     throw PluginError(fmt::format("plugin: {}; give --plugin PATH", ::dlerror()));
   }
-  const auto get_api = reinterpret_cast<decltype(&::kvtrie_get_api)>(
-      ::dlsym(library_, "kvtrie_get_api"));
+  const auto get_api =
+      reinterpret_cast<decltype(&::kvtrie_get_api)>(::dlsym(library_, "kvtrie_get_api"));
   api_ = get_api == nullptr ? nullptr : get_api(KVTRIE_API_VERSION);
   if (api_ == nullptr || api_->size < sizeof(kvtrie_api)) {
     ::dlclose(library_);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The plugin, loaded as an engine loads it: dlopen, one symbol, a table of calls. And its answers as
-// exceptions: a replay does not go on after a code that it did not expect.
+// The plugin, loaded as an engine loads it: dlopen, one symbol, a table of calls. And its answers
+// as exceptions: a replay does not go on after a code that it did not expect.
 #pragma once
 
 #include <stdexcept>

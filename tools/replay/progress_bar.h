@@ -16,8 +16,7 @@ namespace kvtrie::replay {
 
 class ProgressBar {
  public:
-  explicit ProgressBar(std::uint64_t whole)
-      : whole_(whole), shown_(::isatty(STDERR_FILENO) == 1) {}
+  explicit ProgressBar(std::uint64_t whole) : whole_(whole), shown_(::isatty(STDERR_FILENO) == 1) {}
   ~ProgressBar() {
     if (drawn_) fmt::print(stderr, "\r\033[K");
   }

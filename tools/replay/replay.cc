@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -92,7 +93,8 @@ std::string note_of(const SharedPlan& plan) {
     wrong += plan.tally(worker).get(Tally::kWrongPages);
   }
   return fmt::format("hit ratio {:.3f}, wrong pages {}",
-                     asked == 0 ? 0.0 : static_cast<double>(hit) / static_cast<double>(asked), wrong);
+                     asked == 0 ? 0.0 : static_cast<double>(hit) / static_cast<double>(asked),
+                     wrong);
 }
 
 void write_json(const std::string& path, const std::string& json) {
@@ -112,7 +114,8 @@ ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Req
                              OwnCache* own, const std::string& program, const std::string& plugin) {
   PlanSettings settings = settings_of(options, cache.name, cache.directory, plugin);
   settings.start_ns = static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch())
+          .count());
   SharedPlan plan(requests, settings, options.workers,
                   observer.clock_is_driven() ? observer.driven_tick() : 0);
   ReplayResult result;
@@ -134,7 +137,8 @@ ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Req
   result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   result.census = result.failure.empty() ? observer.census_at_rest(kRestLimit) : observer.census();
   const Observer::Counters after = observer.counters();
-  for (std::size_t i = 0; i < kCounters; ++i) result.counted[i] = after[i] - before[i];
+  for (std::size_t i = 0; i < kCounters; ++i)
+    result.counted[i] = after[i] - before[i];
   add_tallies(plan, result);
   return result;
 }
@@ -143,11 +147,12 @@ ExitCode replay_on_cache(ReplayOptions options) {
   Signals signals;
   const std::string program = own_path();
   const std::filesystem::path folder = std::filesystem::path(program).parent_path();
-  const std::string plugin =
-      options.plugin.empty() ? (folder.parent_path() / "lib" / "libkvtrie_worker.so").string()
-                             : options.plugin;
+  const std::string plugin = options.plugin.empty()
+                                 ? (folder.parent_path() / "lib" / "libkvtrie_worker.so").string()
+                                 : options.plugin;
   if (::access(plugin.c_str(), R_OK) != 0) {
-    throw UsageError{fmt::format("plugin {}: {}; give --plugin PATH", plugin, std::strerror(errno))};
+    throw UsageError{
+        fmt::format("plugin {}: {}; give --plugin PATH", plugin, std::strerror(errno))};
   }
   const std::vector<Request> requests = load_workload(options);
 

@@ -37,8 +37,10 @@ std::string grouped(std::uint64_t number) {
 void add_tallies(const SharedPlan& plan, ReplayResult& result) {
   for (std::uint32_t worker = 0; worker < plan.worker_count(); ++worker) {
     const WorkerTally& tally = plan.tally(worker);
-    for (std::size_t i = 0; i < kTallies; ++i) result.sums[i] += tally.get(static_cast<Tally>(i));
-    for (std::size_t i = 0; i < kTimings; ++i) result.timings[i].merge(tally.timings[i]);
+    for (std::size_t i = 0; i < kTallies; ++i)
+      result.sums[i] += tally.get(static_cast<Tally>(i));
+    for (std::size_t i = 0; i < kTimings; ++i)
+      result.timings[i].merge(tally.timings[i]);
   }
 }
 
@@ -130,23 +132,29 @@ std::string to_text(const ReplayResult& result, const ReplayOptions& options) {
                        microseconds(histogram, 99));
   };
   std::string text = fmt::format(
-      "{} of {} requests in {:.1f} s: {} workers with up to {} open requests, {} pages of {} tokens\n",
-      grouped(result.sum(Tally::kServed)), grouped(result.requests), result.seconds, options.workers,
-      options.in_flight, grouped(options.geometry.pages), options.geometry.tokens_per_page);
-  text += line("hit ratio", fmt::format("{:.4f} of {} blocks, {:.4f} of {} pages",
-                                        ratio(result.sum(Tally::kBlocksHit), result.sum(Tally::kBlocksAsked)),
-                                        grouped(result.sum(Tally::kBlocksAsked)),
-                                        ratio(result.sum(Tally::kPagesHit), result.sum(Tally::kPagesAsked)),
-                                        grouped(result.sum(Tally::kPagesAsked))));
-  text += line("not recomputed", fmt::format("{} of {} tokens", grouped(result.sum(Tally::kTokensHit)),
-                                             grouped(result.sum(Tally::kTokensAsked))));
-  text += line("wrong pages", fmt::format("{} of {} compared", grouped(result.sum(Tally::kWrongPages)),
-                                          grouped(result.sum(Tally::kPagesChecked))));
+      "{} of {} requests in {:.1f} s: {} workers with up to {} open requests, {} pages of {} "
+      "tokens\n",
+      grouped(result.sum(Tally::kServed)), grouped(result.requests), result.seconds,
+      options.workers, options.in_flight, grouped(options.geometry.pages),
+      options.geometry.tokens_per_page);
+  text += line("hit ratio",
+               fmt::format("{:.4f} of {} blocks, {:.4f} of {} pages",
+                           ratio(result.sum(Tally::kBlocksHit), result.sum(Tally::kBlocksAsked)),
+                           grouped(result.sum(Tally::kBlocksAsked)),
+                           ratio(result.sum(Tally::kPagesHit), result.sum(Tally::kPagesAsked)),
+                           grouped(result.sum(Tally::kPagesAsked))));
+  text +=
+      line("not recomputed", fmt::format("{} of {} tokens", grouped(result.sum(Tally::kTokensHit)),
+                                         grouped(result.sum(Tally::kTokensAsked))));
+  text +=
+      line("wrong pages", fmt::format("{} of {} compared", grouped(result.sum(Tally::kWrongPages)),
+                                      grouped(result.sum(Tally::kPagesChecked))));
   text += line("no room", fmt::format("{} requests failed, {} began again",
                                       grouped(result.sum(Tally::kFailed)),
                                       grouped(result.sum(Tally::kRetries))));
-  text += line("evicted", fmt::format("{} pages in {} passes", grouped(result.count(Counter::kEvictions)),
-                                      grouped(result.count(Counter::kEvictionPasses))));
+  text += line("evicted",
+               fmt::format("{} pages in {} passes", grouped(result.count(Counter::kEvictions)),
+                           grouped(result.count(Counter::kEvictionPasses))));
   text += line("lookup", times(Timing::kLookup));
   text += line("allocate", times(Timing::kAllocate));
   text += line("publish", times(Timing::kPublish));
@@ -154,7 +162,8 @@ std::string to_text(const ReplayResult& result, const ReplayOptions& options) {
                                    ratio(result.sum(Tally::kPagesHit), result.sum(Tally::kRuns))));
   if (result.deaths > 0) text += line("killed", fmt::format("{} workers", result.deaths));
   if (const std::uint64_t unsettled = result.sum(Tally::kUnsettled); unsettled > 0) {
-    text += line("not settled", fmt::format("{} times: hits may differ from the model's", unsettled));
+    text +=
+        line("not settled", fmt::format("{} times: hits may differ from the model's", unsettled));
   }
   return text;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What came of a replay: the sums of all workers beside what the cache counted, the verdict, and the
-// two forms that it is shown in. The keys of the JSON are only ever added to.
+// What came of a replay: the sums of all workers beside what the cache counted, the verdict, and
+// the two forms that it is shown in. The keys of the JSON are only ever added to.
 #pragma once
 
 #include <array>

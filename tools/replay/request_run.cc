@@ -79,10 +79,17 @@ void RequestRun::derive_digests() {
 
 Progress RequestRun::step(bool alone) {
   switch (stage_) {
-    case Stage::kBegin: begin(); break;
-    case Stage::kAllocate: return allocate(alone);
-    case Stage::kCompute: compute(); break;
-    case Stage::kCheck: check(); break;
+    case Stage::kBegin:
+      begin();
+      break;
+    case Stage::kAllocate:
+      return allocate(alone);
+    case Stage::kCompute:
+      compute();
+      break;
+    case Stage::kCheck:
+      check();
+      break;
     case Stage::kRelease:
       release();
       return finish(true);
@@ -134,12 +141,14 @@ void RequestRun::look_up_pages() {
   context_.plugin.expect(context_.plugin->page_count(sequence_, &count), "page_count");
   pages_.resize(count);
   if (count == 0) return;
-  context_.plugin.expect(context_.plugin->get_pages(sequence_, 0, count, pages_.data()), "get_pages");
+  context_.plugin.expect(context_.plugin->get_pages(sequence_, 0, count, pages_.data()),
+                         "get_pages");
 }
 
 void RequestRun::count_hit_runs() const {
   std::uint64_t runs = hits_ > 0 ? 1 : 0;
-  for (std::uint32_t i = 1; i < hits_; ++i) runs += pages_[i] != pages_[i - 1] + 1 ? 1 : 0;
+  for (std::uint32_t i = 1; i < hits_; ++i)
+    runs += pages_[i] != pages_[i - 1] + 1 ? 1 : 0;
   context_.tally.add(Tally::kRuns, runs);
 }
 
@@ -150,8 +159,8 @@ Progress RequestRun::allocate(bool alone) {
   kvtrie_code code = KVTRIE_OK;
   {
     const Stopwatch watch(context_.tally.timing(Timing::kAllocate));
-    code = context_.plugin->allocate(
-        sequence_, prompt_tokens(request_) + request_.output_length, &options);
+    code = context_.plugin->allocate(sequence_, prompt_tokens(request_) + request_.output_length,
+                                     &options);
   }
   if (code == KVTRIE_OK) {
     look_up_pages();
@@ -260,8 +269,8 @@ void RequestRun::compare(std::uint32_t first, std::uint32_t end, const char* whe
     if (!chosen(position)) continue;
     ++checked;
     for (std::uint32_t plane = 0; plane < context_.geometry.planes; ++plane) {
-      const std::size_t wrong = first_wrong_word({words_of(position, plane), words},
-                                                 digests_[position], position, plane);
+      const std::size_t wrong =
+          first_wrong_word({words_of(position, plane), words}, digests_[position], position, plane);
       if (wrong == npos) continue;
       report_wrong(position, plane, wrong, when);
       break;
@@ -275,7 +284,8 @@ void RequestRun::report_wrong(std::uint32_t position, std::uint32_t plane, std::
   context_.tally.add(Tally::kWrongPages);
   if (context_.tally.get(Tally::kWrongPages) > kWrongPagesShown) return;
   const std::string line = fmt::format(
-      "kvtrie-replay: wrong page {} {}: request {}, position {} ({}), plane {}, first wrong word {}\n",
+      "kvtrie-replay: wrong page {} {}: request {}, position {} ({}), plane {}, first wrong word "
+      "{}\n",
       pages_[position], when, index_, position, position < hits_ ? "hit" : "own", plane, word);
   // One write, so that lines of several workers stay whole.
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());

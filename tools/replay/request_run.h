@@ -68,7 +68,8 @@ class RequestRun {
   void fill(std::uint32_t first, std::uint32_t end);
   void publish(std::uint64_t tokens);
   void compare(std::uint32_t first, std::uint32_t end, const char* when);
-  void report_wrong(std::uint32_t position, std::uint32_t plane, std::size_t word, const char* when);
+  void report_wrong(std::uint32_t position, std::uint32_t plane, std::size_t word,
+                    const char* when);
   [[nodiscard]] bool chosen(std::uint32_t position) const;
   [[nodiscard]] std::uint64_t* words_of(std::uint32_t position, std::uint32_t plane) const;
   void count_hit_runs() const;

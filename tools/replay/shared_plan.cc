@@ -43,14 +43,14 @@ constexpr PartOffsets offsets_of(std::uint64_t header_bytes, std::uint64_t reque
 SharedPlan::SharedPlan(std::span<const Request> requests, const PlanSettings& settings,
                        std::uint32_t workers, std::uint32_t tick_base) {
   std::uint64_t ids = 0;
-  for (const Request& request : requests) ids += request.hash_ids.size();
+  for (const Request& request : requests)
+    ids += request.hash_ids.size();
   if (requests.size() >= std::numeric_limits<std::uint32_t>::max()) {
     throw std::runtime_error("too many requests for one replay");
   }
   fd_ = ::memfd_create("kvtrie-replay-plan", MFD_CLOEXEC);
   if (fd_ < 0) fail("memfd_create");
-  const std::uint64_t bytes =
-      offsets_of(sizeof(PlanHeader), requests.size(), ids, workers).end;
+  const std::uint64_t bytes = offsets_of(sizeof(PlanHeader), requests.size(), ids, workers).end;
   if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail("the plan's memory");
   map(bytes);
   header_->bytes = bytes;

@@ -4,19 +4,21 @@
 // What the replay's parent and its workers share: the requests, who has which, and what came of it.
 // An anonymous object (memfd) that the workers inherit.
 //
-//   PlanHeader | PlannedRequest x requests | ids | WorkerTally x workers        each part 64-byte aligned
+//   PlanHeader | PlannedRequest x requests | ids | WorkerTally x workers        each part 64-byte
+//   aligned
 //
 // Invariants
 //   1 A request's owner word is the truth: open, a worker's, served or failed. A worker takes a
 //     request by compare-and-swap from open, so each is served once.
-//   2 `first_open` {times set back 32 | index 32} is a hint: nothing before the index is open. It is
+//   2 `first_open` {times set back 32 | index 32} is a hint: nothing before the index is open. It
+//   is
 //     set back by the parent alone, which raises the upper half, so that a worker's late step
 //     forward fails.
 //   3 A tally is written by one worker at a time.
 //
-// Crash: a worker that dies leaves its requests taken; the parent opens them again (reopen) when the
-// kernel has said that it is dead. Hits of a begin that had not been added yet: begin_pages says how
-// many there can be. A histogram may be one off.
+// Crash: a worker that dies leaves its requests taken; the parent opens them again (reopen) when
+// the kernel has said that it is dead. Hits of a begin that had not been added yet: begin_pages
+// says how many there can be. A histogram may be one off.
 #pragma once
 
 #include <atomic>
@@ -132,9 +134,7 @@ class SharedPlan {
   [[nodiscard]] std::uint32_t count_unfinished() const;
 
   void ask_to_stop() { header_->stop.store(1, std::memory_order_relaxed); }
-  [[nodiscard]] bool stopping() const {
-    return header_->stop.load(std::memory_order_relaxed) != 0;
-  }
+  [[nodiscard]] bool stopping() const { return header_->stop.load(std::memory_order_relaxed) != 0; }
 
  private:
   struct PlanHeader {

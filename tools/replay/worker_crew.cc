@@ -46,7 +46,8 @@ void WorkerCrew::start(std::uint32_t worker) {
 std::string WorkerCrew::run(Signals& signals, std::uint32_t kills, std::uint64_t seed,
                             const std::function<std::string()>& watch) {
   chance_ = Random(seed);
-  for (std::uint32_t worker = 0; worker < members_.size(); ++worker) start(worker);
+  for (std::uint32_t worker = 0; worker < members_.size(); ++worker)
+    start(worker);
   // Spread evenly over the requests.
   std::uint32_t killed = 0;
   const auto next_kill = [&] {

@@ -33,9 +33,9 @@ std::vector<kvtrie_namespace> open_namespaces(const Plugin& plugin, kvtrie_worke
     const std::string salt = std::to_string(number);
     const kvtrie_field fields[] = {{"model", "kvtrie-replay"}, {"salt", salt.c_str()}};
     const std::string label = "replay-" + salt;
-    plugin.expect(plugin->open_namespace(worker, fields, std::size(fields), label.c_str(),
-                                         &opened[number]),
-                  "open_namespace");
+    plugin.expect(
+        plugin->open_namespace(worker, fields, std::size(fields), label.c_str(), &opened[number]),
+        "open_namespace");
   }
   return opened;
 }
@@ -75,9 +75,13 @@ class WorkerLoop {
   void step_one() {
     const std::size_t chosen = open_.size() == 1 ? 0 : chance_.below(open_.size());
     switch (open_[chosen]->step(open_.size() == 1)) {
-      case Progress::kGoesOn: return;
-      case Progress::kNoRoom: crowded_out_.push_back(std::move(open_[chosen])); break;
-      case Progress::kFinished: break;
+      case Progress::kGoesOn:
+        return;
+      case Progress::kNoRoom:
+        crowded_out_.push_back(std::move(open_[chosen]));
+        break;
+      case Progress::kFinished:
+        break;
     }
     open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(chosen));
   }
@@ -85,8 +89,7 @@ class WorkerLoop {
   [[nodiscard]] Clock::time_point due_time(std::uint32_t index) const {
     const PlanSettings& settings = plan_.settings();
     if (settings.speed == 0) return Clock::time_point::min();
-    const double after_ms =
-        static_cast<double>(plan_.planned(index).timestamp_ms) / settings.speed;
+    const double after_ms = static_cast<double>(plan_.planned(index).timestamp_ms) / settings.speed;
     return Clock::time_point(std::chrono::nanoseconds(settings.start_ns)) +
            std::chrono::nanoseconds(static_cast<std::int64_t>(after_ms * 1e6));
   }
@@ -123,15 +126,16 @@ void replay_requests(SharedPlan& plan, std::uint32_t worker, std::uint32_t incar
   std::optional<Observer> observer;
   if (settings.sequential != 0) observer.emplace(settings.cache);
   const std::uint64_t identity = std::uint64_t{incarnation} << 32 | worker;
-  RunContext context{.plugin = plugin,
-                     .worker = attachment.worker(),
-                     .geometry = geometry,
-                     .namespaces = open_namespaces(plugin, attachment.worker(), settings.namespaces),
-                     .plan = plan,
-                     .tally = plan.tally(worker),
-                     .observer = observer ? &*observer : nullptr,
-                     .owner_salt = mix64(identity + kGoldenGamma),
-                     .drives_clock = can_drive_clock(plugin, attachment.worker())};
+  RunContext context{
+      .plugin = plugin,
+      .worker = attachment.worker(),
+      .geometry = geometry,
+      .namespaces = open_namespaces(plugin, attachment.worker(), settings.namespaces),
+      .plan = plan,
+      .tally = plan.tally(worker),
+      .observer = observer ? &*observer : nullptr,
+      .owner_salt = mix64(identity + kGoldenGamma),
+      .drives_clock = can_drive_clock(plugin, attachment.worker())};
   WorkerLoop(plan, context, worker, mix64(settings.seed + mix64(identity))).run();
 }
 

@@ -13,7 +13,8 @@
 
 namespace kvtrie::replay {
 
-// main() of a worker. `plan_fd` was inherited. Returns the exit code; why it failed is in its tally.
+// main() of a worker. `plan_fd` was inherited. Returns the exit code; why it failed is in its
+// tally.
 int run_worker(int plan_fd, std::uint32_t worker, std::uint32_t incarnation);
 
 }  // namespace kvtrie::replay

@@ -23,11 +23,28 @@ Parsed parse(std::vector<const char*> words) {
 }
 
 TEST(OptionsTest, TakesTheDocumentedCommand) {
-  const Parsed parsed = parse({"--trace",     "t.jsonl", "--workers",         "1",   "--in-flight",
-                               "1",           "--speed", "max",               "--policy", "lru",
-                               "--pages",     "96000",   "--tokens-per-page", "16",  "--page-bytes",
-                               "512",         "--check-bytes", "100",         "--low", "1",
-                               "--high",      "2"});
+  const Parsed parsed = parse({"--trace",
+                               "t.jsonl",
+                               "--workers",
+                               "1",
+                               "--in-flight",
+                               "1",
+                               "--speed",
+                               "max",
+                               "--policy",
+                               "lru",
+                               "--pages",
+                               "96000",
+                               "--tokens-per-page",
+                               "16",
+                               "--page-bytes",
+                               "512",
+                               "--check-bytes",
+                               "100",
+                               "--low",
+                               "1",
+                               "--high",
+                               "2"});
   ASSERT_TRUE(parsed.options);
   EXPECT_TRUE(parsed.options->sequential());
   EXPECT_EQ(parsed.options->geometry.pages, 96000U);

@@ -57,9 +57,9 @@ TEST_F(ReportTest, TheCacheMustHaveCountedTheSameHits) {
 TEST_F(ReportTest, HitsOfTheDeadMayBeMissingButNoOthers) {
   result_.deaths = 1;
   result_.uncertain_hits = 10;
-  for (const auto& [counted, code] : {std::pair(50U, kExitOk), std::pair(60U, kExitOk),
-                                      std::pair(61U, kExitCountersDiffer),
-                                      std::pair(49U, kExitCountersDiffer)}) {
+  for (const auto& [counted, code] :
+       {std::pair(50U, kExitOk), std::pair(60U, kExitOk), std::pair(61U, kExitCountersDiffer),
+        std::pair(49U, kExitCountersDiffer)}) {
     result_.counted[static_cast<std::size_t>(Counter::kPagesHit)] = counted;
     EXPECT_EQ(verdict(), code) << counted;
   }
@@ -76,10 +76,9 @@ TEST_F(ReportTest, LostPagesOfAnOwnCacheAreAFailure) {
 TEST_F(ReportTest, JsonHasTheKeysThatOtherToolsRead) {
   result_.timings[static_cast<std::size_t>(Timing::kLookup)].record(2000);
   const nlohmann::json json = nlohmann::json::parse(to_json(result_, ReplayOptions{}));
-  for (const char* key :
-       {"requests", "pages_total", "pages_hit", "hit_ratio_blocks", "wrong_pages",
-        "failed_allocations", "evictions", "lookup_us_p50", "lookup_us_p99", "allocate_us_p99",
-        "publish_us_p99", "seconds", "run_length_mean"}) {
+  for (const char* key : {"requests", "pages_total", "pages_hit", "hit_ratio_blocks", "wrong_pages",
+                          "failed_allocations", "evictions", "lookup_us_p50", "lookup_us_p99",
+                          "allocate_us_p99", "publish_us_p99", "seconds", "run_length_mean"}) {
     EXPECT_TRUE(json.contains(key)) << key;
   }
   EXPECT_EQ(json["pages_total"], 200);

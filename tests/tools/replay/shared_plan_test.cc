@@ -66,8 +66,10 @@ TEST(SharedPlanTest, ThreadsTakeEveryRequestOnce) {
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
-  for (const std::atomic<int>& count : taken) EXPECT_EQ(count.load(), 1);
+  for (std::thread& thread : threads)
+    thread.join();
+  for (const std::atomic<int>& count : taken)
+    EXPECT_EQ(count.load(), 1);
   EXPECT_EQ(plan.finished(), 500U);
   EXPECT_EQ(plan.count_unfinished(), 0U);
 }
