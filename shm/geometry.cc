@@ -27,11 +27,11 @@ constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t to) {
   return (value + to - 1) / to * to;
 }
 
-// Entries for 1.4 times the pages that a stripe has on average, and eight standard deviations more: hashes spread them
+// Entries for 1.6 times the pages that a stripe has on average, and eight standard deviations more: hashes spread them
 // unevenly, which counts for small stripes. Both buckets of a key are then never full in practice.
 std::uint64_t buckets_per_stripe(const Geometry& g) {
   const double pages = static_cast<double>(g.pages) / g.stripes;
-  const double entries = 1.4 * pages + 8 * std::sqrt(pages) + 16;
+  const double entries = 1.6 * pages + 8 * std::sqrt(pages) + 16;
   return static_cast<std::uint64_t>(std::ceil(entries / kBucketEntries));
 }
 

@@ -58,7 +58,11 @@
 #ifndef STRIPE_LOCK      /* rule 4: duplicate check and insertion under the stripe lock (0: none) */
 #define STRIPE_LOCK 1
 #endif
-#ifndef INDEX_FIRST      /* rule 4: 1 = index entry before the Pending store (the sweep makes up for it) */
+#ifndef LOOK             /* rule 4: the look for a page of the same key (0: none) */
+#define LOOK 1
+#endif
+#ifndef INDEX_FIRST      /* rule 4: 1 = index entry before the Pending store (the sweep makes up for it);
+                            2 = Pending only after the index entry and the lock */
 #define INDEX_FIRST 0
 #endif
 #ifndef COND_ABSENT      /* rule 4: 1 = the duplicate check takes a Condemned page for absent */
@@ -181,7 +185,12 @@ inline any_page(v) {
 }
 /* the canonical page of f's key, under the lock: c = its entry or NONE; then a free entry: x, 9 = full */
 inline find_same(f,d) {
-  atomic { if :: SAME(idx[d*2],f) -> c = d*2 :: SAME(idx[d*2+1],f) -> c = d*2+1 :: else -> c = NONE fi } }
+  atomic { if :: SAME(idx[d*2],f) -> c = d*2
+              :: SAME(idx[d*2+1],f) -> c = d*2+1 :: else -> c = NONE fi;
+#if !LOOK
+           c = NONE
+#endif
+  } }
 inline find_room(f,d) {
   atomic { if :: idx[d*2]==NONE || idx[d*2]==f -> x = d*2
               :: idx[d*2+1]==NONE || idx[d*2+1]==f -> x = d*2+1
@@ -248,7 +257,12 @@ have: d = k;
         :: else ->
            find_room(f,d);
            if :: x != 9 ->
-#if INDEX_FIRST
+#if INDEX_FIRST==2
+              idx[x] = f; unlock();
+              atomic { assert(!(SAME(idx[d*2],f) || SAME(idx[d*2+1],f)) || claim_unique_in_index);
+                       wd[f] = MK(PENDING,w,HG(h[d])); pst[d] = 2; x = 0 };
+              d++; goto nextd
+#elif INDEX_FIRST
               idx[x] = f;
               atomic { wd[f] = MK(PENDING,w,HG(h[d])); pst[d] = 2; x = 0 }
 #else

@@ -75,13 +75,13 @@
 #ifndef COUNT_FIRST     /* rule 10: counters read before the scan (0: after it) */
 #define COUNT_FIRST 1
 #endif
-#ifndef RECOUNT_LAST    /* rule 10: counters read again after the slots (0: before them) */
+#ifndef RECOUNT_LAST    /* rule 10: counters read again after the slots (0: before them; 2: never) */
 #define RECOUNT_LAST 1
 #endif
 #ifndef PENDING_COUNTS  /* rule 10: a Pending child counts in the scan */
 #define PENDING_COUNTS 1
 #endif
-#ifndef LEASE_SCAN      /* rule 10: the slots are read at all */
+#ifndef LEASE_SCAN      /* rule 10: the slots are read after condemning (0: never; 2: before) */
 #define LEASE_SCAN 1
 #endif
 #ifndef CHILD_FIRST     /* rule 11: children are retired before parents */
@@ -315,6 +315,9 @@ inline retire(bb,rr) {
 }
 proctype Evictor() {
   byte r = 0, i, b0 = NONE, b1 = NONE, y; bool r0, r1; byte sc[NP]; byte kids[NP];
+#if LEASE_SCAN==2
+  byte sl[NW];
+#endif
   do
   :: r < ROUNDS -> r++;
 #if COUNT_FIRST
@@ -322,23 +325,31 @@ proctype Evictor() {
 #else
      scan_pages(); read_counters();
 #endif
+#if LEASE_SCAN==2
+     i = 0; do :: i < NW -> atomic { sl[i] = mem[SLOT(i)]; i++ } :: else -> break od; i = 0;
+#endif
      atomic { any_page(b0);
        if :: b0 != NONE && (kids[b0]==0 || !CHILD_FIRST) && ST(w_(b0))==LIVE -> b0 = H(b0,GN(w_(b0))); CONDEMN(b0)
           :: else -> goto next fi };
      atomic { any_page(b1);
-       if :: b1 != NONE && b1 != PG(b0) && (kids[b1] & (255-(1<<PG(b0)))) == 0 && ST(w_(b1))==LIVE && ORDER_OK ->
+       if :: b1 != NONE && b1 != PG(b0) && (kids[b1] & (255-(1<<PG(b0)))) == 0 && ST(w_(b1))==LIVE
+             && ORDER_OK ->
              b1 = H(b1,GN(w_(b1))); CONDEMN(b1)
           :: else -> b1 = NONE fi };
 #if !CHILD_FIRST
      atomic { if :: kids[PG(b0)] & (255-(1<<PG(b1))) -> RESC(b0,r0) :: else fi };
 #endif
-#if !RECOUNT_LAST
+#if RECOUNT_LAST==0
      recount();
 #endif
-#if LEASE_SCAN
+#if LEASE_SCAN==1
      scan_slots();
+#elif LEASE_SCAN==2
+     atomic { i = 0;
+       do :: i < NW -> if :: sl[i]==b0 -> RESC(b0,r0) :: b1!=NONE && sl[i]==b1 -> RESC(b1,r1) :: else fi; i++
+          :: else -> break od; i = 0 };
 #endif
-#if RECOUNT_LAST
+#if RECOUNT_LAST==1
      recount();
 #endif
      retire(b0,r0);

@@ -6,7 +6,7 @@
 // The four accesses of rule 17 are sequentially consistent and there are no stand-alone fences:
 //
 //   worker                                   evictor
-//   lease store   slot.exchange(seq_cst)     condemn    page.compare_exchange(seq_cst)
+//   lease store   slot.store(seq_cst)        condemn    page.compare_exchange(seq_cst)
 //   re-check      page.load(seq_cst)         slot scan  slot.load(seq_cst)
 //
 // Moved and dropped leases are release stores; the announce counter goes up with release after the
@@ -50,6 +50,9 @@ struct Orders {
   rl::memory_order drop_store = mo_release;
   rl::memory_order live_store = mo_release;
   rl::memory_order walk_load = mo_acquire;
+  rl::memory_order mark_raise = mo_seq_cst;
+  rl::memory_order mark_look = mo_acquire;
+  rl::memory_order mark_scan = mo_seq_cst;
   rl::memory_order wake_live_store = mo_seq_cst;
   rl::memory_order wake_bit_load = mo_seq_cst;
   rl::memory_order wait_bit_set = mo_seq_cst;
@@ -75,7 +78,7 @@ struct Chain : rl::test_suite<Chain, 2> {
     bytes($) = 1;
   }
   bool lease() {
-    slot($).exchange(kParent, orders.lease_store);
+    slot($).store(kParent, orders.lease_store);
     int seen = parent($).load(orders.recheck);
     if (seen == kCondemned) {
       int expected = kCondemned;
@@ -131,7 +134,7 @@ struct Drop : rl::test_suite<Drop, 2> {
   }
   void thread(unsigned index) {
     if (index == 0) {
-      slot($).exchange(kParent, orders.lease_store);
+      slot($).store(kParent, orders.lease_store);
       if (page($).load(orders.recheck) == kLive) RL_ASSERT(bytes($) == 1);
       slot($).store(kNone, orders.drop_store);
     } else {
@@ -214,6 +217,39 @@ struct FreeBit : rl::test_suite<FreeBit, 2> {
   void after() { RL_ASSERT(!(page($).load(mo_relaxed) == kFree && bits($).load(mo_relaxed) == 0)); }
 };
 
+// The high-water mark of slots (rule 19), raised by one thread of the worker over the slot of another, which
+// finds it raised and goes on to its lease.
+struct HighWater : rl::test_suite<HighWater, 3> {
+  rl::atomic<int> page, slot, mark;
+  rl::var<int> bytes;
+
+  void before() {
+    page($).store(kLive, mo_relaxed);
+    slot($).store(kNone, mo_relaxed);
+    mark($).store(0, mo_relaxed);
+    bytes($) = 1;
+  }
+  void cover(int slots) {
+    int seen = mark($).load(orders.mark_look);
+    while (seen < slots && !mark($).compare_exchange_strong(seen, slots, orders.mark_raise)) {
+    }
+  }
+  void thread(unsigned index) {
+    if (index == 0) {
+      cover(2);
+    } else if (index == 1) {
+      cover(1);
+      slot($).store(kParent, orders.lease_store);
+      if (page($).load(orders.recheck) == kLive) RL_ASSERT(bytes($) == 1);
+    } else {
+      int expected = kLive;
+      page($).compare_exchange_strong(expected, kCondemned, orders.condemn);
+      if (mark($).load(orders.mark_scan) > 0 && slot($).load(orders.slot_scan) != kNone) return;
+      bytes($) = 2;
+    }
+  }
+};
+
 struct Variant {
   const char* name;
   rl::memory_order Orders::*member;
@@ -221,7 +257,7 @@ struct Variant {
   bool holds;  // harmless
 };
 const Variant kVariants[] = {
-    {"lease_store_acq_rel", &Orders::lease_store, mo_acq_rel, false},
+    {"lease_store_release", &Orders::lease_store, mo_release, false},
     {"recheck_acquire", &Orders::recheck, mo_acquire, false},
     {"condemn_acq_rel", &Orders::condemn, mo_acq_rel, false},
     {"slot_scan_acquire", &Orders::slot_scan, mo_acquire, false},
@@ -231,6 +267,9 @@ const Variant kVariants[] = {
     {"drop_store_relaxed", &Orders::drop_store, mo_relaxed, false},
     {"live_store_relaxed", &Orders::live_store, mo_relaxed, false},
     {"walk_load_relaxed", &Orders::walk_load, mo_relaxed, false},
+    {"mark_raise_acq_rel", &Orders::mark_raise, mo_acq_rel, false},
+    {"mark_look_relaxed", &Orders::mark_look, mo_relaxed, false},
+    {"mark_scan_acquire", &Orders::mark_scan, mo_acquire, false},
     {"wake_live_store_release", &Orders::wake_live_store, mo_release, false},
     {"wake_bit_load_acquire", &Orders::wake_bit_load, mo_acquire, false},
     {"wait_bit_set_acq_rel", &Orders::wait_bit_set, mo_acq_rel, false},
@@ -273,6 +312,7 @@ Outcome run_all() {
   run<Publish>(outcome);
   run<Wait>(outcome);
   run<FreeBit>(outcome);
+  run<HighWater>(outcome);
   return outcome;
 }
 
