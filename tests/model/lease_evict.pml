@@ -332,8 +332,8 @@ proctype Evictor() {
        if :: b0 != NONE && (kids[b0]==0 || !CHILD_FIRST) && ST(w_(b0))==LIVE -> b0 = H(b0,GN(w_(b0))); CONDEMN(b0)
           :: else -> goto next fi };
      atomic { any_page(b1);
-       if :: b1 != NONE && b1 != PG(b0) && (kids[b1] & (255-(1<<PG(b0)))) == 0 && ST(w_(b1))==LIVE
-             && ORDER_OK ->
+       if :: b1 != NONE && b1 != PG(b0) && (kids[b1] & (255-(1<<PG(b0)))) == 0 && ST(w_(b1))==LIVE &&
+             ORDER_OK ->
              b1 = H(b1,GN(w_(b1))); CONDEMN(b1)
           :: else -> b1 = NONE fi };
 #if !CHILD_FIRST

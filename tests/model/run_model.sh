@@ -20,21 +20,26 @@
 set -u
 
 if [ $# -lt 5 ] || [ $# -gt 6 ]; then
-  sed -n '5,18s/^# \{0,1\}//p' "$0" >&2
+  sed -n '5,19s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 model=$1 name=$2 defines=$3 expect=$4 work=$5/$2 error_text=${6:-}
-case $expect in holds | fails) ;; *) echo "$name: the expectation is holds or fails, not '$expect'" >&2; exit 2 ;; esac
+case $expect in
+  holds | fails) ;;
+  *) echo "$name: the expectation is holds or fails, not '$expect'" >&2; exit 2 ;;
+esac
 [ -r "$model" ] || { echo "$name: cannot read $model" >&2; exit 2; }
 
 for tool in spin "${CC:-cc}"; do
-  command -v "$tool" >/dev/null || { echo "$name: skipped, $tool is not installed (apt-get install spin gcc)"; exit 77; }
+  command -v "$tool" >/dev/null && continue
+  echo "$name: skipped, $tool is not installed (apt-get install spin gcc)"
+  exit 77
 done
 
 header_flags() { sed -n "s/^.*$1: *//p" "$model" | head -n 1; }
 compile_flags=$(header_flags Pan-compile)
 run_flags=$(header_flags Pan-run)
-# -DREVERSE is for the search too: it looks at the processes in the other order, which may find a mutant sooner.
+# -DREVERSE is for the search too: the processes in the other order, which may find a mutant sooner.
 case $defines in *-DREVERSE*) compile_flags="$compile_flags -DREVERSE" ;; esac
 # A mutant dies at once, so the time goes into the compiler; a search that holds is worth optimising.
 if [ "$expect" = holds ]; then optimise=-O2; else optimise=-O0; fi
