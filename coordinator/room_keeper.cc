@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::int64_t kPollFirstMs = 2;
 constexpr std::int64_t kPollLastMs = 1000;
+constexpr auto kKeptFor = std::chrono::milliseconds(5);  // pages that a waiter was woken for
 constexpr int kRoundsAPass = 4;  // then the loop looks at its sockets before it goes on
 
 std::uint64_t share(std::uint64_t pages, double percent) {
@@ -24,54 +25,69 @@ std::uint64_t share(std::uint64_t pages, double percent) {
 RoomKeeper::RoomKeeper(const Segment& segment, Watermarks watermarks)
     : segment_(segment), free_pages_(segment), evictor_(segment),
       low_pages_(share(segment.page_count(), watermarks.low_percent)),
-      high_pages_(share(segment.page_count(), watermarks.high_percent)) {
+      high_pages_(share(segment.page_count(), watermarks.high_percent)),
+      calls_(segment.slot_count()) {
   Superblock& block = segment_.superblock();
   block.low_pages.store(low_pages_, std::memory_order_relaxed);
   block.high_pages.store(high_pages_, std::memory_order_relaxed);
   block.evictor_busy.store(0, std::memory_order_seq_cst);
 }
 
+// Oldest first; those who asked without waiting come last.
 std::vector<RoomKeeper::Waiter> RoomKeeper::waiters() const {
   std::vector<Waiter> waiting;
-  for (std::uint32_t slot = 1; slot < segment_.slot_count(); ++slot) {
-    const WorkerId worker{static_cast<std::uint16_t>(slot)};
-    WorkerRecord& record = segment_.worker(worker);
+  const Clock::time_point now = Clock::now();
+  for (std::uint16_t slot = 1; slot < segment_.slot_count(); ++slot) {
+    const WorkerRecord& record = segment_.worker({slot});
     const std::uint32_t wanted = record.pages_wanted.load(std::memory_order_seq_cst);
-    if (wanted == 0 || wanted > segment_.page_count()) continue;
-    const std::uint64_t ticket = record.wait_ticket.load(std::memory_order_relaxed);
-    // Ticket 0 asks and does not sleep: served after those who do.
-    waiting.push_back({ticket == 0 ? ~std::uint64_t{0} : ticket, wanted, worker});
+    if (wanted != 0 && wanted <= segment_.page_count()) {
+      const std::uint64_t ticket = record.wait_ticket.load(std::memory_order_relaxed);
+      const bool late = calls_[slot].ticket == ticket && now - calls_[slot].at > kKeptFor;
+      waiting.push_back({ticket, wanted, {slot}, true, late});
+    }
+    const std::uint32_t asked = record.pages_asked.load(std::memory_order_seq_cst);
+    if (asked != 0 && asked <= segment_.page_count()) {
+      waiting.push_back({~std::uint64_t{0}, asked, {slot}, false, false});
+    }
   }
   std::ranges::sort(waiting, {}, [](const Waiter& w) { return std::pair(w.ticket, w.worker); });
   return waiting;
 }
 
 std::uint64_t RoomKeeper::target(std::uint64_t free, const std::vector<Waiter>& waiting) const {
-  std::uint64_t goal = free < low_pages_ ? std::max(high_pages_, low_pages_) : 0;
-  if (!waiting.empty() && waiting.front().wanted > free) {
-    goal = std::max<std::uint64_t>({goal, high_pages_, waiting.front().wanted});
+  std::uint64_t wanted = 0;
+  std::uint64_t least = 0;  // for one who is late and still short of pages
+  for (const Waiter& waiter : waiting) {
+    if (waiter.late) least = std::max<std::uint64_t>(least, waiter.wanted);
+    else wanted = std::min<std::uint64_t>(wanted + waiter.wanted, segment_.page_count());
   }
+  wanted = std::max(wanted, least);
+  std::uint64_t goal = free < low_pages_ ? std::max(high_pages_, low_pages_) : 0;
+  if (wanted > free) goal = std::max({goal, high_pages_, wanted});
   return goal;
 }
 
 void RoomKeeper::wake(const std::vector<Waiter>& waiting, std::uint64_t free) {
   std::uint32_t unserved = 0;
+  bool in_line = false;  // somebody older waits for more than there is: nobody overtakes it, but one who is late
   for (const Waiter& waiter : waiting) {
     WorkerRecord& record = segment_.worker(waiter.worker);
-    const bool sleeps = waiter.ticket != ~std::uint64_t{0};
-    if (unserved > 0 || waiter.wanted > free) {
+    if (!waiter.sleeps) {
+      // Asked once, looked after once; if it asks again meanwhile for as many, they are there.
+      std::uint32_t asked = waiter.wanted;
+      record.pages_asked.compare_exchange_strong(asked, 0, std::memory_order_seq_cst);
+      continue;
+    }
+    Call& call = calls_[waiter.worker.value];
+    if (in_line || waiter.wanted > free) {
+      in_line = in_line || !waiter.late;
       ++unserved;
-      if (sleeps) continue;
+      continue;
     }
-    if (sleeps) {
-      free -= waiter.wanted;
-      record.wait_word.fetch_add(1, std::memory_order_seq_cst);
-      futex_wake_all(record.wait_word);
-    } else {
-      // Asked once, looked after once.
-      std::uint32_t wanted = waiter.wanted;
-      record.pages_wanted.compare_exchange_strong(wanted, 0, std::memory_order_seq_cst);
-    }
+    if (!waiter.late) free -= waiter.wanted;
+    if (call.ticket != waiter.ticket) call = {waiter.ticket, Clock::now()};
+    record.wait_word.fetch_add(1, std::memory_order_seq_cst);
+    futex_wake_all(record.wait_word);
   }
   segment_.superblock().pages_waiters.store(unserved, std::memory_order_seq_cst);
 }
@@ -87,7 +103,7 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
     waiting = waiters();
     const std::uint64_t goal = target(report.free, waiting);
     report.shortfall = goal > report.free ? goal - report.free : 0;
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     if (report.shortfall == 0 || start < not_before_) {
       settled = true;
       break;
@@ -105,7 +121,7 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
     block.evictor_busy.store(0, std::memory_order_seq_cst);
     if (fell_short) {
       // Everything else is leased: rest three times as long as the fruitless scan took.
-      const auto now = std::chrono::steady_clock::now();
+      const auto now = Clock::now();
       not_before_ = now + 3 * (now - start);
       settled = true;
       report.free = free_pages_.count();

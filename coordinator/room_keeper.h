@@ -4,9 +4,10 @@
 // Keeps pages free: watermarks, and the workers that wait for pages.
 //
 // One pass counts the free pages and evicts down to a target when one is due:
-//   fewer than low_pages free              -> until high_pages are free
-//   the oldest waiter wants more than free -> until max(high_pages, what it wants) are free
-// and wakes waiters, oldest first, as far as the free pages go; nobody overtakes the oldest.
+//   fewer than low_pages free      -> until high_pages are free
+//   workers want more than is free -> until max(high_pages, what they want together) are free
+// and wakes waiters, oldest first, as far as the free pages go. What a waiter was woken for is kept for it for a while;
+// if it does not take it (its process is stopped), the pages go to whoever comes next (C5).
 //
 // evictor_busy is 1 while it evicts. A worker that takes pages meanwhile does not ring: the count is made once more
 // after the word is 0 again (both sides seq_cst), so a take is seen by one of the two.
@@ -49,10 +50,19 @@ class RoomKeeper {
   void on_pause(std::function<void(double)> observer) { on_pause_ = std::move(observer); }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   struct Waiter {
     std::uint64_t ticket;
     std::uint32_t wanted;
     WorkerId worker;
+    bool sleeps;  // false: asked without waiting
+    bool late;    // was woken for free pages and has not come
+  };
+  // When a slot's waiter was woken; of another ticket: not yet.
+  struct Call {
+    std::uint64_t ticket = 0;
+    Clock::time_point at;
   };
 
   std::vector<Waiter> waiters() const;
@@ -65,7 +75,8 @@ class RoomKeeper {
   std::uint64_t low_pages_;
   std::uint64_t high_pages_;
   std::int64_t poll_ms_ = -1;
-  std::chrono::steady_clock::time_point not_before_{};  // after a fruitless scan, the next one waits a while
+  std::vector<Call> calls_;  // by slot
+  Clock::time_point not_before_{};  // after a fruitless scan, the next one waits a while
   std::function<void(double)> on_pause_ = [](double) {};
 };
 

@@ -258,7 +258,9 @@ struct WorkerRecord {
   alignas(kLineBytes) AtomicU32 wait_word;  // futex: the coordinator bumps it when pages are there
   AtomicU32 pages_wanted;                   // 0: does not wait
   AtomicU64 wait_ticket;                    // CLOCK_MONOTONIC ns at the start of the wait: oldest first
-  AtomicU64 reserved_wait[6];
+  AtomicU32 pages_asked;                    // wanted without waiting; the coordinator clears it once looked after
+  AtomicU32 reserved_asked;
+  AtomicU64 reserved_wait[5];
   alignas(kLineBytes) AtomicU64 counters[kCounters];
   AtomicU8 reserved[1024 - 3 * 64 - kCounters * 8];
 };

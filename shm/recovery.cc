@@ -74,6 +74,7 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   if (!KVTRIE_MUTANT(reap_keeps_leases)) clear_leases(segment, dead, report);
   WorkerRecord& record = segment.worker(dead);
   record.pages_wanted.store(0, std::memory_order_release);
+  record.pages_asked.store(0, std::memory_order_release);
   record.wait_ticket.store(0, std::memory_order_relaxed);
   record.wait_word.store(0, std::memory_order_relaxed);
   KVTRIE_CRASH_POINT("reap.after_waits");

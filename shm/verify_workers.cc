@@ -112,7 +112,7 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   };
   zero(&r.reserved_identity, end_of(r.reserved_identity));
   zero(&r.recorder_head, &r.name);
-  zero(&r.reserved_wait, end_of(r.reserved_wait));
+  zero(&r.reserved_asked, end_of(r.reserved_wait));
   zero(&r.reserved, end_of(r.reserved));
 }
 

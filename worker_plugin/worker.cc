@@ -59,14 +59,16 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   sequence.options = options;
   report = {};
 
-  // Generation, then state, then fields: a record is given to another by closing it, raising the generation, writing
-  // the fields and opening it. So who reads the new generation reads closed, or the new fields.
+  // Generation, fields, generation: a record is given to another by closing it, raising the generation, writing the
+  // fields and opening it, so what was read belongs together when the generation is the same and the record open.
   const NamespaceRecord& record = segment_.name_space(name_space.id);
   sequence.name_space = name_space.id;
   sequence.root_generation = record.root_generation.load(std::memory_order_acquire);
-  sequence.root_hash = record.hash_seed.load(std::memory_order_relaxed);
-  if (record.state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(NamespaceState::kOpen) ||
-      record.fields_hash.load(std::memory_order_acquire) != name_space.fields_hash) {
+  sequence.root_hash = record.hash_seed.load(std::memory_order_acquire);
+  const bool same_fields = record.fields_hash.load(std::memory_order_acquire) == name_space.fields_hash;
+  if (!same_fields ||
+      record.state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(NamespaceState::kOpen) ||
+      record.root_generation.load(std::memory_order_acquire) != sequence.root_generation) {
     return {Code::kStale, "the namespace was unused and its place given to another: open it again"};
   }
   const std::optional<std::uint32_t> slot = leases_.take();
@@ -199,23 +201,24 @@ void Worker::ring_if_low() {
 }
 
 // Says what is wanted, wakes the coordinator, and sleeps on this worker's own word (rule 16: the word is read
-// before the last look, and the futex compares it). ticket 0: does not sleep, but the evictor makes room.
+// before the last look, and the futex compares it). Who does not wait only asks: the evictor makes room.
 Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t wait_ns,
                               std::vector<PageIndex>& out) {
   WorkerRecord& me = segment_.worker(slot_);
   Superblock& block = segment_.superblock();
   const std::uint64_t start = monotonic_ns();
-  std::unique_lock<std::timed_mutex> turn(wait_turn_, std::defer_lock);
-  if (!turn.try_lock_for(std::chrono::nanoseconds(std::max<std::int64_t>(wait_ns, 0)))) {
-    return {Code::kNotNow, "not enough free pages at the moment, and another thread waits for some"};
-  }
-  me.wait_ticket.store(wait_ns > 0 ? start : 0, std::memory_order_relaxed);
-  me.pages_wanted.store(wanted, std::memory_order_seq_cst);
-  KVTRIE_CRASH_POINT("wait.after_wanted");
   if (wait_ns <= 0) {
+    me.pages_asked.store(wanted, std::memory_order_seq_cst);
     ring(block.doorbell);
     return {Code::kNotNow, "not enough free pages at the moment: release something or ask again"};
   }
+  std::unique_lock<std::timed_mutex> turn(wait_turn_, std::defer_lock);
+  if (!turn.try_lock_for(std::chrono::nanoseconds(wait_ns))) {
+    return {Code::kTimeout, "no pages came free in the time given; other threads waited before this one"};
+  }
+  me.wait_ticket.store(start, std::memory_order_relaxed);
+  me.pages_wanted.store(wanted, std::memory_order_seq_cst);
+  KVTRIE_CRASH_POINT("wait.after_wanted");
   count(Counter::kWaits);
   Status status{Code::kTimeout, "no pages came free in the time given"};
   for (;;) {
@@ -232,6 +235,7 @@ Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t
     }
     ring(block.doorbell);
     futex_wait(me.wait_word, seen, left);
+    me.wait_ticket.fetch_add(1, std::memory_order_relaxed);  // it came: a stopped process does not get here
     if (KVTRIE_MUTANT(wait_without_recheck) && try_take(wanted, near, out)) {
       status = {};
       break;
@@ -393,18 +397,20 @@ Status Worker::publish(Sequence& sequence, std::uint64_t token_count, PublishRep
   return {};
 }
 
-// The lease stands on a Live page (publish moves it and stores Live in one call), so rule 8's first step is done.
-// Index entries go before any page is freed, the lease goes last.
+// Index entries go before any page is freed, the lease goes last. The state words decide what is still this worker's,
+// not the sequence: a thread may have ended inside a call on it. (Rule 8's first step is not needed: publish moves the
+// lease and stores Live in one call, and of a path whose thread ended in between everything goes.)
 void Worker::release(Sequence& sequence) {
   std::vector<PageIndex> back;
   for (std::size_t i = sequence.own.size(); i-- > 0;) {
-    const OwnPage& own = sequence.own[i];
-    if (own.state == OwnState::kLive) continue;
-    if (own.state == OwnState::kPending && !KVTRIE_MUTANT(abort_frees_before_unindex)) {
-      index_.remove(segment_.descriptor(own.page).prefix_hash.load(std::memory_order_relaxed), own.page);
+    const PageIndex page = sequence.own[i].page;
+    const StateWord word = pages_.state(page);
+    if (!word.owned() || word.owner() != slot_) continue;  // published
+    if (word.state() == PageState::kPending && !KVTRIE_MUTANT(abort_frees_before_unindex)) {
+      index_.remove(segment_.descriptor(page).prefix_hash.load(std::memory_order_relaxed), page);
       KVTRIE_CRASH_POINT("release.after_unindex");
     }
-    back.push_back(own.page);
+    back.push_back(page);
   }
   free_pages_.give_back(slot_, back);
   if (KVTRIE_MUTANT(abort_frees_before_unindex)) {

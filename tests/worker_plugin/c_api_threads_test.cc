@@ -180,7 +180,7 @@ TEST_F(CApiThreadsTest, CallsRaceWithDetachAndAttach) {
   }
   unsigned detached = 0;
   unsigned busy = 0;
-  while (detached < 30 || good.load() < 2000 || stale.load() < 20) {
+  while (detached < 20 || good.load() < 500 || stale.load() < 10) {
     const kvtrie_code code = kvtrie_detach(current.worker);
     if (code == KVTRIE_E_BUSY) {
       // They are nearly always inside: give way, as an engine that detaches would.
