@@ -51,7 +51,8 @@ class LeaseSlots {
  private:
   void cover(std::uint32_t slot) const {
     AtomicU32& mark = segment_.worker(worker_).leases_high_water;
-    std::uint32_t seen = mark.load(std::memory_order_relaxed);
+    // Acquire: another thread may have raised it, and our lease must come after that too.
+    std::uint32_t seen = mark.load(std::memory_order_acquire);
     while (seen <= slot && !mark.compare_exchange_weak(seen, slot + 1, std::memory_order_seq_cst)) {
     }
   }
