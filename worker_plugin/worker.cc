@@ -59,15 +59,16 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   sequence.options = options;
   report = {};
 
-  // Generation, fields, generation: a record is given to another by closing it, raising the generation, writing the
-  // fields and opening it, so what was read belongs together when the generation is the same and the record open.
+  // A record is given to another by closing it, raising the generation, writing seed and fields, and opening it. Who reads
+  // the new generation then reads closed, or open with the new fields; who reads the old one and a new seed reads the new
+  // generation at the second look.
   const NamespaceRecord& record = segment_.name_space(name_space.id);
   sequence.name_space = name_space.id;
   sequence.root_generation = record.root_generation.load(std::memory_order_acquire);
+  const bool open = record.state.load(std::memory_order_acquire) ==
+                    static_cast<std::uint32_t>(NamespaceState::kOpen);
   sequence.root_hash = record.hash_seed.load(std::memory_order_acquire);
-  const bool same_fields = record.fields_hash.load(std::memory_order_acquire) == name_space.fields_hash;
-  if (!same_fields ||
-      record.state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(NamespaceState::kOpen) ||
+  if (!open || record.fields_hash.load(std::memory_order_acquire) != name_space.fields_hash ||
       record.root_generation.load(std::memory_order_acquire) != sequence.root_generation) {
     return {Code::kStale, "the namespace was unused and its place given to another: open it again"};
   }

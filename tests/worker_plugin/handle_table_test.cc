@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <set>
 #include <thread>
 #include <vector>
@@ -160,6 +161,77 @@ TEST(HandleTableTest, AllSlotsTakenAnswersFullAndRecovers) {
   EXPECT_EQ(detach(id).size(), open.size() - 1);
 }
 
+// What an attachment is here: it knows who is inside and whether it is over.
+struct Watched {
+  std::atomic<int> inside{0};
+  std::atomic<bool> over{false};
+};
+
+TEST(HandleTableTest, NobodyIsInsideAfterClose) {
+  std::vector<Watched> caches(400);
+  std::atomic<std::uint64_t> current{0}, sequence{0};
+  std::atomic<unsigned> wrong{0};
+  std::atomic<bool> stop{false};
+  std::vector<std::jthread> threads;
+  for (unsigned t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t] {
+      while (!stop.load()) {
+        const Inside inside =
+            t == 0 ? table.enter(current.load()) : table.enter_sequence(sequence.load());
+        if (inside.code != Code::kOk) continue;
+        auto& cache = *reinterpret_cast<Watched*>(inside.cache);
+        ++cache.inside;
+        if (cache.over.load()) ++wrong;
+        --cache.inside;
+        if (t == 0) {
+          table.end(inside.slot);
+        } else {
+          table.leave(inside.slot);
+        }
+      }
+    });
+  }
+  for (Watched& cache : caches) {
+    const std::uint64_t id = attach(reinterpret_cast<AttachedCache*>(&cache));
+    sequence = begin(id);
+    current = id;
+    Code code = Code::kBusy;
+    AttachedCache* closed = nullptr;
+    while (code == Code::kBusy)
+      code = table.close(id, closed, [](AttachedCache&, Sequence&) {});
+    EXPECT_EQ(code, Code::kOk);
+    EXPECT_EQ(closed, reinterpret_cast<AttachedCache*>(&cache));
+    cache.over = true;
+    if (cache.inside.load() != 0) ++wrong;
+  }
+  stop = true;
+  threads.clear();
+  EXPECT_EQ(wrong.load(), 0U);
+}
+
+TEST(HandleTableTest, OneThreadAtATimeIsInsideASequence) {
+  const std::uint64_t id = attach();
+  const std::uint64_t sequence = begin(id);
+  std::atomic<int> inside_now{0};
+  std::atomic<unsigned> wrong{0};
+  {
+    std::vector<std::jthread> threads;
+    for (unsigned t = 0; t < 3; ++t) {
+      threads.emplace_back([&] {
+        for (int i = 0; i < 200'000; ++i) {
+          const Inside inside = table.enter_sequence(sequence);
+          if (inside.code == Code::kBusy) continue;
+          if (inside.code != Code::kOk || inside_now.fetch_add(1) != 0) ++wrong;
+          inside_now.fetch_sub(1);
+          table.leave(inside.slot);
+        }
+      });
+    }
+  }
+  EXPECT_EQ(wrong.load(), 0U);
+  detach(id);
+}
+
 TEST(HandleTableTest, ForkedChildHasNoneOfTheParentsAndNumbersGoOn) {
   const std::uint64_t id = attach();
   const std::uint64_t idle = begin(id), inside_one = begin(id);
@@ -171,10 +243,13 @@ TEST(HandleTableTest, ForkedChildHasNoneOfTheParentsAndNumbersGoOn) {
     if (table.enter_sequence(inside_one).code != Code::kStale) return 4;
     const std::uint64_t mine = attach(some_cache(3));
     if (mine == id || table.enter(id).code != Code::kStale) return 5;
+    bool used_again = false;
     for (int i = 0; i < 10; ++i) {
       const std::uint64_t sequence = begin(mine);
       if (sequence == idle || sequence == inside_one) return 6;
+      used_again |= (sequence & 0xFFFF) == (idle & 0xFFFF);
     }
+    if (!used_again) return 9;  // each generation of children would lose its parent's slots
     if (table.enter_sequence(idle).code != Code::kStale) return 7;
     return detach(mine).size() == 10 ? 0 : 8;
   });
