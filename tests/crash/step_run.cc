@@ -16,6 +16,7 @@ namespace kvtrie::test {
 namespace {
 
 constexpr std::size_t kInstructionsMax = 2'000'000;
+constexpr int kRecordings = 3;
 constexpr int kTriesMax = 8;  // the kernel's clock code takes another way now and then
 
 // A victim that has done k instructions, or one more than there are: the operation has returned.
@@ -87,7 +88,15 @@ std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPl
 StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,
                           const std::function<void(std::size_t k)>& before_kill) {
   StepOutcome outcome;
-  const Recording recording = record(world, scenario, plan, outcome);
+  // The shortest of some: a clock that is set while it is read is read again, which few victims do.
+  Recording recording = record(world, scenario, plan, outcome);
+  for (int i = 1; i < kRecordings; ++i) {
+    StepOutcome other;
+    Recording again = record(world, scenario, plan, other);
+    if (again.instructions() >= recording.instructions()) continue;
+    recording = std::move(again);
+    outcome = other;
+  }
   const Route route(recording);
   const std::size_t last = recording.instructions();
   for (const std::size_t k : places_to_kill(recording, plan)) {
