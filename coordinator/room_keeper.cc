@@ -98,8 +98,11 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   std::vector<Waiter> waiting;
   bool settled = false;
   for (int round = 0; round < kRoundsAPass && !settled && !report.interrupted; ++round) {
+    // The hint is set right only if nobody took or gave back meanwhile: a take that is overwritten would not ring.
+    std::int64_t hinted = block.free_hint.load(std::memory_order_seq_cst);
     report.free = free_pages_.count();
-    block.free_hint.store(static_cast<std::int64_t>(report.free), std::memory_order_relaxed);
+    block.free_hint.compare_exchange_strong(hinted, static_cast<std::int64_t>(report.free),
+                                            std::memory_order_seq_cst);
     waiting = waiters();
     const std::uint64_t goal = target(report.free, waiting);
     report.shortfall = goal > report.free ? goal - report.free : 0;

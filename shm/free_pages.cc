@@ -124,6 +124,11 @@ std::uint32_t FreePages::take(WorkerId me, std::uint32_t wanted, PageIndex near,
 }
 
 void FreePages::give_back(WorkerId me, std::span<const PageIndex> pages) const {
+  // Before the bits: whoever sets the hint by counting them between the two makes it too low, never too high.
+  if (!pages.empty()) {
+    segment_.superblock().free_hint.fetch_add(static_cast<std::int64_t>(pages.size()),
+                                              std::memory_order_relaxed);
+  }
   by_chunk(pages, [&](std::uint32_t chunk, std::uint64_t mask, std::span<const PageIndex> group) {
     for (const PageIndex page : group) {
       AtomicU64& state = segment_.descriptor(page).state;
@@ -138,10 +143,6 @@ void FreePages::give_back(WorkerId me, std::span<const PageIndex> pages) const {
     segment_.held_count(me, chunk)
         .fetch_sub(static_cast<std::uint16_t>(group.size()), std::memory_order_release);
   });
-  if (!pages.empty()) {
-    segment_.superblock().free_hint.fetch_add(static_cast<std::int64_t>(pages.size()),
-                                              std::memory_order_relaxed);
-  }
 }
 
 void FreePages::drop_held(WorkerId me, std::span<const PageIndex> pages) const {

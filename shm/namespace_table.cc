@@ -60,18 +60,16 @@ bool is_open(const NamespaceRecord& record) {
 std::optional<OpenNamespace> match(const Segment& segment, NamespaceId id, std::uint64_t hash,
                                    std::size_t bytes, const FieldWords& words) {
   NamespaceRecord& record = segment.name_space(id);
-  if (!is_open(record) || record.fields_hash.load(std::memory_order_relaxed) != hash) {
-    return std::nullopt;
-  }
+  if (record.fields_hash.load(std::memory_order_relaxed) != hash) return std::nullopt;
   const std::uint64_t generation = record.root_generation.load(std::memory_order_acquire);
+  if (!is_open(record)) return std::nullopt;  // looked at after the generation: a new one shows closed or all new
   bool equal = record.fields_bytes.load(std::memory_order_relaxed) == bytes;
   for (std::size_t i = 0; equal && i < kFieldWords; ++i) {
     // Acquire, so that the second look below stays below.
     equal = field_word(record, i).load(std::memory_order_acquire) == words[i];
   }
   const std::uint64_t seed = record.hash_seed.load(std::memory_order_acquire);
-  if (!equal || !is_open(record) ||
-      record.root_generation.load(std::memory_order_acquire) != generation) {
+  if (!equal || record.root_generation.load(std::memory_order_acquire) != generation) {
     return std::nullopt;
   }
   return OpenNamespace{id, generation, seed, hash};
@@ -208,8 +206,8 @@ void NamespaceTable::recover() const {
         field_word(record, word).store(0, std::memory_order_relaxed);
       }
     }
-    record.fields_hash.store(0, std::memory_order_relaxed);
-    record.hash_seed.store(0, std::memory_order_relaxed);
+    record.fields_hash.store(0, std::memory_order_release);
+    record.hash_seed.store(0, std::memory_order_release);
     record.fields_bytes.store(0, std::memory_order_relaxed);
     std::memset(record.label, 0, sizeof record.label);
   }

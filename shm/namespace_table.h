@@ -18,8 +18,9 @@
 //   kOpen -> kFree -> kOpen   reuse, with the next root generation: only when the table is full,
 //                             and only of a namespace without a page. A handle of its old
 //                             root is of a dead generation then (rule 18).
-// A reader loads state and root_generation, then the fields, then both again: equal means that what
-// it read belongs together (the generation is stored before any new field).
+// Reuse stores kFree, the generation, the fields, kOpen. A reader loads the generation, then the
+// state, then the fields, then the generation again: a new generation shows kFree or all new fields,
+// a new field shows the new generation at the second look; so open and equal belong together.
 //
 // Crash: died after / left behind / repaired by / test (NamespaceTableTest)
 //   open, namespace.before_open / kFree with fields / recover clears them / CoordinatorDiesInOpen

@@ -25,6 +25,8 @@ std::uint64_t monotonic_ns() {
          static_cast<std::uint64_t>(now.tv_nsec);
 }
 
+constexpr std::int64_t kLookAgainNs = 50'000'000;
+
 bool try_lock_for(std::unique_lock<std::timed_mutex>& lock, std::int64_t wait_ns) {
 #ifdef KVTRIE_TSAN
   // The thread sanitizer does not know clocklock, and then takes the unlock for a fault.
@@ -251,7 +253,8 @@ Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t
       break;
     }
     ring(block.doorbell);
-    futex_wait(me.wait_word, seen, left);
+    // Without a coordinator nobody wakes it when another worker releases (C6): so it looks by itself now and then.
+    futex_wait(me.wait_word, seen, KVTRIE_MUTANT(wait_without_recheck) ? left : std::min(left, kLookAgainNs));
     me.wait_ticket.fetch_add(1, std::memory_order_relaxed);  // it came: a stopped process does not get here
     if (KVTRIE_MUTANT(wait_without_recheck) && try_take(wanted, near, out)) {
       status = {};
