@@ -111,22 +111,19 @@ Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
     if ((word ^ sequence_id) >= kSlotsMax || state_of(word) == SlotState::kFree)
       return {Code::kStale};
     const std::uint64_t owner = slot.owner.load(std::memory_order_acquire);
-    // Before the word is touched: in a forked child it must stay as it is (discard_inherited).
-    Code code = look(owner);
-    if (code == Code::kStale) return {code};
-    // kClaimed: by a detach that may have given up since the word was read.
-    if (code == Code::kOk && state_of(word) != SlotState::kClaimed) {
-      std::uint64_t expected = slot_word(sequence_id, SlotState::kIdle);
-      if (word != expected) return {Code::kBusy};
-      if (!slot.word.compare_exchange_strong(expected, slot_word(sequence_id, SlotState::kBusy),
-                                             std::memory_order_seq_cst)) {
-        continue;  // over, or in another call, by now
-      }
-      code = look(owner);
-      if (code == Code::kOk) return {code, i, attachments_[index_of(owner)].cache};
-      leave(i);
+    // In a forked child the word must stay as it is (discard_inherited).
+    if (look(owner) == Code::kStale) return {Code::kStale};
+    if (state_of(word) == SlotState::kClaimed) {
+      ::sched_yield();  // until detach has decided
+      continue;
     }
-    ::sched_yield();
+    std::uint64_t expected = slot_word(sequence_id, SlotState::kIdle);
+    if (word != expected) return {Code::kBusy};
+    // Detach claims the slot by the same exchange: who comes first has it.
+    if (slot.word.compare_exchange_strong(expected, slot_word(sequence_id, SlotState::kBusy),
+                                          std::memory_order_seq_cst)) {
+      return {Code::kOk, i, attachments_[index_of(owner)].cache};
+    }
   }
 }
 

@@ -25,13 +25,14 @@
 // Slot:       kFree -> kBusy <-> kIdle, kBusy -> kFree (next generation)
 //             by detach: kIdle -> kClaimed -> kFree (next generation) or back to kIdle
 //
-//   a call                              detach
+//   a call without a sequence           detach
 //     slot := kBusy          (seq_cst)    attachment: kOpen -> kClosing       (seq_cst)
 //     look at the attachment (seq_cst)    each slot of it: kIdle -> kClaimed  (seq_cst)
 //
 // So the call sees kClosing and steps back until detach has decided (some hundred loads), or detach
-// sees kBusy and gives up. In the same way a slot that is given back while a detach empties the
-// free list is emptied by the one or the other.
+// sees kBusy and gives up. A call with a sequence and detach exchange the same word, so one of them
+// has it. A slot that is given back while a detach empties the free list is emptied by the one or
+// the other, in the same way.
 //
 // Fork: what a thread of the parent was changing may be half done in the child. Lists and words are
 // changed by single stores; slots in the hands of such threads are not used again, and their
