@@ -36,9 +36,10 @@ AttachService::AttachService(const Options& options, const CacheObjects& cache, 
       cache_(cache),
       segment_(*cache.segment),
       table_(segment_),
-      namespaces_(segment_),
+      namespaces_(segment_, [this] { (void)reaper_.reap_dead(); }),
       reaper_(reaper),
-      log_(log) {
+      log_(log),
+      log_refused_(limited_log(log, kRefusalsLoggedASecond)) {
   namespaces_.recover();
 }
 
@@ -47,19 +48,8 @@ Answer AttachService::refuse(const Peer& peer, const No& no) {
   head.refusal = static_cast<std::uint32_t>(no.refusal);
   put_text(head.message, fmt::format("cache '{}': {}", options_.cache, no.text));
   segment_.count(kCoordinatorSlot, Counter::kAttachRefused);
-  const std::int64_t second = ::time(nullptr);
-  if (second != log_second_) {
-    if (logged_this_second_ > kRefusalsLoggedASecond) {
-      log_(fmt::format("event=refused_unlogged count={}",
-                       logged_this_second_ - kRefusalsLoggedASecond));
-    }
-    log_second_ = second;
-    logged_this_second_ = 0;
-  }
-  if (++logged_this_second_ <= kRefusalsLoggedASecond) {
-    log_(fmt::format("event=refused reason={} pid={} uid={} gid={}", name_of(no.refusal), peer.pid,
-                     peer.uid, peer.gid));
-  }
+  log_refused_(fmt::format("event=refused reason={} pid={} uid={} gid={}", name_of(no.refusal), peer.pid,
+                           peer.uid, peer.gid));
   return {packet_of(head), {}, {}, true};
 }
 
@@ -100,6 +90,7 @@ AttachService::No AttachService::protocol_problem(std::span<const std::byte> pac
 }
 
 Answer AttachService::answer(const Peer& peer, std::span<const std::byte> packet) {
+  (void)reaper_.reap_dead();  // one serve() answers many packets
   if (No no = protocol_problem(packet); no.refusal != Refusal::kNone) return refuse(peer, no);
   WireHeader header;
   std::memcpy(&header, packet.data(), sizeof header);
@@ -163,7 +154,7 @@ AttachService::No AttachService::place_problem(const Peer& peer,
     return {
         Refusal::kPoisoned,
         fmt::format(
-            "the segment was given up as broken (reason {}): restart kvtried, it makes a successor",
+            "the segment was given up as broken (reason {}): kvtried is making its successor, attach again",
             segment_.superblock().poison_reason.load(std::memory_order_relaxed))};
   }
   return {};
@@ -199,12 +190,15 @@ Answer AttachService::grant(const Peer& peer, const AttachRequest& request, Work
                      "(LimitNOFILE)",
                      peer.pid, pidfd.error().what())});
   }
+  // The request is of that process: its pidfd was opened by the kernel's word of the peer.
+  reaper_.reap_other_images(peer.pid, request.start_time, request.image);
   // A worker that just left may be the one that makes room.
   Result<SlotGrant> slot = Status{Code::kFull, ""};
   for (int attempt = 0; attempt < 2 && !slot; ++attempt) {
     if (attempt == 1 && reaper_.reap_dead() + reaper_.reap_leaving() == 0) break;
     slot = table_.give(
-        {peer.pid, request.start_time, peer.uid, role, get_text(request.name), request.plane_mask});
+        {peer.pid, request.start_time, peer.uid, role, get_text(request.name), request.plane_mask,
+         request.image});
   }
   if (!slot) {
     return refuse(
@@ -252,7 +246,7 @@ Answer AttachService::open_namespace(const Peer& peer, std::span<const std::byte
   }
   if (segment_.poisoned()) {
     return refuse(peer,
-                  {Refusal::kPoisoned, "the segment was given up as broken: restart kvtried"});
+                  {Refusal::kPoisoned, "the segment was given up as broken: detach and attach again"});
   }
   const std::string_view fields(request.fields, request.fields_bytes);
   if (std::string problem = namespace_fields_problem(fields); !problem.empty()) {

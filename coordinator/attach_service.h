@@ -58,9 +58,7 @@ class AttachService final : public PacketHandler {
   NamespaceTable namespaces_;
   Reaper& reaper_;
   const LogSink& log_;
-  // Refused clients must not fill the log.
-  std::int64_t log_second_ = 0;
-  std::uint32_t logged_this_second_ = 0;
+  const LogSink log_refused_;  // refused clients must not fill the log
 };
 
 }  // namespace kvtrie

@@ -52,7 +52,11 @@ class Store {
       return failure;
     }
     Result<FileDescriptor> fd = open_object(name_, Access::kReadWrite);
-    if (!fd && fd.error().code() == Code::kNotFound) return make_first();
+    if (!fd && fd.error().code() == Code::kNotFound) {
+      CacheShape shape;
+      if (MaybeFailure failure = plan(std::nullopt, shape)) return failure;
+      return build(shape);
+    }
     if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
     if (MaybeFailure failure = guard()) return failure;
     objects_.segment_writable = std::move(*fd);
@@ -135,22 +139,29 @@ class Store {
       return failure;
     }
     objects_.adopted = true;
+    // What a build that died left. A claim that somebody has is of one that will find the segment there.
+    if (const Result<FileDescriptor> claimed = claim_object(name_)) {
+      discard_pools(options_.cache);
+      (void)discard_object(name_);
+    }
     return open_read_only();
   }
 
-  // The segment that is there is given up for a new one of the same name; not before it is clear
-  // that the new one can be.
+  // The segment that is there is given up for a new one of the same name; not before the new one is whole, unless
+  // there is no room for both.
   MaybeFailure succeed(const std::optional<CacheShape>& base, const char* reason) {
     CacheShape shape;
     if (MaybeFailure failure = plan(base, shape)) return failure;
     log_(fmt::format("event=successor cache={} reason={}", options_.cache, reason));
-    if (objects_.segment) {
-      AtomicU64* successor = objects_.segment->superblock().successor_id;
-      successor[0].store(identity_.cache_id[0], std::memory_order_relaxed);
-      successor[1].store(identity_.cache_id[1], std::memory_order_relaxed);
-      objects_.segment->poison(PoisonReason::kOperator);
-    }
     return build(shape);
+  }
+
+  void give_up_old() {
+    if (!old_) return;
+    AtomicU64* successor = old_->superblock().successor_id;
+    successor[0].store(identity_.cache_id[0], std::memory_order_relaxed);
+    successor[1].store(identity_.cache_id[1], std::memory_order_relaxed);
+    old_->poison(PoisonReason::kOperator);
   }
 
   MaybeFailure plan(const std::optional<CacheShape>& base, CacheShape& shape) const {
@@ -166,44 +177,69 @@ class Store {
     return {};
   }
 
-  MaybeFailure make_first() {
-    CacheShape shape;
-    if (MaybeFailure failure = plan(std::nullopt, shape)) return failure;
-    return build(shape);
-  }
-
+  // The names change last: pools first, then the segment.
   MaybeFailure build(const CacheShape& shape) {
+    Result<FileDescriptor> claimed = claim_object(name_);
+    if (!claimed && claimed.error().code() == Code::kBusy) return other_builds();
+    if (!claimed) return failure_of("/dev/shm/" + name_, claimed.error());
+    const bool nothing_there = !objects_.segment_writable.open();
+    if (nothing_there && open_object(name_, Access::kReadOnly)) {
+      (void)discard_object(name_);
+      return other_builds();
+    }
+    if (objects_.segment) old_.emplace(std::move(*objects_.segment));
     objects_.segment.reset();
     objects_.segment_writable = {};
-    (void)remove_object(name_);
-    remove_pools(options_.cache);
-    KVTRIE_CRASH_POINT("store.after_old_removed");
-    if (MaybeFailure failure =
-            HostPools::create(options_.cache, shape.geometry, options_.mode, objects_.pools)) {
-      return failure;
+
+    MaybeFailure failure = make(shape, *claimed);
+    if (failure && !nothing_there) {
+      // Workers that are still attached to the old cache keep its memory until they detach.
+      give_up_old();
+      remove_pools(options_.cache);
+      KVTRIE_CRASH_POINT("store.after_old_removed");
+      failure = make(shape, *claimed);
     }
-    KVTRIE_CRASH_POINT("store.after_pools_made");
-    MaybeFailure failure = build_segment(shape);
-    if (!failure) failure = objects_.pools.publish();
+    if (!failure) {
+      give_up_old();
+      failure = objects_.pools.publish();
+    }
     KVTRIE_CRASH_POINT("store.after_pools_published");
     if (!failure) {
       if (Status status = publish_object(name_); !status)
         failure = failure_of("/dev/shm/" + name_, status);
     }
     if (failure) {
-      (void)remove_object(name_);
-      remove_pools(options_.cache);
+      discard_pools(options_.cache);
+      (void)discard_object(name_);
       return failure;
     }
+    remove_pools(options_.cache, shape.geometry.planes);  // the old one may have had more planes
+    objects_.guard = std::move(*claimed);
     objects_.adopted = false;
-    if (MaybeFailure unguarded = guard()) return unguarded;
     return open_read_only();
   }
 
-  MaybeFailure build_segment(const CacheShape& shape) {
+  // Pools and segment under their temporary names, memory reserved.
+  MaybeFailure make(const CacheShape& shape, const FileDescriptor& claimed) {
+    objects_.pools = {};
+    if (MaybeFailure failure =
+            HostPools::create(options_.cache, shape.geometry, options_.mode, objects_.pools)) {
+      return failure;
+    }
+    KVTRIE_CRASH_POINT("store.after_pools_made");
+    MaybeFailure failure = make_segment(shape, claimed);
+    if (failure) discard_pools(options_.cache);
+    return failure;
+  }
+
+  MaybeFailure make_segment(const CacheShape& shape, const FileDescriptor& claimed) {
     const std::uint64_t bytes = layout_of(shape.geometry).segment_bytes;
     const std::string what = fmt::format("/dev/shm/{} of {} bytes", name_, bytes);
-    Result<FileDescriptor> fd = create_object(name_, bytes, options_.mode);
+    if (Status status = reserve_object(claimed.get(), bytes, options_.mode); !status) {
+      return failure_of(what, status);
+    }
+    // Not the claimed descriptor: with that one the lock would be handed out.
+    Result<FileDescriptor> fd = open_temporary(name_, Access::kReadWrite);
     if (!fd) return failure_of(what, fd.error());
     Result<Mapping> mapping = Mapping::map(fd->get(), bytes, Access::kReadWrite);
     if (!mapping) return failure_of(what, mapping.error());
@@ -219,6 +255,13 @@ class Store {
     return {};
   }
 
+  Failure other_builds() const {
+    return Failure{fmt::format("another coordinator, with another --dir, is making cache '{}' at this moment: give "
+                               "both one --dir, or this cache another name",
+                               options_.cache),
+                   kExitOtherRunning};
+  }
+
   MaybeFailure open_read_only() {
     Result<FileDescriptor> fd = open_object(name_, Access::kReadOnly);
     if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
@@ -232,6 +275,7 @@ class Store {
   CacheObjects& objects_;
   const std::string name_ = segment_object_name(options_.cache);
   SegmentIdentity identity_;
+  std::optional<Segment> old_;
 };
 
 }  // namespace

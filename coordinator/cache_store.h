@@ -3,8 +3,11 @@
 //
 // The objects of a cache: makes them, or takes over what is there after checking everything.
 //
-// Build: old names out (segment first); pools and segment made under temporary names with their
-// memory reserved; pools renamed, the segment last. So a segment at its name is whole.
+// Build: the segment's temporary name is claimed (one builder at a time, whatever --dir it has); pools and segment are
+// made under temporary names with their memory reserved; an old segment is poisoned; pools renamed, the segment last. So
+// a segment at its name is whole. When memory does not suffice for the old cache and the new one, the old one's pools
+// are removed before; its segment, which says its shape, stays until the new one takes its name, so a build that fails
+// can be tried again.
 //
 // What is found                            what is done
 //   no segment                             build
@@ -19,9 +22,9 @@
 //   else                                   adopted
 //
 // Crash: died after / left behind / repaired by / test (CacheStoreTest.DiesInBuild)
-//   store.after_old_removed / nothing at the names / the next build
+//   store.after_old_removed / a poisoned segment without pools / the next build
 //   store.after_pools_made / temporary objects / the next build throws them away
-//   store.after_pools_published / pools without a segment / the next build
+//   store.after_pools_published / pools without a segment, or of a poisoned one / the next build
 #pragma once
 
 #include <optional>

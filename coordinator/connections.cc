@@ -157,7 +157,9 @@ void Connections::receive(Place place) {
     place->unconfirmed = answer.unconfirmed;
   }
   if (second) handler_.closed(*second);
-  if (!send(*place, answer) || answer.close) drop(place);
+  const bool again = !answer.descriptors.empty() && place->given;
+  place->given = place->given || !answer.descriptors.empty();
+  if (again || !send(*place, answer) || answer.close) drop(place);
 }
 
 bool Connections::send(const Connection& connection, const Answer& answer) {

@@ -4,9 +4,12 @@
 // The coordinator's Unix socket: accepts, receives and answers without ever waiting for a client.
 // What a client says is decided elsewhere (PacketHandler).
 //
-// A connection lives kWireTimeoutMs at most. At kConnectionsMax the oldest one goes, first among
-// those that hold no unconfirmed slot. So a client that is silent, sends garbage, does not read, or
-// opens connections without end costs bounded memory and descriptors and delays nobody.
+// A connection lives kWireTimeoutMs at most and is given descriptors once. At kConnectionsMax the
+// oldest one goes, first among those that hold no unconfirmed slot. So a client that is silent, sends
+// garbage, does not read, or opens connections without end costs bounded memory and descriptors and
+// delays nobody. (Descriptors that it does not read stay in its own queues when the connection is over,
+// and count against the limit of descriptors in flight of our user, unless that is root: an allowed
+// user can use it up until its process ends.)
 #pragma once
 
 #include <cstddef>
@@ -72,6 +75,7 @@ class Connections {
     Peer peer;
     std::int64_t deadline_ms = 0;
     std::optional<SlotGrant> unconfirmed;
+    bool given = false;  // descriptors
   };
   using Place = std::list<Connection>::iterator;  // in order of age, so of deadline
 

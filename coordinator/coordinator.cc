@@ -22,6 +22,8 @@
 namespace kvtrie {
 namespace {
 
+constexpr std::uint32_t kClientLinesASecond = 500;  // attached, detached, reaped
+
 void set_state(const Segment& segment, CoordinatorState state) {
   segment.superblock().coordinator_state.store(static_cast<std::uint32_t>(state),
                                                std::memory_order_seq_cst);
@@ -46,11 +48,12 @@ MaybeFailure Coordinator::start(int signal_fd) {
     return failure;
   }
   if (MaybeFailure failure = open_or_make_cache(options_, host_, log_, cache_)) return failure;
-  reaper_.emplace(segment(), log_);
+  client_log_ = limited_log(log_, kClientLinesASecond);
+  reaper_.emplace(segment(), client_log_);
   if (MaybeFailure failure = reaper_->start()) return failure;
   if (MaybeFailure failure = take_over()) return failure;
 
-  service_.emplace(options_, cache_, *reaper_, log_);
+  service_.emplace(options_, cache_, *reaper_, client_log_);
   keeper_.emplace(segment(), Watermarks{options_.low_percent, options_.high_percent});
   doorbell_.emplace(segment());
   if (MaybeFailure failure = doorbell_->start()) return failure;
@@ -115,37 +118,42 @@ bool Coordinator::urgent() const {
 std::int64_t Coordinator::sleep_ms(bool due) const {
   if (due) return 0;
   std::int64_t sleep = connections_->next_deadline_ms();
-  if (const std::int64_t poll = keeper_->poll_after_ms(); poll >= 0 && !segment().poisoned()) {
+  if (const std::int64_t poll = keeper_->poll_after_ms(); poll >= 0) {
     sleep = sleep < 0 ? poll : std::min(sleep, poll);
   }
   return std::min<std::int64_t>(sleep, std::numeric_limits<int>::max());
 }
 
-bool Coordinator::poisoned() {
-  if (!segment().poisoned()) return false;
-  if (!poisoned_logged_) {
-    poisoned_logged_ = true;
-    log_(fmt::format("event=poisoned cache={} reason={} advice=restart_kvtried", options_.cache,
-                     segment().superblock().poison_reason.load(std::memory_order_relaxed)));
-  }
-  return true;
+bool Coordinator::signalled() const {
+  pollfd signals{signal_fd_, POLLIN, 0};
+  return ::poll(&signals, 1, 0) > 0;
 }
 
-MaybeFailure Coordinator::run() {
+// In the midst of a pass of the evictor: the dead are reaped at once, and the pass goes on (rule 10 allows for it,
+// tests/model/reap_in_scan.pml): deaths that come faster than a scan must not keep the pool full.
+bool Coordinator::interrupted() {
+  if (!urgent()) return false;
+  (void)reaper_->reap_dead();
+  return signalled();
+}
+
+MaybeFailure Coordinator::run(End& end) {
   using Clock = std::chrono::steady_clock;
   bool due = true;
+  std::uint64_t cleared = 0;
   Clock::time_point last_pass = Clock::now();
   for (;;) {
     std::array<epoll_event, 4> events;
     const int ready = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                                    static_cast<int>(sleep_ms(due)));
     if (ready < 0 && errno != EINTR) return system_failure("epoll_wait", errno);
-    if (reaper_->reap_dead() > 0) due = true;
+    (void)reaper_->reap_dead();
     for (int i = 0; i < ready; ++i) {
       const int fd = events[static_cast<std::size_t>(i)].data.fd;
       if (fd == urgent_.get()) {
-        pollfd signals{signal_fd_, POLLIN, 0};
-        if (::poll(&signals, 1, 0) > 0) return {};
+        if (!signalled()) continue;
+        end = End::kStopped;
+        return {};
       } else if (fd == doorbell_->event_fd()) {
         doorbell_->clear();
         (void)reaper_->reap_leaving();
@@ -157,12 +165,17 @@ MaybeFailure Coordinator::run() {
     connections_->drop_expired();
     const std::int64_t poll = keeper_->poll_after_ms();
     if (poll >= 0 && Clock::now() - last_pass >= std::chrono::milliseconds(poll)) due = true;
-    if (due && !poisoned()) {
-      (void)keeper_->pass([this] { return urgent(); });
+    if (segment().poisoned()) {
+      log_(fmt::format("event=poisoned cache={} reason={}", options_.cache,
+                       segment().superblock().poison_reason.load(std::memory_order_relaxed)));
+      end = End::kPoisoned;
+      return {};
+    }
+    if (due || reaper_->cleared() != cleared) {
+      cleared = reaper_->cleared();
+      (void)keeper_->pass([this] { return interrupted(); });
       last_pass = Clock::now();
-      due = keeper_->poll_after_ms() == 0;
-    } else {
-      due = false;
+      due = keeper_->poll_after_ms() == 0 || reaper_->cleared() != cleared;
     }
   }
 }

@@ -9,7 +9,7 @@
 //
 // Start: lock the directory, open or make the objects, adopt (rule 15), listen. The segment's
 // coordinator_state says kAdopting until then, kServing from then on, kStopped after a clean stop;
-// the cache stays.
+// the cache stays. A poisoned segment ends run(); kvtried then starts once more and so makes the successor.
 //
 // Crash: at any instruction. The lock goes with the process, workers go on with what is free, the
 // next start adopts: adopt.after_epoch, adopt.after_slots, adopt.after_pages /
@@ -40,8 +40,12 @@ class Coordinator {
 
   // `signal_fd` becomes readable when the coordinator is to stop.
   MaybeFailure start(int signal_fd);
+  enum class End : std::uint8_t {
+    kStopped,
+    kPoisoned,  // the segment was given up; the next start makes its successor
+  };
   // Serves until then. Call after start() only.
-  MaybeFailure run();
+  MaybeFailure run(End& end);
   // Clean end: the segment and its pages stay for the next start.
   void stop();
 
@@ -55,13 +59,15 @@ class Coordinator {
   MaybeFailure take_over();
   MaybeFailure watch(const FileDescriptor& epoll, int fd) const;
   bool urgent() const;
+  bool signalled() const;
+  bool interrupted();
   std::int64_t sleep_ms(bool due) const;
   void wake_everybody() const;
-  bool poisoned();
 
   // Constant after start(). Destroyed in reverse order: the lock goes last.
   Options options_;
   LogSink log_;
+  LogSink client_log_;
   int signal_fd_ = -1;
   HostIdentity host_;
   CacheDirectory directory_;
@@ -73,7 +79,6 @@ class Coordinator {
   std::optional<RoomKeeper> keeper_;
   std::optional<DoorbellWatcher> doorbell_;
   std::optional<Connections> connections_;
-  bool poisoned_logged_ = false;
 };
 
 }  // namespace kvtrie

@@ -16,7 +16,10 @@ namespace {
 
 constexpr std::uint32_t kBatchPages = 1024;      // bounds how long a page stays Condemned
 constexpr std::uint32_t kPagesBetweenLooks = 8192;
+constexpr std::uint64_t kSpareLeaves = 1024;
+constexpr int kScansMax = 3;  // of one call, when more were rescued than there were spare
 constexpr std::uint32_t kNoPage = ~std::uint32_t{0};
+constexpr StateWord kNoWord{~std::uint64_t{0}};  // of no state and no life that a page was seen in
 
 // Least recently used first; of equals, which only happens across workers, the lower page.
 struct Later {
@@ -63,30 +66,41 @@ bool Evictor::flushed(std::uint32_t scope) const {
          scope_of(id, segment_.name_space(id).root_generation.load(std::memory_order_relaxed)) != scope;
 }
 
-bool Evictor::scan(const std::function<bool()>& interrupted) {
-  const std::uint32_t pages = segment_.page_count();
-  tick_ = segment_.now_tick();
-  for (std::uint32_t i = 0; i < pages; ++i) {
-    counters_[i] = segment_.announce_counter({i}).load(std::memory_order_seq_cst);
-  }
-  for (std::uint32_t i = 0; i < pages; ++i) {
+template <typename Visit>
+bool Evictor::for_each_page(const std::function<bool()>& interrupted, Visit visit) const {
+  for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
     if (i % kPagesBetweenLooks == 0 && interrupted()) return false;
-    const Descriptor& descriptor = segment_.descriptor({i});
-    words_[i] = {descriptor.state.load(std::memory_order_seq_cst)};
-    children_[i] = 0;
-    batch_place_[i] = 0;
-    leased_[i] = 0;
-    if (!words_[i].canonical()) continue;
-    parents_[i] = {descriptor.parent.load(std::memory_order_acquire)};
-    const std::uint32_t scope = descriptor.scope.load(std::memory_order_relaxed);
-    // Pages of a flushed root go first (rule 18).
-    stamps_[i] = flushed(scope) ? 0 : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
-  }
-  for (std::uint32_t i = 0; i < pages; ++i) {
-    if (!words_[i].canonical()) continue;
-    if (const std::uint32_t parent = parent_index(i); parent != kNoPage) ++children_[parent];
+    visit(i);
   }
   return true;
+}
+
+bool Evictor::scan(const std::function<bool()>& interrupted) {
+  tick_ = segment_.now_tick();
+  return for_each_page(interrupted,
+                       [&](std::uint32_t i) {
+                         counters_[i] =
+                             segment_.announce_counter({i}).load(std::memory_order_seq_cst);
+                       }) &&
+         for_each_page(interrupted, [&](std::uint32_t i) { look_at(i); }) &&
+         for_each_page(interrupted, [&](std::uint32_t i) {
+           if (!words_[i].canonical()) return;
+           if (const std::uint32_t parent = parent_index(i); parent != kNoPage) ++children_[parent];
+         });
+}
+
+void Evictor::look_at(std::uint32_t page) {
+  const Descriptor& descriptor = segment_.descriptor({page});
+  words_[page] = {descriptor.state.load(std::memory_order_seq_cst)};
+  children_[page] = 0;
+  batch_place_[page] = 0;
+  leased_[page] = 0;
+  if (!words_[page].canonical()) return;
+  parents_[page] = {descriptor.parent.load(std::memory_order_acquire)};
+  const std::uint32_t scope = descriptor.scope.load(std::memory_order_relaxed);
+  // Pages of a flushed root go first (rule 18).
+  stamps_[page] =
+      flushed(scope) ? 0 : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
 }
 
 // Leased pages are not worth condemning. Only a saving: step 5 decides.
@@ -104,12 +118,29 @@ bool Evictor::worth_ranking(std::uint32_t page) const {
   return retain == 0 || retain <= tick_ || stamps_[page] == 0;
 }
 
-void Evictor::rank() {
+// Keeps the least recently used leaves only, somewhat more than are wanted since some may be rescued. As long as no
+// more pages are chosen than were kept, a leaf that was not kept would not have been chosen either: while one that
+// was kept is left, that one comes first, whatever parents became leaves in between.
+bool Evictor::rank(std::uint64_t wanted, const std::function<bool()>& interrupted) {
+  constexpr Later kLater;
+  choices_ = wanted + kSpareLeaves;
+  more_leaves_ = false;
+  const auto later_on_top = [&](const Candidate& a, const Candidate& b) { return kLater(b, a); };
   heap_.clear();
-  for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
-    if (worth_ranking(i)) heap_.push_back({stamps_[i], i});
-  }
-  std::ranges::make_heap(heap_, Later{});
+  const bool whole = for_each_page(interrupted, [&](std::uint32_t i) {
+    if (!worth_ranking(i)) return;
+    const Candidate leaf{stamps_[i], i};
+    if (heap_.size() >= choices_) {
+      more_leaves_ = true;
+      if (!kLater(heap_.front(), leaf)) return;
+      std::ranges::pop_heap(heap_, later_on_top);
+      heap_.pop_back();
+    }
+    heap_.push_back(leaf);
+    std::ranges::push_heap(heap_, later_on_top);
+  });
+  std::ranges::make_heap(heap_, kLater);
+  return whole;
 }
 
 void Evictor::push(std::uint32_t page) {
@@ -120,10 +151,12 @@ void Evictor::push(std::uint32_t page) {
 // Children come before their parents: a parent is pushed when its last child is chosen.
 void Evictor::choose(std::uint64_t wanted) {
   batch_.clear();
-  while (batch_.size() < std::min<std::uint64_t>(wanted, kBatchPages) && !heap_.empty()) {
+  while (batch_.size() < std::min<std::uint64_t>(wanted, kBatchPages) && !heap_.empty() &&
+         (choices_ > 0 || !more_leaves_)) {
     std::ranges::pop_heap(heap_, Later{});
     const std::uint32_t page = heap_.back().page;
     heap_.pop_back();
+    if (choices_ > 0) --choices_;
     if (children_[page] != 0) continue;  // a child was rescued since it was pushed
     batch_.push_back({Handle::page({page}, words_[page])});
     batch_place_[page] = static_cast<std::uint32_t>(batch_.size());
@@ -134,10 +167,17 @@ void Evictor::choose(std::uint64_t wanted) {
   }
 }
 
+// Somebody used it and is gone again. (Pages of a flushed root have no stamp.)
+bool Evictor::touched_since_scan(PageIndex page) const {
+  const TouchWord now{segment_.descriptor(page).touch.load(std::memory_order_relaxed)};
+  return stamps_[page.value] != 0 && now.stamp() > stamps_[page.value];
+}
+
 void Evictor::condemn() {
   const PageTable pages(segment_);
   for (Condemned& victim : batch_) {
-    if (!pages.move(victim.page, PageState::kLive, PageState::kCondemned)) victim.kept = true;
+    victim.kept = touched_since_scan(victim.page.page_index()) ||
+                  !pages.move(victim.page, PageState::kLive, PageState::kCondemned);
     KVTRIE_CRASH_POINT("evict.after_condemn");
   }
 }
@@ -185,7 +225,7 @@ void Evictor::retire(EvictReport& report) {
       KVTRIE_CRASH_POINT("evict.after_retire");
       pass_touch_to_parent(page);
       finish_page(segment_, page);
-      words_[page.value] = {};
+      words_[page.value] = kNoWord;
       ++report.evicted;
       continue;
     }
@@ -202,13 +242,28 @@ void Evictor::retire(EvictReport& report) {
 EvictReport Evictor::evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
                            const std::function<void(double)>& on_pause) {
   EvictReport report;
-  if (wanted == 0) return report;
-  if (!scan(interrupted)) {
-    report.interrupted = true;
-    return report;
+  for (int scans = 0; scans < kScansMax && report.evicted < wanted && !report.interrupted; ++scans) {
+    if (!scan(interrupted)) {
+      report.interrupted = true;
+      break;
+    }
+    mark_leased();
+    if (!rank(wanted - report.evicted, interrupted)) {
+      report.interrupted = true;
+      break;
+    }
+    evict_ranked(wanted, interrupted, on_pause, report);
+    if (!more_leaves_) break;
   }
-  mark_leased();
-  rank();
+  segment_.superblock().free_hint.fetch_add(static_cast<std::int64_t>(report.evicted),
+                                            std::memory_order_relaxed);
+  segment_.count(kCoordinatorSlot, Counter::kEvictions, report.evicted);
+  segment_.count(kCoordinatorSlot, Counter::kEvictionRescued, report.rescued);
+  return report;
+}
+
+void Evictor::evict_ranked(std::uint64_t wanted, const std::function<bool()>& interrupted,
+                           const std::function<void(double)>& on_pause, EvictReport& report) {
   while (report.evicted < wanted) {
     if (interrupted()) {
       report.interrupted = true;
@@ -226,11 +281,6 @@ EvictReport Evictor::evict(std::uint64_t wanted, const std::function<bool()>& in
     retire(report);
     on_pause(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  segment_.superblock().free_hint.fetch_add(static_cast<std::int64_t>(report.evicted),
-                                            std::memory_order_relaxed);
-  segment_.count(kCoordinatorSlot, Counter::kEvictions, report.evicted);
-  segment_.count(kCoordinatorSlot, Counter::kEvictionRescued, report.rescued);
-  return report;
 }
 
 }  // namespace kvtrie

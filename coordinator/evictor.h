@@ -8,7 +8,7 @@
 //
 //   1 read all announce counters      2 scan states, parents, touches; count children      3 rank the leaves
 //   for each batch
-//   4 condemn: CAS Live -> Condemned                                              (seq_cst, pairs with lease.h)
+//   4 condemn: CAS Live -> Condemned, unless touched since 2                      (seq_cst, pairs with lease.h)
 //   5 read all lease slots; rescue what is leased: CAS Condemned -> Live          (after 4)
 //   6 read the batch's announce counters again; changed: rescue                   (after 5)
 //   7 children first: CAS Condemned -> Retiring, unless the page or a child of it in the batch was rescued by anybody
@@ -17,7 +17,13 @@
 // Why 5 before 6: a worker may drop its lease on P only after it has raised P's counter for a child (announce.h), so
 // who sees the slot empty sees the counter changed.
 // A child that the scan knew is either in the batch or a reason not to choose its parent. A child that came after the
-// scan's look has raised the counter since step 1. A reap frees pages behind the scan's back: the scan is void then.
+// scan's look has raised the counter since step 1.
+//
+// The dead may be reaped between parts of the scan and between batches (`interrupted` does it), never within a batch.
+// That frees Writing and Pending pages behind the scan's back: a child that the scan counted keeps its parent a round
+// too long, a page that is taken again has another generation, and its announcement raises its new parent's counter.
+// A dead announcer that had not raised the counter yet has a Pending page, which is freed before its lease goes.
+// (tests/model/reap_in_scan.pml)
 //
 // A reader that meets a Condemned page walks over it, and rescues it if it is the deepest: no false miss.
 //
@@ -47,7 +53,8 @@ class Evictor {
   explicit Evictor(const Segment& segment);
 
   // Evicts up to `wanted` pages, the least recently used leaf first, exactly that many if there are that many.
-  // `interrupted` is asked between parts of at most about 100 us; true ends the call, the next one scans anew.
+  // `interrupted` is asked between parts of some 100 us (8,192 pages, one batch); true ends the call, the next one
+  // scans anew.
   // `on_pause` is told how long each batch was Condemned, in seconds.
   EvictReport evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
                     const std::function<void(double)>& on_pause);
@@ -62,13 +69,20 @@ class Evictor {
     bool kept = false;  // rescued, or a child of it was
   };
 
+  // Calls visit(page index) for every page; false when it was interrupted.
+  template <typename Visit>
+  bool for_each_page(const std::function<bool()>& interrupted, Visit visit) const;
   bool flushed(std::uint32_t scope) const;
   bool scan(const std::function<bool()>& interrupted);
+  void look_at(std::uint32_t page);
   void mark_leased();
-  void rank();
+  bool rank(std::uint64_t wanted, const std::function<bool()>& interrupted);
   bool worth_ranking(std::uint32_t page) const;
+  void evict_ranked(std::uint64_t wanted, const std::function<bool()>& interrupted,
+                    const std::function<void(double)>& on_pause, EvictReport& report);
   void push(std::uint32_t page);
   void choose(std::uint64_t wanted);
+  bool touched_since_scan(PageIndex page) const;
   void condemn();
   void rescue_leased();
   void rescue_announced();
@@ -87,6 +101,8 @@ class Evictor {
   std::vector<std::uint32_t> batch_place_;  // place in batch_ + 1; 0: not in it
   std::vector<std::uint8_t> leased_;
   std::vector<Candidate> heap_;
+  std::uint64_t choices_ = 0;  // left before leaves that were not kept in the heap would count
+  bool more_leaves_ = false;   // than are kept
   std::vector<Condemned> batch_;
   std::uint32_t tick_ = 0;
 };

@@ -15,7 +15,8 @@ MaybeFailure HostPools::create(const std::string& cache, const Geometry& geometr
     const std::string name = pool_object_name(cache, plane);
     Result<FileDescriptor> fd = create_object(name, pools.size_bytes_, mode);
     if (!fd) {
-      remove_pools(cache);  // gives back what the planes before it reserved
+      discard_pools(cache);  // gives back what the planes before it reserved
+      pools.writable_.clear();
       return failure_of(fmt::format("/dev/shm/{} of {} bytes", name, pools.size_bytes_),
                         fd.error());
     }
@@ -61,8 +62,14 @@ MaybeFailure HostPools::open_read_only() {
   return {};
 }
 
-void remove_pools(const std::string& cache) {
+void discard_pools(const std::string& cache) {
   for (std::uint32_t plane = 0; plane < kPlanesMax; ++plane) {
+    (void)discard_object(pool_object_name(cache, plane));
+  }
+}
+
+void remove_pools(const std::string& cache, std::uint32_t first_plane) {
+  for (std::uint32_t plane = first_plane; plane < kPlanesMax; ++plane) {
     (void)remove_object(pool_object_name(cache, plane));
   }
 }

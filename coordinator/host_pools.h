@@ -39,7 +39,8 @@ class HostPools {
   std::vector<FileDescriptor> read_only_;
 };
 
-// All pool objects of this cache, whole or temporary, whatever the number of planes was.
-void remove_pools(const std::string& cache);
+// Of this cache, whatever its number of planes was: the temporary ones; all from this plane on.
+void discard_pools(const std::string& cache);
+void remove_pools(const std::string& cache, std::uint32_t first_plane = 0);
 
 }  // namespace kvtrie

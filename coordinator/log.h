@@ -4,6 +4,7 @@
 // Lines "event=... key=value ..." go to a sink that main gives; the library prints nothing.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -12,6 +13,9 @@ namespace kvtrie {
 
 // One line without its end. Called by the loop's thread only.
 using LogSink = std::function<void(std::string_view line)>;
+
+// For lines that clients cause: passes on so many a second, and then says how many it left out.
+LogSink limited_log(LogSink sink, std::uint32_t lines_a_second);
 
 // `text` as a value of a log line: what could break the line or the value apart becomes '_'; at
 // most 64 bytes.

@@ -4,11 +4,12 @@
 // kvtried: the coordinator of one cache. Reads flags, file and environment, and joins coordinator
 // and metrics.
 //
-//   stdout   exactly one line, event=ready ..., when it serves
+//   stdout   one line, event=ready ..., when it serves, and one more for each successor of a poisoned segment
 //   stderr   event=... lines, and why it did not start
 //   exit     0 stopped by SIGTERM or SIGINT, 1 failure, 2 flags or file, 3 another coordinator runs
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -16,8 +17,10 @@
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <map>
 #include <memory>
 #include <string>
@@ -121,7 +124,30 @@ int check(const kvtrie::Options& options) {
   return 0;
 }
 
-int serve(const kvtrie::Options& options) {
+// A worker that breaks each segment that it is given must not make us build one after the other without a pause: a
+// successor is made at the earliest a second after its predecessor was. A signal ends the wait, and the next start.
+void wait_until_old(const kvtrie::Segment& segment, int signal_fd) {
+  constexpr std::int64_t kAgeMinMs = 1000;
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  const std::int64_t made_ms =
+      static_cast<std::int64_t>(segment.superblock().created_realtime_ns / 1'000'000);
+  const std::int64_t age_ms =
+      static_cast<std::int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1'000'000 - made_ms;
+  if (age_ms < 0 || age_ms >= kAgeMinMs) return;
+  pollfd signals{signal_fd, POLLIN, 0};
+  (void)::poll(&signals, 1, static_cast<int>(kAgeMinMs - age_ms));
+}
+
+// The segment was given up: the same program in the same process starts once more, which makes the successor. The
+// kernel closes all descriptors, the lock among them, and ends the other threads.
+int start_again(char** argv) {
+  std::fflush(nullptr);
+  ::execv("/proc/self/exe", argv);
+  return fail(kvtrie::system_failure("starting once more (execv)", errno));
+}
+
+int serve(const kvtrie::Options& options, char** argv) {
   sigset_t ends;
   ::sigemptyset(&ends);
   ::sigaddset(&ends, SIGTERM);
@@ -156,8 +182,13 @@ int serve(const kvtrie::Options& options) {
       coordinator.socket_path(), metrics.address(), coordinator.adopted() ? 1 : 0);
   std::fflush(stdout);
 
-  const MaybeFailure failure = coordinator.run();
+  kvtrie::Coordinator::End end{};
+  const MaybeFailure failure = coordinator.run(end);
   coordinator.stop();
+  if (!failure && end == kvtrie::Coordinator::End::kPoisoned) {
+    wait_until_old(segment, signals.get());
+    return start_again(argv);
+  }
   const int exit_code = failure ? fail(*failure) : 0;
   if (options.metrics != "off") {
     // Ending the metrics server takes its library 2 s, and the next coordinator waits for our lock
@@ -181,5 +212,5 @@ int main(int argc, char** argv) {
   if (const MaybeFailure failure = command.apply(options)) return fail(*failure);
   if (command.check_only) return check(options);
   raise_descriptor_limit();
-  return serve(options);
+  return serve(options, argv);
 }

@@ -20,7 +20,17 @@ constexpr int kEventsAtOnce = 64;
 }  // namespace
 
 const char* Reaper::event_name(Why why) {
-  return why == Why::kDied ? "reap" : why == Why::kLeft ? "detach" : "give_up";
+  switch (why) {
+    case Why::kDied:
+      return "reap";
+    case Why::kExec:
+      return "reap_exec";
+    case Why::kLeft:
+      return "detach";
+    case Why::kGivenUp:
+      break;
+  }
+  return "give_up";
 }
 
 MaybeFailure Reaper::start() {
@@ -47,17 +57,13 @@ void Reaper::forget(WorkerId slot) {
   pidfds_[slot.value] = {};  // closing takes it out of the epoll set: it has no duplicates
 }
 
-bool Reaper::death_waits() const {
-  epoll_event event{};
-  return ::epoll_wait(epoll_.get(), &event, 1, 0) > 0;
-}
-
 bool Reaper::reap(WorkerId slot, SlotWord expected, Why why) {
   const auto start = std::chrono::steady_clock::now();
   const WorkerRecord& record = segment_.worker(slot);
   const std::uint32_t pid = record.pid.load(std::memory_order_relaxed);
-  const std::optional<ReapReport> report = reap_slot(segment_, slot, expected, why == Why::kDied);
+  const std::optional<ReapReport> report = reap_slot(segment_, slot, expected, why == Why::kDied || why == Why::kExec);
   if (!report) return false;
+  ++cleared_;
   forget(slot);
   const auto took = std::chrono::steady_clock::now() - start;
   log_(fmt::format("event={} worker={} pid={} pages={} leases={} took_us={}", event_name(why),
@@ -76,7 +82,9 @@ std::uint32_t Reaper::reap_dead() {
       const WorkerId slot{static_cast<std::uint16_t>(events[static_cast<std::size_t>(i)].data.u32)};
       // The process is dead, so nobody but us moves the word; a word that does not know its worker
       // was written over.
-      if (reap(slot, table_.word(slot), Why::kDied)) {
+      const SlotWord now = table_.word(slot);
+      const bool left = now.state() == SlotState::kLeaving;  // and ended before we looked at the doorbell
+      if (reap(slot, now, left ? Why::kLeft : Why::kDied)) {
         ++reaped;
       } else {
         log_(fmt::format("event=corrupt worker={} word={:#x}", slot.value, table_.word(slot).raw));
@@ -95,6 +103,20 @@ std::uint32_t Reaper::reap_leaving() {
     if (now.state() == SlotState::kLeaving && reap(slot, now, Why::kLeft)) ++reaped;
   }
   return reaped;
+}
+
+void Reaper::reap_other_images(std::uint32_t pid, std::uint64_t start_time, std::uint64_t image) {
+  for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
+    const WorkerId slot{static_cast<std::uint16_t>(i)};
+    const SlotWord now = table_.word(slot);
+    const WorkerRecord& record = segment_.worker(slot);
+    if (now.state() != SlotState::kActive || record.pid.load(std::memory_order_relaxed) != pid ||
+        record.start_time.load(std::memory_order_relaxed) != start_time ||
+        record.image.load(std::memory_order_relaxed) == image) {
+      continue;
+    }
+    (void)reap(slot, now, Why::kExec);
+  }
 }
 
 void Reaper::give_up(SlotGrant grant) {

@@ -102,7 +102,7 @@ constexpr Setting kSettings[] = {
      page_bytes},
     {"planes", kValue, "N", "Planes, one pool each, 1 to 64 (1)", number<&Options::planes>},
     {"workers", kValue, "N", "Worker slots, 1 to 1024 (64)", number<&Options::workers>},
-    {"leases", kValue, "N", "Lease slots of a worker (1024)", number<&Options::leases>},
+    {"leases", kValue, "N", "Lease slots of a worker: its open sequences, and one (1024)", number<&Options::leases>},
     {"namespaces", kValue, "N", "Namespaces, 1 to 65536 (1024)", number<&Options::namespaces>},
     {"stripes", kValue, "N", "Locks of the index (1024)", number<&Options::stripes>},
     {"low", kValue, "PERCENT", "Evict when fewer pages than this are free (1)",

@@ -56,7 +56,7 @@ enum class AreaKind : std::uint32_t {
   kNone = 0,
   kNamespaces = 1,   // NamespaceRecord
   kWorkers = 2,      // WorkerRecord; slot 0 is the coordinator's
-  kLeases = 3,       // LeaseSlot, workers x leases_per_worker
+  kLeases = 3,       // a row a worker: LeaseSlot x leases_per_worker, then zero to the next line
   kPins = 4,         // PinRecord, one for each lease slot of slot 0
   kHeldCounts = 5,   // u16, workers x chunks: pages that a worker may own in a chunk
   kAnnounce = 6,     // u32 a page: children announced below it, ever
@@ -253,7 +253,7 @@ struct WorkerRecord {
   AtomicU32 reserved_identity;
   AtomicU64 plane_mask;    // planes that a plane writer fills
   AtomicU64 recorder_head;
-  AtomicU64 reserved_line;
+  AtomicU64 image;         // of the program that runs in the process, process_identity.h; new with each execve
   alignas(kLineBytes) char name[64];
   alignas(kLineBytes) AtomicU32 wait_word;  // futex: the coordinator bumps it when pages are there
   AtomicU32 pages_wanted;                   // 0: does not wait

@@ -56,7 +56,9 @@ class FreePages {
   // Sets the bit of every Free page of the chunk; exact repair after a death (F2).
   void repair_chunk(std::uint32_t chunk) const;
 
-  std::uint64_t count() const;  // bits set; 10 us a million pages
+  // Bits set; 10 us a million pages. Sequentially consistent loads: who counts after it stored a word that takers
+  // look at (evictor_busy) sees their takes, or they see the word.
+  std::uint64_t count() const;
 
  private:
   std::uint32_t claim(WorkerId me, std::uint32_t chunk, std::uint64_t mask,

@@ -62,6 +62,9 @@ std::string geometry_problem(const Geometry& g) {
 SegmentLayout layout_of(const Geometry& g) {
   SegmentLayout layout;
   layout.descriptor_stride = descriptor_stride(g.tokens_per_page);
+  // A row a worker, from line to line: leases of two processes never share one (C9).
+  const std::uint64_t lease_row_bytes = align_up(g.leases_per_worker * sizeof(LeaseSlot), kLineBytes);
+  layout.lease_row_slots = lease_row_bytes / sizeof(LeaseSlot);
   layout.chunk_count = (g.pages + kChunkPages - 1) / kChunkPages;
   layout.bucket_count = buckets_per_stripe(g) * g.stripes;
   std::uint64_t offset = sizeof(Superblock);
@@ -72,7 +75,7 @@ SegmentLayout layout_of(const Geometry& g) {
   const std::uint64_t slots = std::uint64_t{g.workers} + 1;
   add(AreaKind::kNamespaces, sizeof(NamespaceRecord), g.namespaces);
   add(AreaKind::kWorkers, sizeof(WorkerRecord), slots);
-  add(AreaKind::kLeases, sizeof(LeaseSlot), slots * g.leases_per_worker);
+  add(AreaKind::kLeases, lease_row_bytes, slots);
   add(AreaKind::kPins, sizeof(PinRecord), g.leases_per_worker);
   add(AreaKind::kHeldCounts, sizeof(std::uint16_t), slots * layout.chunk_count);
   add(AreaKind::kAnnounce, sizeof(std::uint32_t), g.pages);
@@ -98,6 +101,7 @@ std::uint64_t struct_fingerprint() {
       offsetof(WorkerRecord, counters),                 offsetof(NamespaceRecord, fields),
       offsetof(Descriptor, scope),                      offsetof(Descriptor, checksum),
       layout.segment_bytes,    layout.bucket_count,     layout.descriptor_stride,
+      layout.lease_row_slots,
       XXH_VERSION_NUMBER / 100,
   };
   return hash_bytes(kSegmentMagic, sizes, sizeof sizes);

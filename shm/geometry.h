@@ -31,6 +31,7 @@ struct SegmentLayout {
   std::uint32_t area_count = 0;
   std::uint64_t segment_bytes = 0;
   std::uint64_t descriptor_stride = 0;
+  std::uint64_t lease_row_slots = 0;  // from one worker's first lease slot to the next one's
   std::uint64_t bucket_count = 0;
   std::uint64_t chunk_count = 0;
 };

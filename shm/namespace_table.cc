@@ -19,6 +19,7 @@ namespace kvtrie {
 namespace {
 
 constexpr std::size_t kFieldWords = kNamespaceDescriptorMax / 8;
+constexpr std::uint32_t kPagesBetween = 8192;
 using FieldWords = std::array<std::uint64_t, kFieldWords>;
 
 bool good_key(std::string_view key) {
@@ -157,6 +158,7 @@ Result<NamespaceId> NamespaceTable::id_to_fill() {
   }
   std::vector<bool> used(segment_.namespace_count());
   for (std::uint32_t page = 0; page < segment_.page_count(); ++page) {
+    if (page % kPagesBetween == 0) between_();
     const Descriptor& descriptor = segment_.descriptor({page});
     const StateWord word{descriptor.state.load(std::memory_order_acquire)};
     const std::uint32_t id = descriptor.scope.load(std::memory_order_relaxed) >> 16;

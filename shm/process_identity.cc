@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/auxv.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,6 +15,8 @@
 #include <charconv>
 #include <optional>
 #include <string>
+
+#include "shm/prefix_hash.h"
 
 namespace kvtrie {
 namespace {
@@ -90,6 +93,11 @@ Result<std::uint64_t> own_start_time() {
   const Result<std::string> text = read_small_file("/proc/self/stat");
   if (!text) return text.error();
   return parse_start_time(*text);
+}
+
+std::uint64_t own_image() {
+  const auto* random = reinterpret_cast<const void*>(::getauxval(AT_RANDOM));
+  return random == nullptr ? 1 : hash_bytes(0, random, 16) | 1;
 }
 
 Result<BootId> parse_boot_id(std::string_view text) {

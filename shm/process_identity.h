@@ -27,6 +27,9 @@ Result<std::uint64_t> parse_start_time(std::string_view stat_text);
 // to look at and lives on in its other threads. Only the pidfd reports a death.
 Result<std::uint64_t> start_time_of(std::uint32_t pid);
 Result<std::uint64_t> own_start_time();
+// Of the program image that this process runs: an execve keeps pid and start time, and this is another. (From the random
+// bytes that the kernel gives each image, AT_RANDOM.) Never 0.
+std::uint64_t own_image();
 
 Result<BootId> parse_boot_id(std::string_view text);
 Result<BootId> read_boot_id();

@@ -4,6 +4,8 @@
 #include "shm/recovery.h"
 
 #include <algorithm>
+#include <bit>
+#include <vector>
 
 #include "shm/crash_point.h"
 #include "shm/free_pages.h"
@@ -30,19 +32,75 @@ void clear_leases(const Segment& segment, WorkerId dead, ReapReport& report) {
   record.leases_high_water.store(0, std::memory_order_release);
 }
 
-std::uint32_t give_back_chunk(const Segment& segment, WorkerId dead, std::uint32_t chunk) {
-  std::uint32_t freed = 0;
-  const std::uint32_t first = chunk * kChunkPages;
-  const std::uint32_t end = std::min(first + kChunkPages, segment.page_count());
-  for (std::uint32_t i = first; i < end; ++i) {
-    const StateWord word{segment.descriptor({i}).state.load(std::memory_order_acquire)};
-    if (!word.owned() || word.owner() != dead || KVTRIE_MUTANT(reap_keeps_pages)) continue;
-    finish_page(segment, {i});
-    ++freed;
+// Gives back what a dead worker owns, some chunks at a time, so that the index lines of all their pages are on
+// their way before the first is needed: pages that lie scattered wait for memory otherwise, 0.3 us each.
+class PagesOfTheDead {
+ public:
+  PagesOfTheDead(const Segment& segment, WorkerId dead)
+      : segment_(segment), dead_(dead), index_(segment) {}
+
+  std::uint32_t give_back() {
+    for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+      const std::uint32_t held = segment_.held_count(dead_, chunk).load(std::memory_order_acquire);
+      if (held == 0) continue;
+      find(chunk, held);
+      if (chunks_.size() == kChunksAtOnce) finish();
+    }
+    finish();
+    return freed_;
   }
-  if (!KVTRIE_MUTANT(reap_keeps_bitmap)) FreePages(segment).repair_chunk(chunk);
-  return freed;
-}
+
+ private:
+  static constexpr std::size_t kChunksAtOnce = 32;
+
+  struct Chunk {
+    std::uint32_t number;
+    bool exact;  // as many pages were found as are held
+  };
+
+  // Pages without a free bit first: an owned page has one for a moment only (F3). Who finds all that are held
+  // looks no further: by F1 there are no others, and by F2 no Free page of this chunk lacks its bit.
+  void find(std::uint32_t chunk, std::uint32_t held) {
+    const std::uint32_t first = chunk * kChunkPages;
+    const std::uint32_t count = std::min(kChunkPages, segment_.page_count() - first);
+    const std::uint64_t all = count == kChunkPages ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
+    const std::uint64_t free = segment_.free_bits(chunk).load(std::memory_order_acquire);
+    std::uint32_t found = 0;
+    for (std::uint64_t bits : {all & ~free, all & free}) {
+      for (; bits != 0 && found < held; bits &= bits - 1) {
+        const PageIndex page{first + static_cast<std::uint32_t>(std::countr_zero(bits))};
+        const Descriptor& descriptor = segment_.descriptor(page);
+        const StateWord word{descriptor.state.load(std::memory_order_acquire)};
+        if (!word.owned() || word.owner() != dead_ || KVTRIE_MUTANT(reap_keeps_pages)) continue;
+        ++found;
+        pages_.push_back(page);
+        if (word.state() != PageState::kPending) continue;  // in no bucket
+        index_.prefetch(index_.place_of(descriptor.prefix_hash.load(std::memory_order_relaxed)));
+      }
+    }
+    chunks_.push_back({chunk, found == held});
+  }
+
+  void finish() {
+    for (const PageIndex page : pages_) finish_page(segment_, page);
+    freed_ += static_cast<std::uint32_t>(pages_.size());
+    pages_.clear();
+    for (const Chunk& chunk : chunks_) {
+      if (!chunk.exact && !KVTRIE_MUTANT(reap_keeps_bitmap)) FreePages(segment_).repair_chunk(chunk.number);
+      KVTRIE_CRASH_POINT("reap.before_held");
+      segment_.held_count(dead_, chunk.number).store(0, std::memory_order_release);
+      KVTRIE_CRASH_POINT("reap.after_chunk");
+    }
+    chunks_.clear();
+  }
+
+  const Segment& segment_;
+  WorkerId dead_;
+  StripeIndex index_;
+  std::vector<Chunk> chunks_;
+  std::vector<PageIndex> pages_;
+  std::uint32_t freed_ = 0;
+};
 
 }  // namespace
 
@@ -55,21 +113,17 @@ void finish_page(const Segment& segment, PageIndex page) {
     StripeIndex(segment).remove(hash, page);
     return;
   }
-  StripeIndex(segment).remove(hash, page);
+  // A Writing page never had an entry, and its hash may be half of another life's.
+  if (StateWord{descriptor.state.load(std::memory_order_relaxed)}.state() != PageState::kWriting) {
+    StripeIndex(segment).remove(hash, page);
+  }
   KVTRIE_CRASH_POINT("finish.after_unindex");
   FreePages(segment).free_retired(page);
 }
 
 ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   ReapReport report;
-  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
-    AtomicU16& held = segment.held_count(dead, chunk);
-    if (held.load(std::memory_order_acquire) == 0) continue;
-    report.pages += give_back_chunk(segment, dead, chunk);
-    KVTRIE_CRASH_POINT("reap.before_held");
-    held.store(0, std::memory_order_release);
-    KVTRIE_CRASH_POINT("reap.after_chunk");
-  }
+  report.pages = PagesOfTheDead(segment, dead).give_back();
   segment.superblock().free_hint.fetch_add(report.pages, std::memory_order_relaxed);
   if (!KVTRIE_MUTANT(reap_keeps_leases)) clear_leases(segment, dead, report);
   WorkerRecord& record = segment.worker(dead);

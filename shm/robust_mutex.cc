@@ -110,12 +110,12 @@ Status RobustMutex::mark_consistent(pthread_mutex_t& mutex) {
 }
 
 Status RobustMutex::release(pthread_mutex_t& mutex) {
+  if (held > 0) --held;  // whatever comes of it, it is not tried again
   if (!intact(mutex))
     return {Code::kCorrupt, "the bytes of a shared lock were overwritten", EINVAL};
   if (const int rc = ::pthread_mutex_unlock(&mutex); rc != 0) {
     return {Code::kSystem, "releasing a robust mutex", rc};
   }
-  --held;
   return {};
 }
 

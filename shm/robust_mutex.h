@@ -41,6 +41,7 @@ class RobustMutex {
   static Status acquire(pthread_mutex_t& mutex, std::int64_t wait_ns = kWaitNs);
   // After a repair, while holding it.
   static Status mark_consistent(pthread_mutex_t& mutex);
+  // A failure leaves the mutex on this thread's list of robust mutexes: its memory must stay mapped for good.
   static Status release(pthread_mutex_t& mutex);
 
   // Whether the kernel would recover this thread's locks.

@@ -67,7 +67,7 @@ class Segment {
     return held_counts_[std::uint64_t{worker.value} * layout_.chunk_count + chunk];
   }
   std::span<LeaseSlot> leases(WorkerId worker) const {
-    return {leases_ + std::uint64_t{worker.value} * geometry_.leases_per_worker,
+    return {leases_ + std::uint64_t{worker.value} * layout_.lease_row_slots,
             geometry_.leases_per_worker};
   }
   WorkerRecord& worker(WorkerId worker) const { return workers_[worker.value]; }
@@ -87,8 +87,11 @@ class Segment {
   bool poisoned() const {
     return superblock().poison_state.load(std::memory_order_relaxed) != 0;
   }
-  // Gives the segment up; the first reason stands.
+  // Gives the segment up and wakes its coordinator; the first reason stands.
   void poison(PoisonReason reason) const;
+
+  // A lock of it could not be given back; see Mapping::keep.
+  void keep_mapped() const { mapping_.keep(); }
 
   std::uint32_t now_tick() const;
 

@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,6 +15,7 @@
 #include <boost/interprocess/shared_memory_object.hpp>
 #include <cerrno>
 #include <cstdio>
+#include <utility>
 
 #include "shm/format.h"
 
@@ -23,6 +25,7 @@ namespace {
 namespace bip = boost::interprocess;
 
 constexpr char kShmDirectory[] = "/dev/shm/";
+constexpr int kClaimTries = 16;
 
 // What mapped_region wants of a memory source, for a descriptor that came over a socket.
 struct DescriptorSource {
@@ -67,6 +70,21 @@ std::string cache_name_problem(const std::string& cache) {
   return {};
 }
 
+Status reserve_object(int fd, std::uint64_t bytes, unsigned mode) {
+  // The umask may have taken bits away that the operator asked for.
+  int rc = ::fchmod(fd, mode) == 0 ? 0 : errno;
+  while (rc == 0 || rc == EINTR) {  // a signal interrupts the reserving of a large pool
+    rc = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
+    if (rc != EINTR) break;
+  }
+  if (rc == 0) return {};
+  return {Code::kSystem,
+          rc == ENOSPC ? "/dev/shm has not enough free memory for this cache; make it larger "
+                         "(mount -o remount,size=...) or ask for fewer or smaller pages"
+                       : "reserving memory in /dev/shm",
+          rc};
+}
+
 Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode) {
   const std::string made = temporary(name);
   bip::shared_memory_object::remove(made.c_str());
@@ -74,29 +92,37 @@ Result<FileDescriptor> create_object(const std::string& name, std::uint64_t byte
     bip::permissions permissions(static_cast<int>(mode));
     bip::shared_memory_object object(bip::create_only, made.c_str(), bip::read_write, permissions);
     FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
-    if (!fd.open()) {
-      const int error = errno;
-      bip::shared_memory_object::remove(made.c_str());
-      return Status{Code::kSystem, "duplicating a descriptor", error};
-    }
-    // The umask may have taken bits away that the operator asked for.
-    int rc = ::fchmod(fd.get(), mode) == 0 ? 0 : errno;
-    while (rc == 0 || rc == EINTR) {  // a signal interrupts the reserving of a large pool
-      rc = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes));
-      if (rc != EINTR) break;
-    }
-    if (rc != 0) {
-      bip::shared_memory_object::remove(made.c_str());
-      return Status{Code::kSystem,
-                    rc == ENOSPC ? "/dev/shm has not enough free memory for this cache; make it larger "
-                                   "(mount -o remount,size=...) or ask for fewer or smaller pages"
-                                 : "reserving memory in /dev/shm",
-                    rc};
-    }
-    return fd;
+    const Status status = fd.open() ? reserve_object(fd.get(), bytes, mode)
+                                    : Status{Code::kSystem, "duplicating a descriptor", errno};
+    if (status) return fd;
+    bip::shared_memory_object::remove(made.c_str());
+    return status;
   } catch (const bip::interprocess_exception& failure) {
     return Status{Code::kSystem, "making an object in /dev/shm", failure.get_native_error()};
   }
+}
+
+Result<FileDescriptor> claim_object(const std::string& name) {
+  const std::string path = kShmDirectory + temporary(name);
+  for (int i = 0; i < kClaimTries; ++i) {
+    FileDescriptor fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const bool made = fd.open();
+    if (!made && errno == EEXIST) fd = FileDescriptor(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    if (!fd.open() && errno == ENOENT) continue;
+    if (!fd.open()) return Status{Code::kSystem, "making an object in /dev/shm", errno};
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EWOULDBLOCK) return Status{Code::kBusy, "somebody else is making it", errno};
+      return Status{Code::kSystem, "locking an object in /dev/shm", errno};
+    }
+    struct stat mine {};
+    struct stat there {};
+    const bool still = ::fstat(fd.get(), &mine) == 0 && ::stat(path.c_str(), &there) == 0 &&
+                       mine.st_ino == there.st_ino;
+    if (!still) continue;  // renamed or thrown away before we had its lock
+    if (made) return fd;
+    ::unlink(path.c_str());  // left by a death; only who has its lock does this
+  }
+  return Status{Code::kBusy, "somebody else is making it"};
 }
 
 Status publish_object(const std::string& name) {
@@ -106,6 +132,10 @@ Status publish_object(const std::string& name) {
     return {Code::kSystem, "renaming a whole object in /dev/shm", errno};
   }
   return {};
+}
+
+Result<FileDescriptor> open_temporary(const std::string& name, Access access) {
+  return open_object(temporary(name), access);
 }
 
 Result<FileDescriptor> open_object(const std::string& name, Access access) {
@@ -123,9 +153,13 @@ Result<FileDescriptor> open_object(const std::string& name, Access access) {
   }
 }
 
+bool discard_object(const std::string& name) {
+  return bip::shared_memory_object::remove(temporary(name).c_str());
+}
+
 bool remove_object(const std::string& name) {
   const bool whole = bip::shared_memory_object::remove(name.c_str());
-  const bool temp = bip::shared_memory_object::remove(temporary(name).c_str());
+  const bool temp = discard_object(name);
   return whole || temp;
 }
 
@@ -133,6 +167,24 @@ Result<std::uint64_t> object_bytes(int fd) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) return Status{Code::kSystem, "fstat of a shared object", errno};
   return static_cast<std::uint64_t>(info.st_size);
+}
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : region_(std::move(other.region_)), kept_(other.kept_.load(std::memory_order_relaxed)) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  if (this == &other) return *this;
+  leave_if_kept();
+  region_ = std::move(other.region_);
+  kept_.store(other.kept_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  return *this;
+}
+
+Mapping::~Mapping() { leave_if_kept(); }
+
+// Moved to where nobody destroys it. Without memory for that, ending is all that is left.
+void Mapping::leave_if_kept() {
+  if (kept_.load(std::memory_order_relaxed)) new bip::mapped_region(std::move(region_));
 }
 
 Result<Mapping> Mapping::map(int fd, std::uint64_t bytes, Access access) {

@@ -8,6 +8,7 @@
 // by fork (MADV_DONTFORK): a child does not own its parent's locks and must not touch the segment.
 #pragma once
 
+#include <atomic>
 #include <boost/interprocess/mapped_region.hpp>
 #include <cstddef>
 #include <cstdint>
@@ -47,23 +48,43 @@ std::string pool_object_name(const std::string& cache, std::uint32_t plane);
 // Empty when `cache` may name a cache: 1 to 63 of [A-Za-z0-9._-], not starting with a dot.
 std::string cache_name_problem(const std::string& cache);
 
-// Makes `name`.tmp of `bytes` zero bytes, all reserved. An old temporary object is thrown away.
+// Makes `name`.tmp, empty and locked (flock), for whoever builds this object: there is one at a time, whatever directory
+// it was given. One that nobody has locked was left by a death and is thrown away. kBusy: somebody builds it. The lock
+// lasts as long as this descriptor, through publish_object too.
+Result<FileDescriptor> claim_object(const std::string& name);
+// Makes `name`.tmp of `bytes` zero bytes, all reserved. An old temporary object is thrown away: by who has claimed the
+// object that this one belongs to.
 Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode);
+// Gives an empty object its size, all reserved, and its mode.
+Status reserve_object(int fd, std::uint64_t bytes, unsigned mode);
 Status publish_object(const std::string& name);  // renames `name`.tmp to `name`
 Result<FileDescriptor> open_object(const std::string& name, Access access);
-bool remove_object(const std::string& name);     // and its temporary form
+Result<FileDescriptor> open_temporary(const std::string& name, Access access);
+bool discard_object(const std::string& name);  // its temporary form
+bool remove_object(const std::string& name);   // both
 Result<std::uint64_t> object_bytes(int fd);
 
 // A mapping of a whole object. Movable; unmapped at the end of its life: only when no thread is inside.
 class Mapping {
  public:
   static Result<Mapping> map(int fd, std::uint64_t bytes, Access access);
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+
+  // It stays mapped to the end of the process: a lock in it is still on a thread's list of robust mutexes, and the C
+  // library follows that list at the thread's next lock. Any thread may say so.
+  void keep() const { kept_.store(true, std::memory_order_relaxed); }
 
   std::byte* data() const { return static_cast<std::byte*>(region_.get_address()); }
   std::uint64_t size_bytes() const { return region_.get_size(); }
 
  private:
+  Mapping() = default;
+  void leave_if_kept();
+
   boost::interprocess::mapped_region region_;
+  mutable std::atomic<bool> kept_{false};
 };
 
 }  // namespace kvtrie

@@ -19,7 +19,11 @@ Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
       KVTRIE_CRASH_POINT("sweep.before_consistent");
       record.recoveries.fetch_add(1, std::memory_order_relaxed);
       segment_.count(me, Counter::kLockRecoveries);
-      return RobustMutex::mark_consistent(record.mutex);
+      if (const Status marked = RobustMutex::mark_consistent(record.mutex); !marked) {
+        give_up_lock();
+        return marked;
+      }
+      return {};
     case Code::kBusy:
       record.passed_by.fetch_add(1, std::memory_order_relaxed);
       segment_.count(me, Counter::kStripesPassedBy);
@@ -36,9 +40,13 @@ Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
 }
 
 void StripeIndex::unlock(const IndexPlace& place) const {
-  if (!RobustMutex::release(segment_.stripe(place.stripe).mutex)) {
-    segment_.poison(PoisonReason::kLockNotRecoverable);
-  }
+  if (!RobustMutex::release(segment_.stripe(place.stripe).mutex)) give_up_lock();
+}
+
+// Somebody wrote over a lock while we held it.
+void StripeIndex::give_up_lock() const {
+  segment_.poison(PoisonReason::kLockNotRecoverable);
+  segment_.keep_mapped();
 }
 
 AtomicU64* StripeIndex::empty_slot(const IndexPlace& place) const {

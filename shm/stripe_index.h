@@ -75,7 +75,7 @@ class StripeIndex {
   }
 
   void prefetch(const IndexPlace& place) const {
-    __builtin_prefetch(&segment_.bucket(place.bucket[0]));
+    for (const std::uint64_t b : place.bucket) __builtin_prefetch(&segment_.bucket(b));
   }
 
   // Locks the stripe, repairing it when its last holder died. Busy: not had in time, counted. Poisons the
@@ -105,6 +105,7 @@ class StripeIndex {
   static constexpr std::uint64_t kTagMask = ~kIndexMask & ~kValid;
 
  private:
+  void give_up_lock() const;
   AtomicU64* empty_slot(const IndexPlace& place) const;
   bool stale(std::uint64_t entry, std::uint64_t bucket) const;
   std::uint32_t clean_bucket(std::uint64_t bucket) const;

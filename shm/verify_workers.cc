@@ -111,7 +111,7 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
     expect_zero(from, to, Subject::kWorker, worker.value, "worker record", wrongs);
   };
   zero(&r.reserved_identity, end_of(r.reserved_identity));
-  zero(&r.recorder_head, &r.name);
+  zero(&r.recorder_head, &r.image);
   zero(&r.reserved_asked, end_of(r.reserved_wait));
   zero(&r.reserved, end_of(r.reserved));
 }
@@ -137,6 +137,8 @@ void Checks::check_leases(WorkerId worker, std::uint64_t slot_word, Wrongs& wron
     }
     check_lease(worker, number, handle, wrongs);
   }
+  expect_zero(slots.data() + slots.size(), slots.data() + segment_.layout().lease_row_slots,
+              Subject::kWorker, worker.value, "the rest of its row of leases", wrongs);
 }
 
 void Checks::check_lease(WorkerId worker, std::uint64_t number, Handle handle,

@@ -111,10 +111,11 @@ struct AttachRequest {
   std::uint64_t start_time;  // the sender's own, so that a recycled pid is seen
   std::uint64_t pid_namespace;
   std::uint64_t plane_mask;
+  std::uint64_t image;  // own_image()
   char cache[64];
   char name[64];  // for people
 };
-static_assert(sizeof(AttachRequest) == 184);
+static_assert(sizeof(AttachRequest) == 192);
 
 struct NamespaceRequest {
   WireHeader header;

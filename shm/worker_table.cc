@@ -26,6 +26,7 @@ void clear_identity(WorkerRecord& record) {
   record.role.store(0, std::memory_order_relaxed);
   record.attach_tick.store(0, std::memory_order_relaxed);
   record.plane_mask.store(0, std::memory_order_relaxed);
+  record.image.store(0, std::memory_order_relaxed);
   store_name(record, {});
 }
 
@@ -47,6 +48,7 @@ Result<SlotGrant> WorkerTable::give(const WorkerIdentity& identity) const {
     record.role.store(static_cast<std::uint32_t>(identity.role), std::memory_order_relaxed);
     record.attach_tick.store(segment_.now_tick(), std::memory_order_relaxed);
     record.plane_mask.store(identity.plane_mask, std::memory_order_relaxed);
+    record.image.store(identity.image, std::memory_order_relaxed);
     store_name(record, identity.name);
     KVTRIE_CRASH_POINT("attach.after_identity");
     const SlotWord given = SlotWord::make(SlotState::kAttaching, old.incarnation() + 1);

@@ -94,6 +94,7 @@ struct WorkerIdentity {
   WorkerRole role = WorkerRole::kWorker;
   std::string_view name;
   std::uint64_t plane_mask = 0;
+  std::uint64_t image = 0;
 };
 
 struct WorkerTableStats {

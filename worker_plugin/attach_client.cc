@@ -22,6 +22,7 @@ Status own_identity(AttachRequest& request, std::string& message) {
     return start_time ? pid_namespace.error() : start_time.error();
   }
   request.start_time = *start_time;
+  request.image = own_image();
   request.pid_namespace = *pid_namespace;
   return {};
 }

@@ -29,7 +29,7 @@ Status objects_problem(const Segment& segment, const Attachment& grant) {
     return {Code::kCorrupt, "the coordinator sent pools that do not fit the segment"};
   }
   if (segment.poisoned()) {
-    return {Code::kPoisoned, "the cache was given up; restart kvtried with --fresh, then attach"};
+    return {Code::kPoisoned, "the cache was given up; kvtried is making its successor, attach again"};
   }
   return {};
 }

@@ -170,7 +170,9 @@ AddressResult HandleTable::page_address(std::uint64_t attachment_id, std::uint32
 }
 
 bool HandleTable::inherited(std::uint64_t attachment_id) const {
-  if (!known(attachment_id) || look(attachment_id) != Code::kStale) return false;
+  if (!known(attachment_id)) return false;
+  // Zeroed by the fork.
+  if (words_.word[index_of(attachment_id)].load(std::memory_order_seq_cst) != 0) return false;
   return attachments_[index_of(attachment_id)].id.load(std::memory_order_acquire) == attachment_id;
 }
 
@@ -267,6 +269,7 @@ Code HandleTable::begin_close(std::uint64_t attachment_id) {
     state.store(word_of(attachment_id, AttachmentState::kOpen), std::memory_order_seq_cst);
     return Code::kBusy;
   }
+  state.store(word_of(attachment_id, AttachmentState::kClosed), std::memory_order_seq_cst);
   return Code::kOk;
 }
 

@@ -21,7 +21,7 @@
 //       generations go on growing there.
 //   H4  A slot belongs to one attachment index for good: its free list is that index's.
 //
-// Attachment: kNone -> kReserved -> kOpen -> kClosing -> kOpen (busy) or kNone (detached)
+// Attachment: kNone -> kReserved -> kOpen -> kClosing -> kOpen (busy) or kClosed (nobody is inside) -> kNone
 // Slot:       kFree -> kBusy <-> kIdle, kBusy -> kFree (next generation)
 //             by detach: kIdle -> kClaimed -> kFree (next generation) or back to kIdle
 //
@@ -30,7 +30,7 @@
 //     look at the attachment (seq_cst)    each slot of it: kIdle -> kClaimed  (seq_cst)
 //
 // So the call sees kClosing and steps back until detach has decided (some hundred loads), or detach
-// sees kBusy and gives up. A call with a sequence and detach exchange the same word, so one of them
+// sees kBusy and gives up. Once it has decided, ids are over, and it takes its time to release. A call with a sequence and detach exchange the same word, so one of them
 // has it. A slot that is given back while a detach empties the free list is emptied by the one or
 // the other, in the same way.
 //
@@ -128,7 +128,13 @@ class HandleTable {
   bool inherited_sequence(std::uint64_t sequence_id) const;
 
  private:
-  enum class AttachmentState : std::uint8_t { kNone = 0, kReserved = 1, kOpen = 2, kClosing = 3 };
+  enum class AttachmentState : std::uint8_t {
+    kNone = 0,
+    kReserved = 1,
+    kOpen = 2,
+    kClosing = 3,
+    kClosed = 4
+  };
   enum class SlotState : std::uint8_t { kFree = 0, kIdle = 1, kBusy = 2, kClaimed = 3 };
 
   struct alignas(kLineBytes) Slot {

@@ -28,7 +28,9 @@ class Walker {
                                  1;  // 0, no hint, becomes a number out of range
       if (hint != neighbour && hint < segment_.page_count() && enter({hint}, tokens)) return true;
     }
-    if (end_.pending || end_.corrupt) return false;
+    // Not the end yet when one of these was Pending: its announcer may have died before it was canonical, and the
+    // canonical page, Live, stand elsewhere.
+    if (end_.corrupt) return false;
     const std::uint64_t parent_hash =
         at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed)
                       : root_hash_;
@@ -51,6 +53,7 @@ class Walker {
       return false;
     }
     at_ = Handle::page(page, word);
+    end_.pending = false;
     path_.push_back(at_);
     KVTRIE_CRASH_POINT("walk.after_page");
     return true;

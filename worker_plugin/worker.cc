@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <limits>
 #include <thread>
 
 #include "shm/crash_point.h"
@@ -26,6 +27,13 @@ std::uint64_t monotonic_ns() {
 }
 
 constexpr std::int64_t kLookAgainNs = 50'000'000;
+constexpr int kRootReads = 16;  // each but the first is for a flush that came between two looks
+
+// As long as it may be, at most to the end of the clock.
+std::uint32_t retain_until(std::uint32_t tick, std::uint32_t retention_ticks) {
+  constexpr std::uint32_t kLastTick = std::numeric_limits<std::uint32_t>::max();
+  return retention_ticks == 0 ? 0 : tick + std::min(retention_ticks, kLastTick - tick);
+}
 
 bool try_lock_for(std::unique_lock<std::timed_mutex>& lock, std::int64_t wait_ns) {
 #ifdef KVTRIE_TSAN
@@ -69,6 +77,25 @@ TouchWord Worker::touch_now(std::uint32_t tick, std::uint8_t touches, std::uint8
   return TouchWord::make(tick, static_cast<std::uint16_t>(next & 0xFFFF), touches, hint);
 }
 
+// A record is given to another by closing it, raising the generation, writing seed and fields, and opening it. Who
+// reads the new generation then reads closed, or open with the new fields; who reads the old one and a new seed reads
+// the new generation at the second look. A flush raises the generation alone: then it is read again.
+bool Worker::read_root(const NamespaceRef& name_space, Sequence& sequence) const {
+  const NamespaceRecord& record = segment_.name_space(name_space.id);
+  for (int i = 0; i < kRootReads; ++i) {
+    const std::uint64_t generation = record.root_generation.load(std::memory_order_acquire);
+    const bool open = record.state.load(std::memory_order_acquire) ==
+                      static_cast<std::uint32_t>(NamespaceState::kOpen);
+    sequence.root_hash = record.hash_seed.load(std::memory_order_acquire);
+    if (!open || record.fields_hash.load(std::memory_order_acquire) != name_space.fields_hash) {
+      return false;
+    }
+    sequence.root_generation = generation;
+    if (record.root_generation.load(std::memory_order_acquire) == generation) return true;
+  }
+  return false;
+}
+
 Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32_t> tokens,
                      const SequenceOptions& options, Sequence& sequence, BeginReport& report) {
   sequence.shared.clear();
@@ -77,17 +104,8 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   sequence.options = options;
   report = {};
 
-  // A record is given to another by closing it, raising the generation, writing seed and fields, and opening it. Who reads
-  // the new generation then reads closed, or open with the new fields; who reads the old one and a new seed reads the new
-  // generation at the second look.
-  const NamespaceRecord& record = segment_.name_space(name_space.id);
   sequence.name_space = name_space.id;
-  sequence.root_generation = record.root_generation.load(std::memory_order_acquire);
-  const bool open = record.state.load(std::memory_order_acquire) ==
-                    static_cast<std::uint32_t>(NamespaceState::kOpen);
-  sequence.root_hash = record.hash_seed.load(std::memory_order_acquire);
-  if (!open || record.fields_hash.load(std::memory_order_acquire) != name_space.fields_hash ||
-      record.root_generation.load(std::memory_order_acquire) != sequence.root_generation) {
+  if (!read_root(name_space, sequence)) {
     return {Code::kStale, "the namespace was unused and its place given to another: open it again"};
   }
   const std::optional<std::uint32_t> slot = leases_.take();
@@ -273,7 +291,7 @@ PageNode Worker::node_for(const Sequence& sequence, std::uint32_t position, std:
   node.depth = position + 1;
   node.priority = sequence.options.priority;
   node.tick = tick;
-  node.retain_until = sequence.options.retention_ticks == 0 ? 0 : tick + sequence.options.retention_ticks;
+  node.retain_until = retain_until(tick, sequence.options.retention_ticks);
   node.publisher = slot_;
   const std::size_t page_tokens = segment_.tokens_per_page();
   const std::span<const std::uint32_t> tokens = sequence.tokens;
@@ -339,7 +357,7 @@ bool Worker::link_to(Sequence& sequence, std::uint32_t position, const AnnounceR
   if (KVTRIE_MUTANT(move_by_overwrite)) {
     leases_[sequence.lease_slot].handle.store(found.other.raw, std::memory_order_release);
   } else {
-    const std::optional<std::uint32_t> second = leases_.take();
+    const std::optional<std::uint32_t> second = leases_.take_spare();
     if (!second) return false;
     LeaseSlot& slot = leases_[*second];
     slot.since_tick.store(segment_.now_tick(), std::memory_order_relaxed);
@@ -352,9 +370,10 @@ bool Worker::link_to(Sequence& sequence, std::uint32_t position, const AnnounceR
       leases_.give_back(*second);
       return false;
     }
-    drop_lease(leases_[sequence.lease_slot]);
-    leases_.give_back(sequence.lease_slot);
+    const std::uint32_t first = sequence.lease_slot;
     sequence.lease_slot = *second;
+    drop_lease(leases_[first]);
+    leases_.give_back(first);
   }
   sequence.own_at(position).node = found.other;
   sequence.linked = sequence.published = position + 1;
@@ -369,17 +388,19 @@ void Worker::publish_group(Sequence& sequence, std::uint32_t end, PublishReport&
   std::vector<PageIndex> done;
   done.reserve(end - first);
   const std::uint64_t deepest = sequence.node_at(end - 1).raw;
-  const TouchWord touch = touch_now(segment_.now_tick(), 1, sequence.options.hint);
+  const std::uint32_t tick = segment_.now_tick();
+  const TouchWord touch = touch_now(tick, 1, sequence.options.hint);
   if (!KVTRIE_MUTANT(lease_after_live)) lease.handle.store(deepest, std::memory_order_release);
   KVTRIE_CRASH_POINT("publish.after_lease");
   for (std::uint32_t i = first; i < end; ++i) {
     const std::uint32_t position = KVTRIE_MUTANT(publish_children_first) ? end - 1 - (i - first) : i;
     OwnPage& own = sequence.own_at(position);
     const Handle parent = sequence.parent_of(position);
-    AtomicU64& state = segment_.descriptor(own.page).state;
-    const StateWord word{state.load(std::memory_order_relaxed)};
-    segment_.descriptor(own.page).touch.store(touch.raw, std::memory_order_relaxed);
-    state.store(word.with(PageState::kLive).raw, std::memory_order_release);
+    Descriptor& descriptor = segment_.descriptor(own.page);
+    const StateWord word{descriptor.state.load(std::memory_order_relaxed)};
+    descriptor.touch.store(touch.raw, std::memory_order_relaxed);
+    descriptor.since_tick.store(tick, std::memory_order_relaxed);
+    descriptor.state.store(word.with(PageState::kLive).raw, std::memory_order_release);
     KVTRIE_CRASH_POINT("publish.after_live");
     if (parent.is_page()) {
       segment_.descriptor(parent.page_index())
@@ -418,10 +439,13 @@ Status Worker::publish(Sequence& sequence, std::uint64_t token_count, PublishRep
 }
 
 // Index entries go before any page is freed, the lease goes last. The state words decide what is still this worker's,
-// not the sequence: a thread may have ended inside a call on it. (Rule 8's first step is not needed: publish moves the
+// not the sequence's notes: a thread may have ended inside an allocate or publish of it. (One that ended in here may have
+// given pages back that others of this worker took since: handle_table.h never lets anybody into that sequence again.)
+// (Rule 8's first step is not needed: publish moves the
 // lease and stores Live in one call, and of a path whose thread ended in between everything goes.)
 void Worker::release(Sequence& sequence) {
   std::vector<PageIndex> back;
+  back.reserve(sequence.own.size());  // or nothing was done yet
   for (std::size_t i = sequence.own.size(); i-- > 0;) {
     const PageIndex page = sequence.own[i].page;
     const StateWord word = pages_.state(page);

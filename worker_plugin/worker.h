@@ -65,6 +65,7 @@ class Worker {
  private:
   void count(Counter counter, std::uint64_t by = 1) const { segment_.count(slot_, counter, by); }
   TouchWord touch_now(std::uint32_t tick, std::uint8_t touches, std::uint8_t hint);
+  bool read_root(const NamespaceRef& name_space, Sequence& sequence) const;
   std::uint32_t lease_deepest(Sequence& sequence);
   void touch_page(PageIndex page, std::uint32_t tick, std::uint8_t hint);
   Status take_pages(std::uint32_t wanted, PageIndex near, std::int64_t wait_ns,

@@ -38,6 +38,7 @@ class AttachTest : public testing::Test {
     request.layout_version = kLayoutVersion;
     request.struct_fingerprint = struct_fingerprint();
     request.start_time = *own_start_time();
+    request.image = own_image();
     request.pid_namespace = *own_pid_namespace();
     put_text(request.cache, cache_.name());
     return request;
@@ -173,10 +174,16 @@ TEST_F(AttachTest, EachRefusalSaysWhatToDo) {
   EXPECT_EQ(WorkerTable(segment()).stats().slots[0], 3U) << "no refusal costs a slot";
 }
 
-TEST_F(AttachTest, PoisonedSegmentIsRefused) {
+// Between the poisoning and the successor.
+TEST_F(AttachTest, PoisonedSegmentIsNotHandedOut) {
   run();
-  segment().poison(PoisonReason::kCorruptStructure);
-  expect_refused(Code::kPoisoned, "restart kvtried", [](AttachRequest&) {});
+  segment().superblock().poison_state.store(1);
+  expect_refused(Code::kPoisoned, "attach again", [](AttachRequest&) {});
+}
+
+TEST_F(AttachTest, PoisonedSegmentGetsNoNamespaces) {
+  run();
+  segment().superblock().poison_state.store(1);
   std::string message;
   EXPECT_EQ(request_namespace(address(), "a=1\n", "", message).error().code(), Code::kPoisoned);
 }
@@ -318,6 +325,31 @@ TEST_F(AttachTest, DeathGivesBackPagesAndSlot) {
   EXPECT_EQ(segment().total(Counter::kReapedPages), 20U);
 }
 
+TEST_F(AttachTest, ProgramThatReplacedAWorkerGetsNothingOfItAndItsPagesComeBack) {
+  run();
+  std::string message;
+  Result<Attachment> before = attach(options(), message);
+  ASSERT_TRUE(before) << message;
+  ASSERT_TRUE(WorkerTable(segment()).confirm(before->grant));
+  std::uint32_t cursor = 0;
+  std::vector<PageIndex> pages;
+  ASSERT_EQ(FreePages(segment()).take({1}, 20, {128}, cursor, pages), 20U);
+  // Another attachment of the same image takes nothing away.
+  Result<Attachment> second = attach(options(), message);
+  ASSERT_TRUE(second) << message;
+  EXPECT_EQ(state(1), SlotState::kActive);
+  // As after an execve: the same process, another image.
+  AttachRequest request = good_request();
+  request.image += 2;
+  Result<WireClient> client = WireClient::connect(address(), message);
+  ASSERT_TRUE(client) << message;
+  AttachReply reply{};
+  ASSERT_TRUE(client->call(request, reply, message)) << message;
+  EXPECT_EQ(reply.slot, 1U) << "the old slot is free again";
+  EXPECT_EQ(FreePages(segment()).count(), 128U);
+  EXPECT_TRUE(coordinator_->logs("event=reap_exec worker=1"));
+}
+
 TEST_F(AttachTest, SlotWordWrittenOverPoisonsWhenItsWorkerDies) {
   run();
   Child child([&](Line line) {
@@ -331,7 +363,7 @@ TEST_F(AttachTest, SlotWordWrittenOverPoisonsWhenItsWorkerDies) {
   child.kill();
   EXPECT_TRUE(coordinator_->logs("event=corrupt worker=1"));
   EXPECT_TRUE(eventually([&] { return segment().poisoned(); }));
-  EXPECT_TRUE(ping(address(), *std::make_unique<std::string>())) << "the loop goes on";
+  EXPECT_TRUE(coordinator_->logs("event=poisoned cache=" + cache_.name() + " reason=2"));
 }
 
 }  // namespace

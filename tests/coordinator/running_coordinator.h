@@ -41,7 +41,10 @@ class RunningCoordinator {
       log_ += std::string(line) + "\n";
     });
     failure_ = coordinator_->start(stop_.get());
-    if (!failure_) thread_ = std::thread([this] { EXPECT_FALSE(coordinator_->run()); });
+    if (!failure_) thread_ = std::thread([this] {
+        Coordinator::End end{};
+        EXPECT_FALSE(coordinator_->run(end));
+      });
   }
   ~RunningCoordinator() { stop(); }
   RunningCoordinator(const RunningCoordinator&) = delete;

@@ -195,15 +195,15 @@ TEST_F(KvtriedTest, OptionsThatDifferAreRefusedAndFreshBuildsAnew) {
   EXPECT_EQ(fresh.value("adopted"), "0");
 }
 
-TEST_F(KvtriedTest, PoisonedCacheGetsASuccessor) {
+TEST_F(KvtriedTest, PoisonedCacheGetsASuccessorAtTheNextStart) {
   Result<Segment> old = Status{Code::kNotFound, ""};
   {
     KvtriedProcess daemon(cache_, small());
     ASSERT_TRUE(daemon.ready());
     old = open();
     ASSERT_TRUE(old);
-    old->poison(PoisonReason::kLockNotRecoverable);
   }
+  old->poison(PoisonReason::kLockNotRecoverable);
   KvtriedProcess next(cache_, {"--metrics", "off"});
   ASSERT_TRUE(next.ready()) << next.err();
   EXPECT_EQ(next.value("adopted"), "0");
@@ -211,6 +211,24 @@ TEST_F(KvtriedTest, PoisonedCacheGetsASuccessor) {
   const Result<Segment> successor = open();
   ASSERT_TRUE(successor);
   EXPECT_EQ(old->superblock().successor_id[0].load(), successor->superblock().cache_id[0]);
+}
+
+TEST_F(KvtriedTest, PoisonedCacheGetsASuccessorFromItsRunningCoordinator) {
+  KvtriedProcess daemon(cache_, small({"--metrics", "127.0.0.1:0"}));
+  ASSERT_TRUE(daemon.ready());
+  for (int generation = 1; generation <= 3; ++generation) {
+    const Result<Segment> old = open();
+    ASSERT_TRUE(old);
+    const std::size_t ready_before = daemon.out().size();
+    old->poison(PoisonReason::kCorruptStructure);
+    ASSERT_TRUE(test::eventually([&] { return daemon.out().size() > ready_before; })) << daemon.err();
+    const Result<Segment> successor = open();
+    ASSERT_TRUE(successor);
+    EXPECT_FALSE(successor->poisoned());
+    EXPECT_EQ(old->superblock().successor_id[0].load(), successor->superblock().cache_id[0]);
+    EXPECT_EQ(successor->geometry(), old->geometry());
+  }
+  EXPECT_EQ(daemon.stop(), 0) << "the same process, and it still hears signals";
 }
 
 TEST_F(KvtriedTest, CorruptCacheIsRefusedWithWhatToDo) {

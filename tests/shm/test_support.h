@@ -56,7 +56,7 @@ inline Geometry small_geometry(std::uint64_t pages = 256) {
   g.tokens_per_page = 4;
   g.page_bytes = 64;
   g.workers = 3;
-  g.leases_per_worker = 8;
+  g.leases_per_worker = 10;
   g.namespaces = 4;
   g.stripes = 4;
   return g;

@@ -269,6 +269,11 @@ std::vector<Violation> violations() {
     f.segment_->worker(f.kMe).recorder_head.store(1);
     return f.kMe.value;
   });
+  add("BytesAfterALeaseRow", kUnused, Subject::kWorker, [](F& f) {
+    const std::span<LeaseSlot> leases = f.segment_->leases(f.kMe);
+    (leases.data() + leases.size())->request_tag.store(1);
+    return std::uint64_t{f.kMe.value};
+  });
   add("NamespaceReserved", kUnused, Subject::kNamespace, [](F& f) {
     f.segment_->name_space(NamespaceId{3}).reserved[5].store(1);
     return 3;

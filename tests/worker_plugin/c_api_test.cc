@@ -454,7 +454,7 @@ TEST_F(CApiTest, OptionsReachLeaseAndPage) {
 
 TEST(CApiAttachTest, MoreSequencesThanLeasesAnswersFull) {
   TestCacheOptions options;
-  options.leases = 3;
+  options.leases = 4;  // one is for moves
   TestCache cache(options);
   const kvtrie_worker worker = cache.attach();
   const kvtrie_namespace space = cache.open(worker, {{"model", "a"}});

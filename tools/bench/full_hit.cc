@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -13,12 +12,9 @@
 #include "tools/replay/observer.h"
 #include "tools/replay/own_cache.h"
 #include "tools/replay/plugin.h"
-#include "tools/replay/random.h"
 
 namespace kvtrie::bench {
 namespace {
-
-constexpr std::uint32_t kTokensPerPage = 16;
 
 struct Prompt {
   std::vector<std::uint32_t> tokens;
@@ -31,32 +27,16 @@ double now_us() {
       .count();
 }
 
-Spread spread_of(std::vector<double> values) {
-  std::ranges::sort(values);
-  return {values.front(), values[values.size() / 2], values.back()};
-}
-
-std::vector<std::uint32_t> random_tokens(std::uint64_t seed, std::size_t count) {
-  std::vector<std::uint32_t> tokens(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    tokens[i] = static_cast<std::uint32_t>(replay::mix64(seed * 0x1'0000'0000 + i));
-  }
-  return tokens;
-}
-
 class FullHit {
  public:
   FullHit(const replay::Plugin& plugin, kvtrie_worker worker, const Segment& segment)
-      : plugin_(plugin), worker_(worker), segment_(segment) {
-    const kvtrie_field field{"model", "kvtrie-bench"};
-    plugin_.expect(plugin_->open_namespace(worker_, &field, 1, "bench", &name_space_),
-                   "open_namespace");
-  }
+      : plugin_(plugin), worker_(worker), segment_(segment),
+        name_space_(open_namespace(plugin, worker)) {}
 
   Prompt cache(std::uint64_t seed, std::uint32_t pages) {
     Prompt prompt{random_tokens(seed, std::size_t{pages} * kTokensPerPage), {}};
     prompt.pages.resize(pages);
-    kvtrie_sequence sequence = begin(prompt).second;
+    const kvtrie_sequence sequence = begin(plugin_, worker_, name_space_, prompt.tokens).sequence;
     plugin_.expect(plugin_->allocate(sequence, prompt.tokens.size(), nullptr), "allocate");
     plugin_.expect(plugin_->get_pages(sequence, 0, pages, prompt.pages.data()), "get_pages");
     plugin_.expect(plugin_->publish(sequence, prompt.tokens.size(), nullptr), "publish");
@@ -66,7 +46,7 @@ class FullHit {
 
   // Pages hit.
   std::uint32_t hit(const Prompt& prompt) {
-    const auto [cached, sequence] = begin(prompt);
+    const auto [cached, sequence] = begin(plugin_, worker_, name_space_, prompt.tokens);
     plugin_.expect(plugin_->release(sequence), "release");
     return cached;
   }
@@ -90,20 +70,10 @@ class FullHit {
   }
 
  private:
-  std::pair<std::uint32_t, kvtrie_sequence> begin(const Prompt& prompt) {
-    kvtrie_begin_result result{};
-    result.size = sizeof result;
-    kvtrie_sequence sequence{};
-    plugin_.expect(plugin_->begin(worker_, name_space_, prompt.tokens.data(), prompt.tokens.size(),
-                                  nullptr, &result, &sequence),
-                   "begin");
-    return {result.cached_pages, sequence};
-  }
-
   const replay::Plugin& plugin_;
   kvtrie_worker worker_;
   const Segment& segment_;
-  kvtrie_namespace name_space_{};
+  kvtrie_namespace name_space_;
 };
 
 }  // namespace

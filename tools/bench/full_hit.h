@@ -8,7 +8,8 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
+
+#include "tools/bench/prompts.h"
 
 namespace kvtrie::bench {
 
@@ -18,12 +19,6 @@ struct FullHitOptions {
   std::uint32_t rounds = 9;
   std::string plugin;   // path of libkvtrie_worker.so
   std::string kvtried;  // path of the coordinator's program
-};
-
-struct Spread {
-  double minimum = 0;
-  double median = 0;
-  double maximum = 0;
 };
 
 struct FullHitResult {

@@ -10,14 +10,18 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "tools/bench/full_hit.h"
+#include "tools/bench/reap.h"
 #include "tools/replay/own_cache.h"
 
 namespace {
 
 using kvtrie::bench::FullHitOptions;
 using kvtrie::bench::FullHitResult;
+using kvtrie::bench::ReapOptions;
+using kvtrie::bench::ReapResult;
 using kvtrie::bench::Spread;
 
 nlohmann::json json_of(const Spread& spread) {
@@ -38,13 +42,49 @@ void print(const FullHitOptions& options, const FullHitResult& result) {
              result.ratio.minimum, result.ratio.maximum);
 }
 
+void print(const ReapOptions& options, const ReapResult& result) {
+  fmt::print("reap: {} pages of a killed worker, one in each chunk of {} pages, {} rounds (median, min to max)\n",
+             result.pages_held, options.pages, options.rounds);
+  auto row = [&](const char* what, const Spread& ms) {
+    fmt::print("  {:<28}{:8.2f} ms ({:.2f} to {:.2f})\n", what, ms.median, ms.minimum, ms.maximum);
+  };
+  row("death to free, announced", result.pending_ms);
+  row("death to free, private", result.writing_ms);
+}
+
+nlohmann::json run_full_hit(const FullHitOptions& options) {
+  const FullHitResult result = kvtrie::bench::measure_full_hit(options);
+  print(options, result);
+  return {{"pages", options.pages},
+          {"prompt_pages", options.prompt_pages},
+          {"rounds", options.rounds},
+          {"begin_us", json_of(result.begin_us)},
+          {"floor_us", json_of(result.floor_us)},
+          {"ratio", json_of(result.ratio)}};
+}
+
+nlohmann::json run_reap(const ReapOptions& options) {
+  const ReapResult result = kvtrie::bench::measure_reap(options);
+  print(options, result);
+  return {{"pages", options.pages},
+          {"rounds", options.rounds},
+          {"pages_held", result.pages_held},
+          {"announced_ms", json_of(result.pending_ms)},
+          {"private_ms", json_of(result.writing_ms)}};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == kvtrie::bench::kHoldFlag) {
+    return kvtrie::bench::hold_pages(argc, argv);
+  }
   FullHitOptions options;
+  bool reap = false;
   std::string json_file;
   CLI::App app{"What cache operations cost, as ratios to floors measured in the same run.\n"
                "Starts a coordinator of its own and removes it again."};
+  app.add_flag("--reap", reap, "instead of full hits: how long the pages of a killed worker are gone");
   app.add_option("--pages", options.pages, "pages of the cache")
       ->capture_default_str()
       ->check(CLI::Range(std::uint64_t{64}, std::uint64_t{1} << 24));
@@ -62,18 +102,10 @@ int main(int argc, char** argv) {
   options.kvtried = (here / "kvtried").string();
   if (options.plugin.empty()) options.plugin = (here.parent_path() / "lib/libkvtrie_worker.so").string();
   try {
-    const FullHitResult result = kvtrie::bench::measure_full_hit(options);
-    print(options, result);
-    if (!json_file.empty()) {
-      std::ofstream(json_file) << nlohmann::json{{"pages", options.pages},
-                                                 {"prompt_pages", options.prompt_pages},
-                                                 {"rounds", options.rounds},
-                                                 {"begin_us", json_of(result.begin_us)},
-                                                 {"floor_us", json_of(result.floor_us)},
-                                                 {"ratio", json_of(result.ratio)}}
-                                      .dump(2)
-                               << '\n';
-    }
+    const nlohmann::json figures =
+        reap ? run_reap({options.pages, options.rounds, options.plugin, options.kvtried})
+             : run_full_hit(options);
+    if (!json_file.empty()) std::ofstream(json_file) << figures.dump(2) << '\n';
   } catch (const kvtrie::replay::CacheStartError& error) {
     fmt::print(stderr, "kvtrie-bench: {}\n", error.text);
     return 4;

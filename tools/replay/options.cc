@@ -130,6 +130,12 @@ std::optional<ReplayOptions> parse_options(int argc, const char* const* argv,
     fmt::print(stderr, "kvtrie-replay: {}\n", problem);
     return {};
   }
+  if (!options.cache.empty()) {
+    for (const char* flag : {"--low", "--high", "--policy"}) {
+      if (app.count(flag) == 0) continue;
+      fmt::print(stderr, "kvtrie-replay: {} has no effect with --cache: its kvtried has its own\n", flag);
+    }
+  }
   exit_code = kExitOk;
   return options;
 }

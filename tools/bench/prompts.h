@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// What all measurements need: prompts of random tokens, begun through the plugin; medians with their spread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "tools/replay/plugin.h"
+#include "tools/replay/random.h"
+
+namespace kvtrie::bench {
+
+inline constexpr std::uint32_t kTokensPerPage = 16;
+
+struct Spread {
+  double minimum = 0;
+  double median = 0;
+  double maximum = 0;
+};
+
+inline Spread spread_of(std::vector<double> values) {
+  std::ranges::sort(values);
+  return {values.front(), values[values.size() / 2], values.back()};
+}
+
+inline std::vector<std::uint32_t> random_tokens(std::uint64_t seed, std::size_t count) {
+  std::vector<std::uint32_t> tokens(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    tokens[i] = static_cast<std::uint32_t>(replay::mix64(seed * 0x1'0000'0000 + i));
+  }
+  return tokens;
+}
+
+inline kvtrie_namespace open_namespace(const replay::Plugin& plugin, kvtrie_worker worker) {
+  const kvtrie_field field{"model", "kvtrie-bench"};
+  kvtrie_namespace name_space{};
+  plugin.expect(plugin->open_namespace(worker, &field, 1, "bench", &name_space), "open_namespace");
+  return name_space;
+}
+
+struct Begun {
+  std::uint32_t cached_pages;
+  kvtrie_sequence sequence;
+};
+
+inline Begun begin(const replay::Plugin& plugin, kvtrie_worker worker, kvtrie_namespace name_space,
+                   const std::vector<std::uint32_t>& tokens) {
+  kvtrie_begin_result result{};
+  result.size = sizeof result;
+  kvtrie_sequence sequence{};
+  plugin.expect(plugin->begin(worker, name_space, tokens.data(), tokens.size(), nullptr, &result,
+                              &sequence),
+                "begin");
+  return {result.cached_pages, sequence};
+}
+
+}  // namespace kvtrie::bench

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// How long the pages of a killed worker are gone (C5): from the moment that the kernel reports its death (its pidfd is
+// readable here, as it is in the coordinator) until all of them are free again, seen from outside. The worker is a
+// process of its own, and its pages lie as badly as they can: one in each chunk of 64, the last one, in a full cache.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tools/bench/prompts.h"
+
+namespace kvtrie::bench {
+
+struct ReapOptions {
+  std::uint64_t pages = 1U << 20;
+  std::uint32_t rounds = 9;
+  std::string plugin;
+  std::string kvtried;
+};
+
+struct ReapResult {
+  std::uint64_t pages_held = 0;  // pages / 64
+  Spread pending_ms;             // announced pages: each has an index entry
+  Spread writing_ms;             // private ones
+};
+
+// Throws std::runtime_error with what went wrong.
+ReapResult measure_reap(const ReapOptions& options);
+
+// The worker that is killed: this program, started again. Returns only when something failed.
+//   kvtrie-bench --hold FD CACHE DIRECTORY PLUGIN PAGES pending|writing
+inline constexpr char kHoldFlag[] = "--hold";
+int hold_pages(int argc, char** argv);
+
+}  // namespace kvtrie::bench
