@@ -12,7 +12,11 @@
 #include <cstring>
 
 #include "shm/crash_point.h"
+#include "shm/free_pages.h"
+#include "shm/lease_table.h"
 #include "shm/namespace_table.h"
+#include "shm/page_table.h"
+#include "shm/stripe_index.h"
 #include "shm/worker_table.h"
 
 namespace kvtrie {
@@ -27,16 +31,15 @@ MaybeFailure random_bytes(void* into, std::size_t bytes) {
   return {};
 }
 
-// A state word that cannot be would lead adoption astray; everything else is checked where it is
-// read.
-std::string impossible_page(const Segment& segment) {
-  for (std::uint32_t page = 0; page < segment.page_count(); ++page) {
-    const StateWord word{segment.descriptor({page}).state.load(std::memory_order_relaxed)};
-    if (!word.well_formed() || word.owner().value >= segment.slot_count()) {
-      return fmt::format("page {}: impossible state word {:#x}", page, word.raw);
-    }
-  }
-  return {};
+// Of each structure by itself; what stands between them is for `verify`.
+std::string first_problem(const Segment& segment) {
+  std::string problem = WorkerTable(segment).validate();
+  if (problem.empty()) problem = LeaseTable(segment).validate();
+  if (problem.empty()) problem = NamespaceTable(segment).validate();
+  if (problem.empty()) problem = PageTable(segment).validate();
+  if (problem.empty()) problem = FreePages(segment).validate();
+  if (problem.empty()) problem = StripeIndex(segment).validate();
+  return problem;
 }
 
 // One store at work on one cache.
@@ -123,10 +126,7 @@ class Store {
 
   MaybeFailure adopt() {
     const Segment& segment = *objects_.segment;
-    std::string problem = WorkerTable(segment).problem();
-    if (problem.empty()) problem = NamespaceTable(segment).problem();
-    if (problem.empty()) problem = impossible_page(segment);
-    if (!problem.empty()) {
+    if (const std::string problem = first_problem(segment); !problem.empty()) {
       return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
     }
     if (MaybeFailure failure =

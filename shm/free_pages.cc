@@ -3,11 +3,15 @@
 
 #include "shm/free_pages.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 
 #include "shm/crash_point.h"
 #include "shm/mutant.h"
+#include "shm/recovery.h"
+#include "shm/worker_table.h"
 
 namespace kvtrie {
 namespace {
@@ -163,15 +167,100 @@ void FreePages::free_retired(PageIndex page) const {
       .fetch_or(std::uint64_t{1} << (page.value % kChunkPages), std::memory_order_seq_cst);
 }
 
+std::uint32_t FreePages::pages_of_chunk(std::uint32_t chunk) const {
+  return std::min(kChunkPages, segment_.page_count() - chunk * kChunkPages);
+}
+
+void FreePages::init() const {
+  for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+    segment_.free_bits(chunk).store(low_bits(pages_of_chunk(chunk)), std::memory_order_relaxed);
+  }
+  segment_.superblock().free_hint.store(segment_.page_count(), std::memory_order_relaxed);
+}
+
+std::string FreePages::validate(std::uint32_t chunk) const {
+  const std::uint32_t count = pages_of_chunk(chunk);
+  const std::uint64_t bits = segment_.free_bits(chunk).load(std::memory_order_acquire);
+  if ((bits & ~low_bits(count)) == 0) return {};
+  return fmt::format("free bits {:#018x}, it has {} pages", bits, count);
+}
+
+std::string FreePages::validate() const {
+  const std::uint32_t last = segment_.chunk_count() - 1;  // all others have as many pages as bits
+  if (const std::string problem = validate(last); !problem.empty()) {
+    return fmt::format("chunk {}: {}", last, problem);
+  }
+  const WorkerTable workers(segment_);
+  for (std::uint32_t i = 0; i < segment_.slot_count(); ++i) {
+    const WorkerId slot{static_cast<std::uint16_t>(i)};
+    const SlotWord word = workers.word(slot);
+    if (word.state() != SlotState::kFree) continue;
+    for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+      const unsigned held = segment_.held_count(slot, chunk).load(std::memory_order_acquire);
+      if (held == 0 || workers.word(slot) != word) continue;  // not any more: it was given meanwhile
+      return fmt::format("worker slot {}: free, but held count of chunk {} is {}", i, chunk, held);
+    }
+  }
+  return {};
+}
+
 void FreePages::repair_chunk(std::uint32_t chunk) const {
   const std::uint32_t first = chunk * kChunkPages;
-  const std::uint32_t end = std::min(first + kChunkPages, segment_.page_count());
   std::uint64_t mask = 0;
-  for (std::uint32_t i = first; i < end; ++i) {
-    const StateWord word{segment_.descriptor({i}).state.load(std::memory_order_acquire)};
-    if (word.state() == PageState::kFree) mask |= std::uint64_t{1} << (i - first);
+  for (std::uint32_t i = 0; i < pages_of_chunk(chunk); ++i) {
+    const StateWord word{segment_.descriptor({first + i}).state.load(std::memory_order_acquire)};
+    if (word.state() == PageState::kFree) mask |= std::uint64_t{1} << i;
   }
   segment_.free_bits(chunk).fetch_or(mask, std::memory_order_seq_cst);
+}
+
+void FreePages::recover() const {
+  for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+    if (!KVTRIE_MUTANT(adopt_keeps_bitmap)) repair_chunk(chunk);
+    KVTRIE_CRASH_POINT("adopt.after_chunk");
+  }
+  segment_.superblock().free_hint.store(static_cast<std::int64_t>(count()),
+                                        std::memory_order_relaxed);
+}
+
+std::uint32_t FreePages::recover_chunk(WorkerId dead, std::uint32_t chunk) const {
+  std::uint32_t freed = 0;
+  const std::uint32_t first = chunk * kChunkPages;
+  for (std::uint32_t i = 0; i < pages_of_chunk(chunk); ++i) {
+    const StateWord word{segment_.descriptor({first + i}).state.load(std::memory_order_acquire)};
+    if (!word.owned() || word.owner() != dead || KVTRIE_MUTANT(reap_keeps_pages)) continue;
+    finish_page(segment_, {first + i});
+    ++freed;
+  }
+  if (!KVTRIE_MUTANT(reap_keeps_bitmap)) repair_chunk(chunk);
+  return freed;
+}
+
+std::uint32_t FreePages::recover(WorkerId dead) const {
+  std::uint32_t freed = 0;
+  for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+    AtomicU16& held = segment_.held_count(dead, chunk);
+    if (held.load(std::memory_order_acquire) == 0) continue;
+    freed += recover_chunk(dead, chunk);
+    KVTRIE_CRASH_POINT("reap.before_held");
+    held.store(0, std::memory_order_release);
+    KVTRIE_CRASH_POINT("reap.after_chunk");
+  }
+  segment_.superblock().free_hint.fetch_add(freed, std::memory_order_relaxed);
+  return freed;
+}
+
+FreeStats FreePages::stats() const {
+  FreeStats stats;
+  stats.free_bits = count();
+  stats.held_of.assign(segment_.slot_count(), 0);
+  for (std::uint32_t i = 0; i < segment_.slot_count(); ++i) {
+    const WorkerId slot{static_cast<std::uint16_t>(i)};
+    for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+      stats.held_of[i] += segment_.held_count(slot, chunk).load(std::memory_order_relaxed);
+    }
+  }
+  return stats;
 }
 
 std::uint64_t FreePages::count() const {

@@ -18,16 +18,17 @@
 //   F3  a bit is set on a page that is not Free only for a while: the next taker clears it and fails its CAS.
 //
 // Crash: died after / left behind / repaired by / test
-//   take 1, 2, 3 / held too high; bits clear on Free pages; Writing pages / reap_worker: every chunk with
+//   take 1, 2, 3 / held too high; bits clear on Free pages; Writing pages / recover(dead): every chunk with
 //       held > 0 is walked, its pages given back, its bits set, its count zeroed / FreePagesTest, step_kill
 //   give back 1, 2 / Free page without bit; held too high / the same
-//   evict 1 / Free page without bit / adopt_pages / step_kill.evict
+//   evict 1 / Free page without bit / recover(), at adoption / step_kill.evict
 //
 // The model is tests/model/free_bitmap.pml.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "shm/ids.h"
@@ -35,9 +36,27 @@
 
 namespace kvtrie {
 
+struct FreeStats {
+  std::uint64_t free_bits = 0;
+  std::vector<std::uint64_t> held_of;  // by slot: sum of its held counts, at least what it owns
+};
+
 class FreePages {
  public:
   explicit FreePages(const Segment& segment) : segment_(segment) {}
+
+  // Of zero bytes: every page's bit set, the hint exact.
+  void init() const;
+  // Empty, or the first thing that cannot be: a bit of a page that is not there, a held count of a slot that nobody
+  // has. True at any moment; F1 and F2 are for `verify`.
+  std::string validate() const;
+  std::string validate(std::uint32_t chunk) const;
+  // By a coordinator that holds the cache's lock: the bit of every Free page (F2), the hint exact. Idempotent.
+  void recover() const;
+  // What a dead worker holds: its pages out of the index and Free, then the bits of those chunks, then the counts.
+  // Returns its pages. Idempotent.
+  std::uint32_t recover(WorkerId dead) const;
+  FreeStats stats() const;
 
   // Takes up to `wanted` pages as Writing(me) and appends them to `out`, runs first: at `near` (the page after
   // the sequence's last) if that is free, then from `cursor`, which it moves on. Returns how many.
@@ -53,12 +72,12 @@ class FreePages {
   // By the coordinator: the page is Retiring and out of the index.
   void free_retired(PageIndex page) const;
 
-  // Sets the bit of every Free page of the chunk; exact repair after a death (F2).
-  void repair_chunk(std::uint32_t chunk) const;
-
   std::uint64_t count() const;  // bits set; 10 us a million pages
 
  private:
+  std::uint32_t pages_of_chunk(std::uint32_t chunk) const;
+  std::uint32_t recover_chunk(WorkerId dead, std::uint32_t chunk) const;
+  void repair_chunk(std::uint32_t chunk) const;  // sets the bit of every Free page in it
   std::uint32_t claim(WorkerId me, std::uint32_t chunk, std::uint64_t mask,
                       std::vector<PageIndex>& out) const;
 

@@ -7,7 +7,12 @@
 #include <cstring>
 #include <ctime>
 
-#include "shm/robust_mutex.h"
+#include "shm/free_pages.h"
+#include "shm/lease_table.h"
+#include "shm/namespace_table.h"
+#include "shm/page_table.h"
+#include "shm/stripe_index.h"
+#include "shm/worker_table.h"
 
 namespace kvtrie {
 namespace {
@@ -130,17 +135,12 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   block.area_count = segment.layout_.area_count;
   std::copy(segment.layout_.areas.begin(), segment.layout_.areas.end(), block.areas);
 
-  for (std::uint32_t i = 0; i < geometry.stripes; ++i) {
-    if (Status status = RobustMutex::init(segment.stripe(i).mutex); !status) return status;
-  }
-  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
-    const std::uint32_t first = chunk * kChunkPages;
-    const std::uint32_t count = std::min(kChunkPages, segment.page_count() - first);
-    segment.free_bits(chunk).store(
-        count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1,
-        std::memory_order_relaxed);
-  }
-  block.free_hint.store(static_cast<std::int64_t>(geometry.pages), std::memory_order_relaxed);
+  PageTable(segment).init();
+  FreePages(segment).init();
+  if (Status status = StripeIndex(segment).init(); !status) return status;
+  WorkerTable(segment).init();
+  LeaseTable(segment).init();
+  NamespaceTable(segment).init();
   // Magic last: a half-built segment is no segment. (It is also not at its name until it is whole.)
   block.magic = kSegmentMagic;
   block.constant_checksum = constant_checksum(block);

@@ -140,7 +140,6 @@ class Checks {
   const StripeIndex index_;
   const bool at_rest_;
   const std::uint32_t tokens_per_page_;
-  int lock_kind_ = 0;
 };
 
 // Whether this process exists, is not stopped, traced or a zombie, and started at `start_time`.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "shm/free_pages.h"
 #include "shm/prefix_hash.h"
 #include "shm/verify_checks.h"
 
@@ -257,10 +258,8 @@ void Checks::check_chunk(std::uint32_t chunk, Wrongs& wrongs) const {
   const std::uint32_t first = chunk * kChunkPages;
   const std::uint32_t count = std::min(kChunkPages, segment_.page_count() - first);
   const std::uint64_t bits = segment_.free_bits(chunk).load(std::memory_order_acquire);
-  if (count < kChunkPages && bits >> count != 0) {
-    wrongs.add(Invariant::kFreeBits, Subject::kChunk, chunk, bits >> count,
-               fmt::format("free bits {:#018x}, it has {} pages", bits, count));
-  }
+  if (std::string problem = FreePages(segment_).validate(chunk); !problem.empty())
+    wrongs.add(Invariant::kFreeBits, Subject::kChunk, chunk, bits, std::move(problem));
   std::array<StateWord, kChunkPages> words{};
   for (std::uint32_t i = 0; i < count; ++i) {
     words[i] = {segment_.descriptor({first + i}).state.load(std::memory_order_acquire)};

@@ -76,7 +76,7 @@ class AdoptTest : public testing::Test {
   void expect_adopted() const {
     EXPECT_EQ(slots(SlotState::kActive), 1U);
     EXPECT_EQ(slots(SlotState::kFree), 2U);
-    EXPECT_EQ(WorkerTable(*segment_).problem(), "");
+    EXPECT_EQ(WorkerTable(*segment_).validate(), "");
     EXPECT_EQ(state(100), PageState::kFree);
     EXPECT_EQ(state(101), PageState::kLive);
     EXPECT_EQ(FreePages(*segment_).count(), 128U - 10 - 1) << "10 of the living, one Live";
@@ -149,7 +149,7 @@ TEST_F(AdoptTest, DiesWhileItAdopts) {
         "adopt.after_slots", "adopt.after_pages"}) {
     const bool died = test::dies_at(place, [&] { const RunningCoordinator dying(cache_); });
     EXPECT_TRUE(died) << place;
-    EXPECT_EQ(WorkerTable(*segment_).problem(), "") << place;
+    EXPECT_EQ(WorkerTable(*segment_).validate(), "") << place;
   }
   EXPECT_EQ(segment_->superblock().coordinator_epoch.load(), 6U);
   RunningCoordinator next(cache_);
