@@ -12,7 +12,7 @@
 //
 // Crash: died after / left behind / repaired by / test
 //   worker, anywhere / its leases go on protecting / recover, from reap_worker / LeaseTableTest, step_kill.reap
-//   reap.after_lease / the rest of them, and the mark above them / the same again / LeaseTableTest.RecoverCanDie
+//   reap.after_lease / the rest of them, and the mark above them / the same again / LeaseTableTest
 #pragma once
 
 #include <algorithm>

@@ -29,13 +29,16 @@ void Wrongs::add(Invariant invariant, Subject subject, std::uint64_t number, std
       {{invariant, subject, number, std::move(text)}, hash_bytes(0, parts, sizeof parts)});
 }
 
-Checks::Checks(const Segment& segment, bool at_rest)
+Checks::Checks(const Segment& segment, const VerifyOptions& options)
     : segment_(segment),
       index_(segment),
-      at_rest_(at_rest),
-      tokens_per_page_(segment.tokens_per_page()) {}
+      at_rest_(options.at_rest),
+      adopting_(options.adopting),
+      tokens_per_page_(segment.tokens_per_page()) {
+  seen_.entries.resize(segment.layout().bucket_count);
+}
 
-void Checks::check(const Unit& unit, Wrongs& wrongs) const {
+void Checks::check(const Unit& unit, Wrongs& wrongs) {
   const auto page = PageIndex{static_cast<std::uint32_t>(unit.number)};
   const auto small = static_cast<std::uint16_t>(unit.number);
   switch (unit.kind) {
@@ -65,16 +68,18 @@ void Checks::check(const Unit& unit, Wrongs& wrongs) const {
 void Checks::count(const Unit& unit, Totals& totals) const {
   if (unit.kind == UnitKind::kPage) {
     const PageIndex page{static_cast<std::uint32_t>(unit.number)};
-    const StateWord word{segment_.descriptor(page).state.load(kRelaxed)};
-    if (word.well_formed()) {
-      ++totals.pages[static_cast<std::uint8_t>(word.state())];
-    } else {
+    const Descriptor& d = segment_.descriptor(page);
+    const StateWord word{d.state.load(kAcquire)};
+    if (!word.well_formed()) {
       ++totals.pages_impossible;
+      return;
     }
-  } else if (unit.kind == UnitKind::kBucket) {
-    for (const AtomicU64& entry : segment_.bucket(unit.number).entries) {
-      totals.index_entries += entry.load(kRelaxed) != 0 ? 1 : 0;
-    }
+    ++totals.pages[static_cast<std::uint8_t>(word.state())];
+    if (!word.readable()) return;
+    const Handle parent{d.parent.load(kAcquire)};
+    // Equal afterwards: it was this page's parent all the time.
+    if (parent.is_page() && segment_.has(parent.page_index()) && d.state.load(kAcquire) == word.raw)
+      ++totals.children[parent.page_index().value];
   } else if (unit.kind == UnitKind::kWorker) {
     for (const LeaseSlot& lease : segment_.leases({static_cast<std::uint16_t>(unit.number)})) {
       totals.leases += lease.handle.load(kRelaxed) != 0 ? 1 : 0;

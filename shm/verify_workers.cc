@@ -46,6 +46,7 @@ bool Checks::slot_in_use(WorkerId worker) const { return slot_state(worker) != S
 
 bool Checks::excused(WorkerId worker) const {
   if (at_rest_ || !slot_in_use(worker)) return false;
+  if (adopting_) return true;
   const WorkerRecord& record = segment_.worker(worker);
   const SlotState state = slot_state(worker);
   return (state != SlotState::kActive && state != SlotState::kAttaching) ||
@@ -54,6 +55,7 @@ bool Checks::excused(WorkerId worker) const {
 
 bool Checks::coordinator_excused() const {
   if (at_rest_) return false;
+  if (adopting_) return true;
   const Superblock& block = segment_.superblock();
   return block.coordinator_state.load(kRelaxed) ==
              static_cast<std::uint32_t>(CoordinatorState::kAdopting) ||
