@@ -17,6 +17,7 @@
 #include "shm/namespace_table.h"
 #include "shm/page_table.h"
 #include "shm/stripe_index.h"
+#include "shm/verify.h"
 #include "shm/worker_table.h"
 
 namespace kvtrie {
@@ -31,7 +32,12 @@ MaybeFailure random_bytes(void* into, std::size_t bytes) {
   return {};
 }
 
-// Of each structure by itself; what stands between them is for `verify`.
+// How long something must look wrong: workers run on, and the host may be busy. Costs nothing when
+// all is well.
+constexpr unsigned kSettleMs = 2000;
+
+// Of each structure by itself: quick, and never wrong for a while only, so garbage is refused at
+// once.
 std::string first_problem(const Segment& segment) {
   std::string problem = WorkerTable(segment).validate();
   if (problem.empty()) problem = LeaseTable(segment).validate();
@@ -40,6 +46,15 @@ std::string first_problem(const Segment& segment) {
   if (problem.empty()) problem = FreePages(segment).validate();
   if (problem.empty()) problem = StripeIndex(segment).validate();
   return problem;
+}
+
+// Of everything, and of what stands between the structures.
+std::string first_finding(const Segment& segment) {
+  const VerifyReport report =
+      verify(segment, {.adopting = true, .findings_max = 1, .settle_ms = kSettleMs});
+  if (report.clean()) return {};
+  return fmt::format("{} (of {} findings; kvtrie verify lists them)",
+                     to_string(report.findings.front()), report.findings_total);
 }
 
 // One store at work on one cache.
@@ -124,9 +139,12 @@ class Store {
     return adopt();
   }
 
+  // Nothing is changed before all of it was looked at.
   MaybeFailure adopt() {
     const Segment& segment = *objects_.segment;
-    if (const std::string problem = first_problem(segment); !problem.empty()) {
+    std::string problem = first_problem(segment);
+    if (problem.empty()) problem = first_finding(segment);
+    if (!problem.empty()) {
       return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
     }
     if (MaybeFailure failure =
