@@ -12,7 +12,12 @@
 #include <cstring>
 
 #include "shm/crash_point.h"
+#include "shm/free_pages.h"
+#include "shm/lease_table.h"
 #include "shm/namespace_table.h"
+#include "shm/page_table.h"
+#include "shm/stripe_index.h"
+#include "shm/verify.h"
 #include "shm/worker_table.h"
 
 namespace kvtrie {
@@ -27,16 +32,29 @@ MaybeFailure random_bytes(void* into, std::size_t bytes) {
   return {};
 }
 
-// A state word that cannot be would lead adoption astray; everything else is checked where it is
-// read.
-std::string impossible_page(const Segment& segment) {
-  for (std::uint32_t page = 0; page < segment.page_count(); ++page) {
-    const StateWord word{segment.descriptor({page}).state.load(std::memory_order_relaxed)};
-    if (!word.well_formed() || word.owner().value >= segment.slot_count()) {
-      return fmt::format("page {}: impossible state word {:#x}", page, word.raw);
-    }
-  }
-  return {};
+// How long something must look wrong: workers run on, and the host may be busy. Costs nothing when
+// all is well.
+constexpr unsigned kSettleMs = 2000;
+
+// Of each structure by itself: quick, and never wrong for a while only, so garbage is refused at
+// once.
+std::string first_problem(const Segment& segment) {
+  std::string problem = WorkerTable(segment).validate();
+  if (problem.empty()) problem = LeaseTable(segment).validate();
+  if (problem.empty()) problem = NamespaceTable(segment).validate();
+  if (problem.empty()) problem = PageTable(segment).validate();
+  if (problem.empty()) problem = FreePages(segment).validate();
+  if (problem.empty()) problem = StripeIndex(segment).validate();
+  return problem;
+}
+
+// Of everything, and of what stands between the structures.
+std::string first_finding(const Segment& segment) {
+  const VerifyReport report =
+      verify(segment, {.adopting = true, .findings_max = 1, .settle_ms = kSettleMs});
+  if (report.clean()) return {};
+  return fmt::format("{} (of {} findings; kvtrie verify lists them)",
+                     to_string(report.findings.front()), report.findings_total);
 }
 
 // One store at work on one cache.
@@ -125,11 +143,11 @@ class Store {
     return adopt();
   }
 
+  // Nothing is changed before all of it was looked at.
   MaybeFailure adopt() {
     const Segment& segment = *objects_.segment;
-    std::string problem = WorkerTable(segment).problem();
-    if (problem.empty()) problem = NamespaceTable(segment).problem();
-    if (problem.empty()) problem = impossible_page(segment);
+    std::string problem = first_problem(segment);
+    if (problem.empty()) problem = first_finding(segment);
     if (!problem.empty()) {
       return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
     }

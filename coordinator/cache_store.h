@@ -18,7 +18,8 @@
 //   another PID namespace                  refused: robust mutexes do not work between the two
 //   poisoned                               successor of its shape; old workers serve misses
 //   a pool missing or of another size,     refused: kvtrie destroy, or --fresh
-//   superblock, tables or states impossible
+//   or anything that `verify` finds, but
+//   for what the dead may leave
 //   else                                   adopted
 //
 // Crash: died after / left behind / repaired by / test (CacheStoreTest.DiesInBuild)

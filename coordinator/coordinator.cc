@@ -88,7 +88,7 @@ MaybeFailure Coordinator::take_over() {
   Reaper::AdoptSlots slots;
   if (MaybeFailure failure = reaper_->adopt(slots)) return failure;
   KVTRIE_CRASH_POINT("adopt.after_slots");
-  const AdoptReport pages = adopt_pages(segment());
+  const PageRecovery pages = adopt_pages(segment());
   KVTRIE_CRASH_POINT("adopt.after_pages");
   wake_everybody();
   segment().count(kCoordinatorSlot, Counter::kAdoptions);

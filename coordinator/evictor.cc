@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "shm/crash_point.h"
+#include "shm/lease_table.h"
 #include "shm/mutant.h"
 #include "shm/page_table.h"
 #include "shm/recovery.h"
@@ -28,21 +29,6 @@ struct Later {
     return a.stamp != b.stamp ? a.stamp > b.stamp : a.page > b.page;
   }
 };
-
-// Calls visit(Handle) for every lease in use: workers' and, in slot 0, the operator's pins.
-template <typename Visit>
-void for_each_lease(const Segment& segment, Visit visit) {
-  for (std::uint32_t slot = 0; slot < segment.slot_count(); ++slot) {
-    const WorkerId worker{static_cast<std::uint16_t>(slot)};
-    const std::span<LeaseSlot> leases = segment.leases(worker);
-    const std::size_t used = std::min<std::size_t>(
-        segment.worker(worker).leases_high_water.load(std::memory_order_seq_cst), leases.size());
-    for (const LeaseSlot& lease : leases.first(used)) {
-      const Handle handle{lease.handle.load(std::memory_order_seq_cst)};
-      if (handle.is_page() && segment.has(handle.page_index())) visit(handle);
-    }
-  }
-}
 
 }  // namespace
 
@@ -105,7 +91,7 @@ void Evictor::look_at(std::uint32_t page) {
 
 // Leased pages are not worth condemning. Only a saving: step 5 decides.
 void Evictor::mark_leased() {
-  for_each_lease(segment_, [&](Handle handle) {
+  LeaseTable(segment_).for_each([&](WorkerId, Handle handle) {
     const std::uint32_t page = handle.page_index().value;
     if (handle.same_life(words_[page])) leased_[page] = 1;
   });
@@ -188,7 +174,7 @@ void Evictor::keep(Condemned& victim) {
 }
 
 void Evictor::rescue_leased() {
-  for_each_lease(segment_, [&](Handle handle) {
+  LeaseTable(segment_).for_each([&](WorkerId, Handle handle) {
     const std::uint32_t place = batch_place_[handle.page_index().value];
     if (place != 0 && batch_[place - 1].page == handle) keep(batch_[place - 1]);
   });

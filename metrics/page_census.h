@@ -1,28 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What a scrape needs of pages and leases: counted by one walk over them, at most once a second,
-// since the walk reads a line a page (about 0.1 s at 16 M pages). What stands in the segment is
-// input: impossible words are counted as such.
+// What a scrape needs of pages and leases: their tables' stats, taken at most once a second, since
+// those of the pages read a line a page (about 0.1 s at 16 M pages).
 #pragma once
 
-#include <array>
 #include <chrono>
-#include <cstdint>
 #include <mutex>
 
-#include "shm/ids.h"
+#include "shm/lease_table.h"
+#include "shm/page_table.h"
 #include "shm/segment.h"
 
 namespace kvtrie {
 
 struct PageCensus {
-  std::array<std::uint64_t, kPageStates> pages{};  // by PageState
-  std::uint64_t malformed = 0;
-  std::uint64_t leases = 0;
+  PageStats pages;
+  LeaseStats leases;
 };
-
-PageCensus take_census(const Segment& segment);
 
 // Thread-safe.
 class CensusCache {

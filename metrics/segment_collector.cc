@@ -105,13 +105,13 @@ void add_counters(const Segment& segment, std::vector<MetricFamily>& families) {
   }
 }
 
-MetricFamily pages_by_state(const PageCensus& census) {
+MetricFamily pages_by_state(const PageStats& pages) {
   MetricFamily family{"kvtrie_pages", "Pages by state.", MetricType::Gauge, {}};
   for (std::uint8_t i = 0; i < kPageStates; ++i) {
-    family.metric.push_back(gauge_line(static_cast<double>(census.pages[i]), "state",
+    family.metric.push_back(gauge_line(static_cast<double>(pages.by_state[i]), "state",
                                        name_of(static_cast<PageState>(i))));
   }
-  family.metric.push_back(gauge_line(static_cast<double>(census.malformed), "state", "malformed"));
+  family.metric.push_back(gauge_line(static_cast<double>(pages.impossible), "state", "malformed"));
   return family;
 }
 
@@ -160,11 +160,11 @@ std::vector<MetricFamily> SegmentCollector::Collect() const {
   const Superblock& block = segment_.superblock();
   std::vector<MetricFamily> families;
   add_counters(segment_, families);
-  families.push_back(pages_by_state(census));
+  families.push_back(pages_by_state(census.pages));
   families.push_back(workers_by_state(segment_));
   families.push_back(pauses(pauses_.snapshot()));
   families.push_back(
-      gauge("kvtrie_leases", "Leases held, the operator's pins among them.", census.leases));
+      gauge("kvtrie_leases", "Leases held, the operator's pins among them.", census.leases.all()));
   families.push_back(
       gauge("kvtrie_namespaces", "Namespaces open.", NamespaceTable(segment_).stats().open));
   families.push_back(gauge("kvtrie_page_size_bytes", "Bytes of a page over all planes.",

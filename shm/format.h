@@ -60,7 +60,7 @@ enum class AreaKind : std::uint32_t {
   kPins = 4,         // PinRecord, one for each lease slot of slot 0
   kHeldCounts = 5,   // u16, workers x chunks: pages that a worker may own in a chunk
   kAnnounce = 6,     // u32 a page: children announced below it, ever
-  kFreeBitmap = 7,   // u64 a chunk: bit set = probably Free
+  kFreeBitmap = 7,   // ChunkRecord
   kStripes = 8,      // StripeRecord
   kBuckets = 9,      // IndexBucket
   kDescriptors = 10, // Descriptor + tokens
@@ -184,6 +184,13 @@ struct LeaseSlot {
   AtomicU32 request_tag;
 };
 static_assert(sizeof(LeaseSlot) == 16, "four slots a line; the evictor reads them all each round");
+
+// Where pages of one chunk are probably Free, and probably somebody's. Hints: the state words are the truth.
+struct ChunkRecord {
+  AtomicU64 free_bits;   // takers look here
+  AtomicU64 owned_bits;  // Writing or Pending: the reaper looks here first
+};
+static_assert(sizeof(ChunkRecord) == 16, "both words of a chunk in one line");
 
 struct PinRecord {
   AtomicU32 expiry_tick;  // 0: never

@@ -3,11 +3,17 @@
 
 #include "shm/free_pages.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
+#include <vector>
 
 #include "shm/crash_point.h"
 #include "shm/mutant.h"
+#include "shm/recovery.h"
+#include "shm/stripe_index.h"
+#include "shm/worker_table.h"
 
 namespace kvtrie {
 namespace {
@@ -69,6 +75,7 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
       mask & segment_.free_bits(chunk).fetch_and(~mask, std::memory_order_seq_cst);
   KVTRIE_CRASH_POINT("take.after_bits");
   std::uint16_t taken = 0;
+  std::uint64_t taken_bits = 0;
   for (; ours != 0; ours &= ours - 1) {
     const PageIndex page{chunk * kChunkPages + static_cast<std::uint32_t>(std::countr_zero(ours))};
     if (!segment_.has(page)) continue;  // bits past the end are never set by us
@@ -81,6 +88,7 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
     }
     KVTRIE_CRASH_POINT("take.after_state");
     out.push_back(page);
+    taken_bits |= ours & (~ours + 1);
     ++taken;
   }
   if (KVTRIE_MUTANT(held_count_after_take)) {
@@ -88,6 +96,7 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
   } else if (taken != asked) {
     held.fetch_sub(static_cast<std::uint16_t>(asked - taken), std::memory_order_release);
   }
+  segment_.owned_bits(chunk).fetch_or(taken_bits, std::memory_order_relaxed);
   return taken;
 }
 
@@ -138,6 +147,7 @@ void FreePages::give_back(WorkerId me, std::span<const PageIndex> pages) const {
                   std::memory_order_release);
       KVTRIE_CRASH_POINT("give_back.after_free");
     }
+    segment_.owned_bits(chunk).fetch_and(~mask, std::memory_order_relaxed);
     segment_.free_bits(chunk).fetch_or(mask, std::memory_order_seq_cst);
     KVTRIE_CRASH_POINT("give_back.after_bits");
     segment_.held_count(me, chunk)
@@ -146,7 +156,8 @@ void FreePages::give_back(WorkerId me, std::span<const PageIndex> pages) const {
 }
 
 void FreePages::drop_held(WorkerId me, std::span<const PageIndex> pages) const {
-  by_chunk(pages, [&](std::uint32_t chunk, std::uint64_t, std::span<const PageIndex> group) {
+  by_chunk(pages, [&](std::uint32_t chunk, std::uint64_t mask, std::span<const PageIndex> group) {
+    segment_.owned_bits(chunk).fetch_and(~mask, std::memory_order_relaxed);
     segment_.held_count(me, chunk)
         .fetch_sub(static_cast<std::uint16_t>(group.size()), std::memory_order_release);
   });
@@ -155,23 +166,162 @@ void FreePages::drop_held(WorkerId me, std::span<const PageIndex> pages) const {
 void FreePages::free_retired(PageIndex page) const {
   AtomicU64& state = segment_.descriptor(page).state;
   const StateWord word{state.load(std::memory_order_relaxed)};
+  const std::uint64_t bit = std::uint64_t{1} << (page.value % kChunkPages);
+  // Of a dead worker, before anybody else can take it and say so.
+  if (word.owned()) segment_.owned_bits(page.value / kChunkPages).fetch_and(~bit, std::memory_order_relaxed);
   state.store(KVTRIE_MUTANT(free_keeps_generation) ? word.with(PageState::kFree).raw
                                                    : word.recycled().raw,
               std::memory_order_release);
   KVTRIE_CRASH_POINT("evict.after_free");
-  segment_.free_bits(page.value / kChunkPages)
-      .fetch_or(std::uint64_t{1} << (page.value % kChunkPages), std::memory_order_seq_cst);
+  segment_.free_bits(page.value / kChunkPages).fetch_or(bit, std::memory_order_seq_cst);
+}
+
+std::uint32_t FreePages::pages_of_chunk(std::uint32_t chunk) const {
+  return std::min(kChunkPages, segment_.page_count() - chunk * kChunkPages);
+}
+
+void FreePages::init() const {
+  for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+    segment_.free_bits(chunk).store(low_bits(pages_of_chunk(chunk)), std::memory_order_relaxed);
+  }
+  segment_.superblock().free_hint.store(segment_.page_count(), std::memory_order_relaxed);
+}
+
+std::string FreePages::validate(std::uint32_t chunk) const {
+  const std::uint32_t count = pages_of_chunk(chunk);
+  const std::uint64_t bits = segment_.free_bits(chunk).load(std::memory_order_acquire);
+  if ((bits & ~low_bits(count)) == 0) return {};
+  return fmt::format("free bits {:#018x}, it has {} pages", bits, count);
+}
+
+std::string FreePages::validate() const {
+  const std::uint32_t last = segment_.chunk_count() - 1;  // all others have as many pages as bits
+  if (const std::string problem = validate(last); !problem.empty()) {
+    return fmt::format("chunk {}: {}", last, problem);
+  }
+  const WorkerTable workers(segment_);
+  for (std::uint32_t i = 0; i < segment_.slot_count(); ++i) {
+    const WorkerId slot{static_cast<std::uint16_t>(i)};
+    const SlotWord word = workers.word(slot);
+    if (word.state() != SlotState::kFree) continue;
+    for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+      const unsigned held = segment_.held_count(slot, chunk).load(std::memory_order_acquire);
+      if (held == 0 || workers.word(slot) != word) continue;  // not any more: it was given meanwhile
+      return fmt::format("worker slot {}: free, but held count of chunk {} is {}", i, chunk, held);
+    }
+  }
+  return {};
 }
 
 void FreePages::repair_chunk(std::uint32_t chunk) const {
   const std::uint32_t first = chunk * kChunkPages;
-  const std::uint32_t end = std::min(first + kChunkPages, segment_.page_count());
   std::uint64_t mask = 0;
-  for (std::uint32_t i = first; i < end; ++i) {
-    const StateWord word{segment_.descriptor({i}).state.load(std::memory_order_acquire)};
-    if (word.state() == PageState::kFree) mask |= std::uint64_t{1} << (i - first);
+  for (std::uint32_t i = 0; i < pages_of_chunk(chunk); ++i) {
+    const StateWord word{segment_.descriptor({first + i}).state.load(std::memory_order_acquire)};
+    if (word.state() == PageState::kFree) mask |= std::uint64_t{1} << i;
   }
   segment_.free_bits(chunk).fetch_or(mask, std::memory_order_seq_cst);
+}
+
+void FreePages::recover() const {
+  for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+    if (!KVTRIE_MUTANT(adopt_keeps_bitmap)) repair_chunk(chunk);
+    KVTRIE_CRASH_POINT("adopt.after_chunk");
+  }
+  segment_.superblock().free_hint.store(static_cast<std::int64_t>(count()),
+                                        std::memory_order_relaxed);
+}
+
+// Some chunks at a time, so that the index lines of all their pages are on their way before the first is needed: pages
+// that lie scattered would wait for memory otherwise, 0.3 us each.
+class FreePages::PagesOfTheDead {
+ public:
+  PagesOfTheDead(const FreePages& free_pages, WorkerId dead)
+      : free_pages_(free_pages), segment_(free_pages.segment_), index_(segment_), dead_(dead) {}
+
+  std::uint32_t give_back() {
+    for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+      const std::uint32_t held = segment_.held_count(dead_, chunk).load(std::memory_order_acquire);
+      if (held == 0) continue;
+      find(chunk, held);
+      if (chunks_.size() == kChunksAtOnce) finish();
+    }
+    finish();
+    return freed_;
+  }
+
+ private:
+  static constexpr std::size_t kChunksAtOnce = 32;
+
+  struct Chunk {
+    std::uint32_t number;
+    bool exact;  // as many pages were found as are held (F4)
+  };
+
+  void find(std::uint32_t chunk, std::uint32_t held) {
+    const std::uint64_t all = low_bits(free_pages_.pages_of_chunk(chunk));
+    const std::uint64_t owned = segment_.owned_bits(chunk).load(std::memory_order_relaxed);
+    std::uint32_t found = 0;
+    for (std::uint64_t bits : {all & owned, all & ~owned}) {
+      for (; bits != 0 && found < held; bits &= bits - 1) {
+        const auto bit = static_cast<std::uint32_t>(std::countr_zero(bits));
+        if (take_note({chunk * kChunkPages + bit})) ++found;
+      }
+    }
+    chunks_.push_back({chunk, found == held});
+  }
+
+  // Whether the page is the dead worker's.
+  bool take_note(PageIndex page) {
+    const Descriptor& descriptor = segment_.descriptor(page);
+    const StateWord word{descriptor.state.load(std::memory_order_acquire)};
+    if (!word.owned() || word.owner() != dead_ || KVTRIE_MUTANT(reap_keeps_pages)) return false;
+    pages_.push_back(page);
+    if (word.state() == PageState::kPending) {
+      index_.prefetch(index_.place_of(descriptor.prefix_hash.load(std::memory_order_relaxed)));
+    }
+    return true;
+  }
+
+  void finish() {
+    for (const PageIndex page : pages_) finish_page(segment_, page);
+    freed_ += static_cast<std::uint32_t>(pages_.size());
+    pages_.clear();
+    for (const Chunk& chunk : chunks_) {
+      if (!chunk.exact && !KVTRIE_MUTANT(reap_keeps_bitmap)) free_pages_.repair_chunk(chunk.number);
+      KVTRIE_CRASH_POINT("reap.before_held");
+      segment_.held_count(dead_, chunk.number).store(0, std::memory_order_release);
+      KVTRIE_CRASH_POINT("reap.after_chunk");
+    }
+    chunks_.clear();
+  }
+
+  const FreePages& free_pages_;
+  const Segment& segment_;
+  const StripeIndex index_;
+  const WorkerId dead_;
+  std::vector<Chunk> chunks_;
+  std::vector<PageIndex> pages_;
+  std::uint32_t freed_ = 0;
+};
+
+std::uint32_t FreePages::recover(WorkerId dead) const {
+  const std::uint32_t freed = PagesOfTheDead(*this, dead).give_back();
+  segment_.superblock().free_hint.fetch_add(freed, std::memory_order_relaxed);
+  return freed;
+}
+
+FreeStats FreePages::stats() const {
+  FreeStats stats;
+  stats.free_bits = count();
+  stats.held_of.assign(segment_.slot_count(), 0);
+  for (std::uint32_t i = 0; i < segment_.slot_count(); ++i) {
+    const WorkerId slot{static_cast<std::uint16_t>(i)};
+    for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
+      stats.held_of[i] += segment_.held_count(slot, chunk).load(std::memory_order_relaxed);
+    }
+  }
+  return stats;
 }
 
 std::uint64_t FreePages::count() const {

@@ -79,7 +79,7 @@ SegmentLayout layout_of(const Geometry& g) {
   add(AreaKind::kPins, sizeof(PinRecord), g.leases_per_worker);
   add(AreaKind::kHeldCounts, sizeof(std::uint16_t), slots * layout.chunk_count);
   add(AreaKind::kAnnounce, sizeof(std::uint32_t), g.pages);
-  add(AreaKind::kFreeBitmap, sizeof(std::uint64_t), layout.chunk_count);
+  add(AreaKind::kFreeBitmap, sizeof(ChunkRecord), layout.chunk_count);
   add(AreaKind::kStripes, sizeof(StripeRecord), g.stripes);
   add(AreaKind::kBuckets, sizeof(IndexBucket), layout.bucket_count);
   add(AreaKind::kDescriptors, layout.descriptor_stride, g.pages);

@@ -215,33 +215,42 @@ void NamespaceTable::recover() const {
   }
 }
 
-std::string NamespaceTable::problem() const {
+std::string NamespaceTable::validate(NamespaceId id) const {
+  const NamespaceRecord& record = segment_.name_space(id);
+  const std::uint32_t state = record.state.load(std::memory_order_acquire);
+  const std::uint64_t generation = record.root_generation.load(std::memory_order_acquire);
+  const auto byte_at = [](const char* text) { return __atomic_load_n(text, __ATOMIC_RELAXED); };
+  if (byte_at(record.label + sizeof record.label - 1) != '\0') return "label without an end";
+  if (generation >> kGenerationBits != 0) {
+    return fmt::format("impossible root generation {}", generation);
+  }
+  if (state == static_cast<std::uint32_t>(NamespaceState::kFree)) return {};
+  if (state != static_cast<std::uint32_t>(NamespaceState::kOpen)) {
+    return fmt::format("impossible state {}", state);
+  }
+  if (generation == 0) return "open in root generation 0";
+  const std::uint32_t bytes = record.fields_bytes.load(std::memory_order_relaxed);
+  if (bytes > kNamespaceDescriptorMax) return fmt::format("{} field bytes", bytes);
+  std::array<char, kNamespaceDescriptorMax> copy{};  // what is checked does not change meanwhile
+  for (std::size_t i = 0; i < copy.size(); ++i)
+    copy[i] = byte_at(record.fields + i);
+  const std::string_view fields(copy.data(), bytes);
+  if (std::string text = namespace_fields_problem(fields); !text.empty()) return text;
+  const std::uint64_t hash = hash_fields(segment_, fields);
+  if (record.fields_hash.load(std::memory_order_relaxed) != hash ||
+      record.hash_seed.load(std::memory_order_relaxed) != seed_of(segment_, hash, id)) {
+    return "hash does not match its fields";
+  }
+  if (std::any_of(copy.begin() + bytes, copy.end(), [](char c) { return c != '\0'; })) {
+    return "bytes after its fields are not zero";
+  }
+  return {};
+}
+
+std::string NamespaceTable::validate() const {
   for (std::uint32_t i = 0; i < segment_.namespace_count(); ++i) {
-    const NamespaceRecord& record = segment_.name_space(id_of(i));
-    const std::uint32_t state = record.state.load(std::memory_order_acquire);
-    if (state == static_cast<std::uint32_t>(NamespaceState::kFree)) continue;
-    if (state != static_cast<std::uint32_t>(NamespaceState::kOpen)) {
-      return fmt::format("namespace {}: impossible state {}", i, state);
-    }
-    const std::uint32_t bytes = record.fields_bytes.load(std::memory_order_relaxed);
-    if (bytes > kNamespaceDescriptorMax)
-      return fmt::format("namespace {}: {} field bytes", i, bytes);
-    const std::string_view fields(record.fields, bytes);
-    if (const std::string text = namespace_fields_problem(fields); !text.empty()) {
-      return fmt::format("namespace {}: {}", i, text);
-    }
-    const std::uint64_t hash = hash_fields(segment_, fields);
-    if (record.fields_hash.load(std::memory_order_relaxed) != hash ||
-        record.hash_seed.load(std::memory_order_relaxed) != seed_of(segment_, hash, id_of(i))) {
-      return fmt::format("namespace {}: hash does not match its fields", i);
-    }
-    const std::uint64_t generation = record.root_generation.load(std::memory_order_relaxed);
-    if (generation == 0 || generation >> kGenerationBits != 0) {
-      return fmt::format("namespace {}: impossible root generation {}", i, generation);
-    }
-    if (record.label[sizeof record.label - 1] != '\0') {
-      return fmt::format("namespace {}: label without an end", i);
-    }
+    const std::string problem = validate(id_of(i));
+    if (!problem.empty()) return fmt::format("namespace {}: {}", i, problem);
   }
   return {};
 }

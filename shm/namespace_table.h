@@ -75,14 +75,18 @@ class NamespaceTable {
   explicit NamespaceTable(const Segment& segment, std::function<void()> between = [] {})
       : segment_(segment), between_(std::move(between)) {}
 
-  // Finds or makes. kInvalid: not canonical. kFull: no free record, and none without pages.
-  Result<OpenNamespace> open(std::string_view fields, std::string_view label);
+  // Zero bytes are a table without namespaces.
+  void init() const {}
+  // Empty, or the first thing in a record that cannot be, and which record; of one that is being filled just now it
+  // may be wrong. For N1 ask `verify`.
+  std::string validate() const;
+  std::string validate(NamespaceId id) const;
   // After a coordinator's death. Idempotent.
   void recover() const;
-
-  // Empty, or what is impossible in a record and which one.
-  std::string problem() const;
   NamespaceStats stats() const;
+
+  // Finds or makes. kInvalid: not canonical. kFull: no free record, and none without pages.
+  Result<OpenNamespace> open(std::string_view fields, std::string_view label);
 
  private:
   OpenNamespace fill(NamespaceId id, std::string_view fields, std::string_view label);

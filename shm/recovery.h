@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Giving back what the dead held (rules 12, 14, 15). Every function here walks flat arrays, is idempotent,
-// and may itself be killed at any instruction and run again by whoever takes over.
+// Giving back what the dead held (rules 12, 14, 15): the structures' own `recover`, in the order that the rules
+// ask for. Each walks flat arrays, is idempotent, and may itself be killed at any instruction and run again by
+// whoever takes over.
 //
-//   reap_worker   1 some chunks with held > 0 at a time: their pages of the dead: index entry out, then Free, next
-//                   generation, free bit; then, where fewer pages than held were found (it died between two steps of
-//                   taking or giving back), the bits of the chunk's Free pages; then the counts to 0
-//                 2 leases to none, up to the high-water mark
+//   reap_worker   1 FreePages::recover(dead): some chunks with held > 0 at a time: their pages of the dead: index entry
+//                   out, then Free, next generation, free bit; then, where fewer than held were found, the bits of
+//                   the chunk's Free pages; then the counts to 0
+//                 2 LeaseTable::recover(dead): leases to none, up to the high-water mark
 //                 3 waits off           4 superblock.reaps += 1, wake who waits for Pending pages
 //                 The worker's slot record is freed by the caller, last (worker_table.h).
-//   adopt_pages   Condemned -> Live; Retiring -> out of the index, Free; pages of slots that nobody has -> Free;
-//                   free bits of all chunks
+//   adopt_pages   PageTable::recover: Condemned -> Live; Retiring -> out of the index, Free; pages of slots that
+//                   nobody has -> Free.  FreePages::recover: free bits of all chunks
 //
 // Crash: between any two stores / the rest is still there / the next reap of the same slot, whose state says
-// Reaping, or the next adoption / RecoveryTest, step_kill.reap, step_kill.adopt.
+// Reaping, or the next adoption / each structure's RecoverCanDieAndRunAgain, step_kill.reap, step_kill.adopt.
 // Order inside a page: the entry goes first, Free is last, so a page is never free and findable.
-//
-// Cost of reap_worker at 1 M pages: see kvtrie-bench --reap; it reads the lines of a chunk's taken pages until it
-// found what is held there, and two index lines a Pending page.
+// Cost of reap_worker: kvtrie-bench --reap.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 
 #include "shm/ids.h"
+#include "shm/page_table.h"
 #include "shm/segment.h"
 #include "shm/worker_table.h"
 
@@ -43,14 +43,8 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead);
 std::optional<ReapReport> reap_slot(const Segment& segment, WorkerId slot, SlotWord expected,
                                     bool died);
 
-struct AdoptReport {
-  std::uint32_t condemned = 0;
-  std::uint32_t retiring = 0;
-  std::uint32_t orphans = 0;
-};
-
 // By a coordinator that holds the cache's lock, after it reaped the dead and before it evicts.
-AdoptReport adopt_pages(const Segment& segment);
+PageRecovery adopt_pages(const Segment& segment);
 
 // The page is Retiring, or Pending/Writing of a dead owner: out of the index, Free, next generation, bit set.
 void finish_page(const Segment& segment, PageIndex page);

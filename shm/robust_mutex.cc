@@ -77,11 +77,16 @@ Status RobustMutex::init(pthread_mutex_t& mutex) {
   return {};
 }
 
-Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
-  if (held >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
+Status RobustMutex::validate(const pthread_mutex_t& mutex) {
   if (!intact(mutex))
     return {Code::kCorrupt, "the bytes of a shared lock were overwritten", EINVAL};
   if (given_up(mutex)) return {Code::kPoisoned, "the lock is not recoverable", ENOTRECOVERABLE};
+  return {};
+}
+
+Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
+  if (held >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
+  if (Status status = validate(mutex); !status) return status;
   int rc = ::pthread_mutex_trylock(&mutex);
   if (rc == EBUSY && wait_ns > 0) rc = wait_for(mutex, deadline_after(wait_ns));
   if ((rc == EBUSY || rc == ETIMEDOUT) && given_up(mutex)) rc = ENOTRECOVERABLE;

@@ -43,6 +43,8 @@ class RobustMutex {
   static Status mark_consistent(pthread_mutex_t& mutex);
   // A failure leaves the mutex on this thread's list of robust mutexes: its memory must stay mapped for good.
   static Status release(pthread_mutex_t& mutex);
+  // Read-only, of anybody's lock: Corrupt when its bytes are not of such a lock, Poisoned when it cannot be had.
+  static Status validate(const pthread_mutex_t& mutex);
 
   // Whether the kernel would recover this thread's locks.
   static bool has_robust_list();

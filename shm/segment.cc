@@ -7,8 +7,13 @@
 #include <cstring>
 #include <ctime>
 
+#include "shm/free_pages.h"
 #include "shm/futex.h"
-#include "shm/robust_mutex.h"
+#include "shm/lease_table.h"
+#include "shm/namespace_table.h"
+#include "shm/page_table.h"
+#include "shm/stripe_index.h"
+#include "shm/worker_table.h"
 
 namespace kvtrie {
 namespace {
@@ -78,7 +83,7 @@ void Segment::lay_out() {
   };
   descriptors_ = area(AreaKind::kDescriptors);
   announce_ = reinterpret_cast<AtomicU32*>(area(AreaKind::kAnnounce));
-  free_bitmap_ = reinterpret_cast<AtomicU64*>(area(AreaKind::kFreeBitmap));
+  chunks_ = reinterpret_cast<ChunkRecord*>(area(AreaKind::kFreeBitmap));
   held_counts_ = reinterpret_cast<AtomicU16*>(area(AreaKind::kHeldCounts));
   leases_ = reinterpret_cast<LeaseSlot*>(area(AreaKind::kLeases));
   pins_ = reinterpret_cast<PinRecord*>(area(AreaKind::kPins));
@@ -131,17 +136,12 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   block.area_count = segment.layout_.area_count;
   std::copy(segment.layout_.areas.begin(), segment.layout_.areas.end(), block.areas);
 
-  for (std::uint32_t i = 0; i < geometry.stripes; ++i) {
-    if (Status status = RobustMutex::init(segment.stripe(i).mutex); !status) return status;
-  }
-  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
-    const std::uint32_t first = chunk * kChunkPages;
-    const std::uint32_t count = std::min(kChunkPages, segment.page_count() - first);
-    segment.free_bits(chunk).store(
-        count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1,
-        std::memory_order_relaxed);
-  }
-  block.free_hint.store(static_cast<std::int64_t>(geometry.pages), std::memory_order_relaxed);
+  PageTable(segment).init();
+  FreePages(segment).init();
+  if (Status status = StripeIndex(segment).init(); !status) return status;
+  WorkerTable(segment).init();
+  LeaseTable(segment).init();
+  NamespaceTable(segment).init();
   // Magic last: a half-built segment is no segment. (It is also not at its name until it is whole.)
   block.magic = kSegmentMagic;
   block.constant_checksum = constant_checksum(block);
@@ -183,7 +183,6 @@ void Segment::poison(PoisonReason reason) const {
   std::uint32_t none = 0;
   superblock().poison_reason.compare_exchange_strong(none, static_cast<std::uint32_t>(reason));
   superblock().poison_state.store(1, std::memory_order_release);
-  ring(superblock().doorbell);  // the coordinator makes a successor
 }
 
 std::uint32_t Segment::now_tick() const {

@@ -35,7 +35,7 @@ struct SegmentIdentity {
 
 class Segment {
  public:
-  // Fills a fresh, zeroed mapping: superblock, locks, free pages. The superblock's magic is stored last.
+  // Fills a fresh, zeroed mapping: superblock, then each structure's init. The superblock's magic is stored last.
   static Result<Segment> build(Mapping mapping, const Geometry& geometry,
                                const SegmentIdentity& identity);
   // Checks magic, version, features, fingerprint, checksum, geometry and the area table (C7).
@@ -62,7 +62,8 @@ class Segment {
                                         sizeof(Descriptor));
   }
   AtomicU32& announce_counter(PageIndex page) const { return announce_[page.value]; }
-  AtomicU64& free_bits(std::uint32_t chunk) const { return free_bitmap_[chunk]; }
+  AtomicU64& free_bits(std::uint32_t chunk) const { return chunks_[chunk].free_bits; }
+  AtomicU64& owned_bits(std::uint32_t chunk) const { return chunks_[chunk].owned_bits; }
   AtomicU16& held_count(WorkerId worker, std::uint32_t chunk) const {
     return held_counts_[std::uint64_t{worker.value} * layout_.chunk_count + chunk];
   }
@@ -109,7 +110,7 @@ class Segment {
   ClockKind clock_ = ClockKind::kSystem;
   std::byte* descriptors_ = nullptr;
   AtomicU32* announce_ = nullptr;
-  AtomicU64* free_bitmap_ = nullptr;
+  ChunkRecord* chunks_ = nullptr;
   AtomicU16* held_counts_ = nullptr;
   LeaseSlot* leases_ = nullptr;
   PinRecord* pins_ = nullptr;

@@ -3,11 +3,46 @@
 
 #include "shm/stripe_index.h"
 
+#include <fmt/format.h>
+
 #include "shm/crash_point.h"
 #include "shm/mutant.h"
 #include "shm/robust_mutex.h"
 
 namespace kvtrie {
+
+Status StripeIndex::init() const {
+  for (std::uint32_t i = 0; i < stripes_; ++i) {
+    if (Status status = RobustMutex::init(segment_.stripe(i).mutex); !status) return status;
+  }
+  return {};
+}
+
+std::string StripeIndex::validate() const {
+  for (std::uint32_t i = 0; i < stripes_; ++i) {
+    if (const Status status = RobustMutex::validate(segment_.stripe(i).mutex); !status) {
+      return fmt::format("stripe {}: {}", i, status.what());
+    }
+  }
+  for (std::uint64_t b = 0; b < segment_.layout().bucket_count; ++b) {
+    for (const AtomicU64& slot : segment_.bucket(b).entries) {
+      const std::uint64_t entry = slot.load(std::memory_order_relaxed);
+      if (entry != 0 && !possible(entry)) {
+        return fmt::format("bucket {}: impossible entry {:#018x}", b, entry);
+      }
+    }
+  }
+  return {};
+}
+
+IndexStats StripeIndex::stats() const {
+  IndexStats stats;
+  for (std::uint32_t i = 0; i < stripes_; ++i) {
+    stats.recoveries += segment_.stripe(i).recoveries.load(std::memory_order_relaxed);
+    stats.passed_by += segment_.stripe(i).passed_by.load(std::memory_order_relaxed);
+  }
+  return stats;
+}
 
 Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
   StripeRecord& record = segment_.stripe(place.stripe);
@@ -15,7 +50,7 @@ Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
   switch (status.code()) {
     case Code::kOwnerDied:
       KVTRIE_CRASH_POINT("sweep.before");
-      if (!KVTRIE_MUTANT(no_stripe_sweep)) sweep(place.stripe);
+      if (!KVTRIE_MUTANT(no_stripe_sweep)) recover(place.stripe);
       KVTRIE_CRASH_POINT("sweep.before_consistent");
       record.recoveries.fetch_add(1, std::memory_order_relaxed);
       segment_.count(me, Counter::kLockRecoveries);
@@ -90,9 +125,8 @@ bool StripeIndex::remove(std::uint64_t hash, PageIndex page) const {
 }
 
 bool StripeIndex::stale(std::uint64_t entry, std::uint64_t bucket) const {
-  const PageIndex page{static_cast<std::uint32_t>(entry & kIndexMask)};
-  if ((entry & kValid) == 0 || !segment_.has(page)) return true;
-  const Descriptor& descriptor = segment_.descriptor(page);
+  if (!possible(entry)) return true;
+  const Descriptor& descriptor = segment_.descriptor(page_in(entry));
   const StateWord word{descriptor.state.load(std::memory_order_acquire)};
   if (word.state() == PageState::kPending && KVTRIE_MUTANT(sweep_takes_pending)) return true;
   if (!word.canonical()) return true;
@@ -111,7 +145,7 @@ std::uint32_t StripeIndex::clean_bucket(std::uint64_t bucket) const {
   return removed;
 }
 
-std::uint32_t StripeIndex::sweep(std::uint32_t stripe) const {
+std::uint32_t StripeIndex::recover(std::uint32_t stripe) const {
   std::uint32_t removed = 0;
   const std::uint64_t first = first_bucket(stripe);
   for (std::uint64_t b = first; b < first + buckets_per_stripe_; ++b) removed += clean_bucket(b);

@@ -12,7 +12,7 @@
 //   reader       loads entries (acquire), tries each equal tag   nothing
 //   announcer    looks for the same key, stores one entry        the stripe's lock
 //   page's owner removes its entry by CAS {tag, page} -> 0       nothing (rule 12: nobody waits for a stopped worker)
-//   next holder  sweeps after the last one died (rule 13)        the stripe's lock
+//   next holder  recover: sweeps after the last one died (13)    the stripe's lock
 //
 // Invariants
 //   I1  a Pending page whose announce ended, a Live and a Condemned page stand in exactly one entry.
@@ -27,6 +27,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "shm/ids.h"
 #include "shm/segment.h"
@@ -41,6 +42,11 @@ struct IndexPlace {
   std::uint64_t tagged;  // valid bit and tag, page bits zero
 };
 
+struct IndexStats {
+  std::uint64_t recoveries = 0;  // locks taken over from a dead holder
+  std::uint64_t passed_by = 0;   // locks not had in time
+};
+
 class StripeIndex {
  public:
   explicit StripeIndex(const Segment& segment)
@@ -48,6 +54,16 @@ class StripeIndex {
         stripes_(segment.geometry().stripes),
         buckets_per_stripe_(
             static_cast<std::uint32_t>(segment.layout().bucket_count / segment.geometry().stripes)) {}
+
+  // Of zero bytes: the locks.
+  Status init() const;
+  // Empty, or the first lock that is none or entry that cannot be. True at any moment; stale entries and I1, I2 are
+  // for `verify`.
+  std::string validate() const;
+  // The sweep (rule 13), under the stripe's lock after its last holder died: takes stale entries out. Returns how
+  // many. Idempotent. Nothing of the index has to be repaired at adoption.
+  std::uint32_t recover(std::uint32_t stripe) const;
+  IndexStats stats() const;
 
   IndexPlace place_of(std::uint64_t hash) const {
     const std::uint64_t mixed = hash * 0x9E37'79B9'7F4A'7C15ULL;
@@ -67,7 +83,7 @@ class StripeIndex {
       for (const AtomicU64& slot : bucket.entries) {
         const std::uint64_t entry = slot.load(std::memory_order_acquire);
         if ((entry ^ place.tagged) > kIndexMask) continue;
-        const PageIndex page{static_cast<std::uint32_t>(entry & kIndexMask)};
+        const PageIndex page = page_in(entry);
         if (segment_.has(page) && visit(page)) return true;
       }
     }
@@ -91,8 +107,6 @@ class StripeIndex {
   }
   // By the page's present owner, without lock. True if an entry was there.
   bool remove(std::uint64_t hash, PageIndex page) const;
-  // Under the lock, after the last holder died; idempotent. Returns entries removed.
-  std::uint32_t sweep(std::uint32_t stripe) const;
 
   // How often the page stands at its place; for verify.
   unsigned occurrences(std::uint64_t hash, PageIndex page) const;
@@ -100,6 +114,14 @@ class StripeIndex {
     return std::uint64_t{stripe} * buckets_per_stripe_;
   }
   std::uint32_t buckets_per_stripe() const { return buckets_per_stripe_; }
+
+  static constexpr PageIndex page_in(std::uint64_t entry) {
+    return {static_cast<std::uint32_t>(entry & kIndexMask)};
+  }
+  // Whether an entry that is not empty names a page of this segment.
+  bool possible(std::uint64_t entry) const {
+    return (entry & kValid) != 0 && segment_.has(page_in(entry));
+  }
 
   static constexpr std::uint64_t kValid = std::uint64_t{1} << 63;
   static constexpr std::uint64_t kTagMask = ~kIndexMask & ~kValid;

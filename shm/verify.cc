@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <thread>
 
@@ -25,6 +26,10 @@ using verify_detail::Wrongs;
 // A segment of garbage has millions of wrong units; these are enough to say so.
 constexpr std::size_t kSuspectsMax = 4096;
 constexpr int kLooksAtOnce = 4;  // before a unit is a suspect
+// Hides the latency of a line from memory behind the looks at this many pages.
+constexpr std::uint32_t kPagesAhead = 16;
+
+using Pair = std::pair<std::uint32_t, std::uint32_t>;
 
 struct Suspect {
   Unit unit;
@@ -34,7 +39,9 @@ struct Suspect {
 class Verification {
  public:
   Verification(const Segment& segment, const VerifyOptions& options)
-      : segment_(segment), options_(options), checks_(segment, options.at_rest) {}
+      : segment_(segment), options_(options), checks_(segment, options) {
+    totals_.children.resize(segment.page_count());
+  }
 
   VerifyReport run() {
     const Segment& s = segment_;
@@ -43,9 +50,8 @@ class Verification {
     look_at_all(UnitKind::kWorker, s.slot_count());
     look_at_all(UnitKind::kNamespace, s.namespace_count());
     look_at_all(UnitKind::kStripe, s.geometry().stripes);
-    look_at_all(UnitKind::kPage, s.page_count());
-    look_at_all(UnitKind::kChunk, s.chunk_count());
-    look_at_all(UnitKind::kBucket, s.layout().bucket_count);
+    look_at_pages();
+    look_at_buckets();
     look_for_equal_pages();
     look_for_equal_namespaces();
     if (!options_.at_rest) settle();
@@ -66,6 +72,25 @@ class Verification {
   void look_at_all(UnitKind kind, std::uint64_t count) {
     for (std::uint64_t i = 0; i < count; ++i)
       look({kind, i});
+  }
+
+  // A chunk after its pages, while their lines are near.
+  void look_at_pages() {
+    const std::uint32_t pages = segment_.page_count();
+    for (std::uint32_t i = 0; i < pages; ++i) {
+      if (pages - i > kPagesAhead) checks_.prefetch({i + kPagesAhead}, totals_);
+      look({UnitKind::kPage, i});
+      if ((i + 1) % kChunkPages == 0 || i + 1 == pages) look({UnitKind::kChunk, i / kChunkPages});
+    }
+  }
+
+  // Entries that were seen from their page are where they belong.
+  void look_at_buckets() {
+    for (std::uint64_t b = 0; b < segment_.layout().bucket_count; ++b) {
+      const std::uint8_t there = checks_.entries_in(b);
+      totals_.index_entries += static_cast<std::uint64_t>(std::popcount(there));
+      if ((there & ~checks_.seen().entries[b]) != 0) look({UnitKind::kBucket, b});
+    }
   }
 
   void look(const Unit& unit) {
@@ -109,24 +134,34 @@ class Verification {
     }
   }
 
+  // Pages of one parent and the same tokens have one prefix hash, so their entries have one tag and
+  // stand in the same buckets, where they saw each other. That holds for pages whose hash and entry
+  // are right; if any page looked wrong, all contents are compared. (The hash of a page just below
+  // a flushed root cannot be known. It is never matched.)
+  void look_for_equal_pages() {
+    std::vector<Pair> pairs = checks_.seen().twins;
+    const bool page_wrong = std::ranges::any_of(suspects_, [](const Suspect& suspect) {
+      return suspect.unit.kind == UnitKind::kPage;
+    });
+    if (page_wrong || overflow_ != 0 || checks_.seen().twins_left_out) add_equal_contents(pairs);
+    std::ranges::sort(pairs);
+    pairs.erase(std::ranges::unique(pairs).begin(), pairs.end());
+    for (const auto& [a, b] : pairs)
+      look({UnitKind::kPagePair, a, b});
+  }
+
   // Pairs of equal content are neighbours after sorting by a hash of it; check_pair compares them
   // in full.
-  void look_for_equal_pages() {
-    struct Content {
-      std::uint64_t hash;
-      std::uint32_t page;
-    };
-    std::vector<Content> contents;
+  void add_equal_contents(std::vector<Pair>& pairs) const {
+    std::vector<std::pair<std::uint64_t, std::uint32_t>> contents;  // hash, page
     for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
       const std::optional<PageView> v = checks_.view({i});
-      if (v && v->word.canonical()) contents.push_back({checks_.content_hash({i}, *v), i});
+      if (v && v->word.canonical()) contents.emplace_back(checks_.content_hash({i}, *v), i);
     }
-    std::ranges::sort(contents, [](const Content& a, const Content& b) {
-      return a.hash != b.hash ? a.hash < b.hash : a.page < b.page;
-    });
+    std::ranges::sort(contents);
     for (std::size_t i = 1; i < contents.size(); ++i) {
-      if (contents[i].hash != contents[i - 1].hash) continue;
-      look({UnitKind::kPagePair, contents[i - 1].page, contents[i].page});
+      if (contents[i].first == contents[i - 1].first)
+        pairs.emplace_back(contents[i - 1].second, contents[i].second);
     }
   }
 
@@ -157,15 +192,9 @@ class Verification {
   // the readable children counted before it was read. (Nothing can be said of Pending children:
   // their worker may be about to count them. 2^32 announcements below one page would wrap it.)
   std::vector<std::uint32_t> pages_with_low_counters() const {
-    std::vector<std::uint32_t> children(segment_.page_count());
-    for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
-      const std::optional<PageView> v = checks_.view({i});
-      if (!v || !v->word.readable() || !v->parent.is_page()) continue;
-      if (segment_.has(v->parent.page_index())) ++children[v->parent.page_index().value];
-    }
     std::vector<std::uint32_t> low;
     for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
-      if (children[i] > segment_.announce_counter({i}).load(std::memory_order_acquire))
+      if (totals_.children[i] > segment_.announce_counter({i}).load(std::memory_order_acquire))
         low.push_back(i);
     }
     return low;
@@ -174,9 +203,14 @@ class Verification {
   void check_counters() {
     std::vector<std::uint32_t> low = pages_with_low_counters();
     if (!options_.at_rest && !low.empty()) {
-      const std::vector<std::uint32_t> again = pages_with_low_counters();
+      Totals again;
+      again.children.resize(segment_.page_count());
+      for (std::uint32_t i = 0; i < segment_.page_count(); ++i)
+        checks_.count({UnitKind::kPage, i}, again);
+      totals_.children = std::move(again.children);
+      const std::vector<std::uint32_t> still = pages_with_low_counters();
       std::erase_if(low,
-                    [&](std::uint32_t page) { return !std::ranges::binary_search(again, page); });
+                    [&](std::uint32_t page) { return !std::ranges::binary_search(still, page); });
     }
     for (const std::uint32_t page : low) {
       report({Invariant::kCounter, Subject::kPage, page,
@@ -187,7 +221,7 @@ class Verification {
 
   const Segment& segment_;
   const VerifyOptions options_;
-  const Checks checks_;
+  Checks checks_;
   Totals totals_;
   VerifyReport report_;
   std::vector<Suspect> suspects_;

@@ -6,10 +6,12 @@
 // reported.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <functional>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "shm/page_table.h"
@@ -91,30 +93,48 @@ struct Totals {
   std::uint64_t pages_impossible = 0;
   std::uint64_t leases = 0;
   std::uint64_t index_entries = 0;
+  std::vector<std::uint32_t> children;  // readable ones, by page
 };
+
+// What looks at pages told about the index, so that its lines are read where the page is, once.
+struct Seen {
+  std::vector<std::uint8_t> entries;  // by bucket; bit i: entry i was seen from its page, so it belongs there
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> twins;  // entries of one tag in one bucket; lower page first
+  bool twins_left_out = false;
+};
+
+// Tokens of a page, copied where no allocator is asked.
+using TokenBuffer = std::array<std::uint32_t, kTokensPerPageMax>;
 
 class Checks {
  public:
-  Checks(const Segment& segment, bool at_rest);
+  Checks(const Segment& segment, const VerifyOptions& options);
 
-  void check(const Unit& unit, Wrongs& wrongs) const;
+  void check(const Unit& unit, Wrongs& wrongs);
   // Nothing when the page changes all the time.
   std::optional<PageView> view(PageIndex page) const;
   // Of the page's parent, count and tokens; two canonical pages of one content are duplicates.
   std::uint64_t content_hash(PageIndex page, const PageView& v) const;
   void count(const Unit& unit, Totals& totals) const;
+  // Asks for the lines that looks at this page and at others behind it will need.
+  void prefetch(PageIndex page, const Totals& totals) const;
+  // The entries of a bucket that are not empty, as bits.
+  std::uint8_t entries_in(std::uint64_t bucket) const;
+  const Seen& seen() const { return seen_; }
 
  private:
   // verify_pages.cc
-  void check_page(PageIndex page, Wrongs& wrongs) const;
-  void check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs) const;
+  void check_page(PageIndex page, Wrongs& wrongs);
+  void check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs);
   void check_root(PageIndex page, const PageView& v, Wrongs& wrongs) const;
   void check_parent(PageIndex page, const PageView& v, Wrongs& wrongs) const;
-  void check_index(PageIndex page, const PageView& v, Wrongs& wrongs) const;
+  void check_index(PageIndex page, const PageView& v, Wrongs& wrongs);
   void check_bucket(std::uint64_t bucket, Wrongs& wrongs) const;
   void check_chunk(std::uint32_t chunk, Wrongs& wrongs) const;
   void check_pair(PageIndex a, PageIndex b, Wrongs& wrongs) const;
-  std::vector<std::uint32_t> tokens_of(PageIndex page, std::uint16_t count) const;
+  bool pending_unlisted(PageIndex page, const PageView& v) const;
+  std::span<const std::uint32_t> tokens_of(PageIndex page, std::uint16_t count,
+                                           TokenBuffer& into) const;
 
   // verify_tables.cc
   void check_superblock(Wrongs& wrongs) const;
@@ -132,15 +152,16 @@ class Checks {
   SlotState slot_state(WorkerId worker) const;
   bool slot_in_use(WorkerId worker) const;
   // Live only: the worker may have stopped, or died, between any two stores, and its slot is still
-  // in use.
+  // in use. While adopting any worker may have: one in a frozen container looks like one that runs.
   bool excused(WorkerId worker) const;
   bool coordinator_excused() const;
 
   const Segment& segment_;
   const StripeIndex index_;
   const bool at_rest_;
+  const bool adopting_;
   const std::uint32_t tokens_per_page_;
-  int lock_kind_ = 0;
+  Seen seen_;
 };
 
 // Whether this process exists, is not stopped, traced or a zombie, and started at `start_time`.

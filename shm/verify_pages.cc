@@ -6,14 +6,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
+#include "shm/free_pages.h"
 #include "shm/prefix_hash.h"
 #include "shm/verify_checks.h"
 
 namespace kvtrie::verify_detail {
 namespace {
 
+constexpr std::uint32_t kHeadersAhead = 16;  // before what they name is asked for
 constexpr int kReads = 16;  // a page that changes at each of them is passed by
+constexpr std::size_t kTwinsMax = 1U << 16;  // a sound segment has as good as none
 
 std::string in_words(Handle handle) {
   if (handle.none()) return "none";
@@ -47,21 +51,53 @@ std::optional<PageView> Checks::view(PageIndex page) const {
   return std::nullopt;
 }
 
-std::vector<std::uint32_t> Checks::tokens_of(PageIndex page, std::uint16_t count) const {
-  std::vector<std::uint32_t> tokens(std::min<std::uint32_t>(count, tokens_per_page_));
+std::span<const std::uint32_t> Checks::tokens_of(PageIndex page, std::uint16_t count,
+                                                 TokenBuffer& into) const {
+  const std::size_t tokens = std::min<std::uint32_t>(count, tokens_per_page_);
   const AtomicU64* words = segment_.token_words(page);
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    tokens[i] =
-        static_cast<std::uint32_t>(words[i / 2].load(std::memory_order_acquire) >> (i % 2 * 32));
+  std::size_t i = 0;
+  for (; i + 1 < tokens; i += 2) {
+    const std::uint64_t two = words[i / 2].load(std::memory_order_acquire);
+    into[i] = static_cast<std::uint32_t>(two);
+    into[i + 1] = static_cast<std::uint32_t>(two >> 32);
   }
-  return tokens;
+  if (i < tokens)
+    into[i] = static_cast<std::uint32_t>(words[i / 2].load(std::memory_order_acquire));
+  return {into.data(), tokens};
 }
 
 std::uint64_t Checks::content_hash(PageIndex page, const PageView& v) const {
-  return hash_page(v.parent.raw ^ v.token_count, tokens_of(page, v.token_count));
+  TokenBuffer tokens;
+  return hash_page(v.parent.raw ^ v.token_count, tokens_of(page, v.token_count, tokens));
 }
 
-void Checks::check_page(PageIndex page, Wrongs& wrongs) const {
+void Checks::prefetch(PageIndex page, const Totals& totals) const {
+  const Descriptor& d = segment_.descriptor(page);
+  if (const PageIndex behind{page.value + kHeadersAhead}; segment_.has(behind)) {
+    __builtin_prefetch(&segment_.descriptor(behind));
+    __builtin_prefetch(segment_.token_words(behind));
+  }
+  if (!StateWord{d.state.load(std::memory_order_relaxed)}.canonical()) return;
+  const IndexPlace place = index_.place_of(d.prefix_hash.load(std::memory_order_relaxed));
+  for (const std::uint64_t b : place.bucket)
+    __builtin_prefetch(&segment_.bucket(b));
+  const Handle parent{d.parent.load(std::memory_order_relaxed)};
+  if (!parent.is_page() || !segment_.has(parent.page_index())) return;
+  __builtin_prefetch(&segment_.descriptor(parent.page_index()));
+  __builtin_prefetch(&totals.children[parent.page_index().value]);
+}
+
+std::uint8_t Checks::entries_in(std::uint64_t bucket) const {
+  unsigned there = 0;
+  for (unsigned i = 0; i < kBucketEntries; ++i) {
+    const std::uint64_t entry =
+        segment_.bucket(bucket).entries[i].load(std::memory_order_relaxed);
+    there |= (entry != 0 ? 1U : 0U) << i;
+  }
+  return static_cast<std::uint8_t>(there);
+}
+
+void Checks::check_page(PageIndex page, Wrongs& wrongs) {
   const std::optional<PageView> v = view(page);
   if (!v) return;
   const StateWord word = v->word;
@@ -94,7 +130,7 @@ void Checks::check_page(PageIndex page, Wrongs& wrongs) const {
   if (word.canonical()) check_canonical(page, *v, wrongs);
 }
 
-void Checks::check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs) const {
+void Checks::check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs) {
   Wrongs found;
   auto add = [&](Invariant invariant, std::uint64_t key, std::string text) {
     found.add(invariant, Subject::kPage, page.value, key ^ v.word.generation(), std::move(text));
@@ -159,7 +195,8 @@ void Checks::check_root(PageIndex page, const PageView& v, Wrongs& wrongs) const
     add(Invariant::kScope, v.parent.raw, fmt::format("namespace {} is not open", number));
   }
   const std::uint64_t seed = record.hash_seed.load(std::memory_order_acquire);
-  if (hash_page(seed, tokens_of(page, v.token_count)) != v.prefix_hash &&
+  TokenBuffer tokens;
+  if (hash_page(seed, tokens_of(page, v.token_count, tokens)) != v.prefix_hash &&
       record.root_generation.load(std::memory_order_acquire) == now) {
     add(Invariant::kHash, v.prefix_hash,
         fmt::format("prefix hash {:#018x} is not that of its tokens", v.prefix_hash));
@@ -204,20 +241,42 @@ void Checks::check_parent(PageIndex page, const PageView& v, Wrongs& wrongs) con
     wrongs.add(Invariant::kTokens, Subject::kPage, up.value, v.parent.raw,
                fmt::format("{} tokens and a child, page {}", p->token_count, page.value));
   }
-  if (hash_page(p->prefix_hash, tokens_of(page, v.token_count)) != v.prefix_hash) {
+  TokenBuffer tokens;
+  if (hash_page(p->prefix_hash, tokens_of(page, v.token_count, tokens)) != v.prefix_hash) {
     add(Invariant::kHash, v.prefix_hash,
         fmt::format("prefix hash {:#018x} is not that of its parent and tokens", v.prefix_hash));
   }
 }
 
-void Checks::check_index(PageIndex page, const PageView& v, Wrongs& wrongs) const {
-  const unsigned times = index_.occurrences(v.prefix_hash, page);
-  if (times == 1) return;
-  const bool about_to =
-      times == 0 && v.word.state() == PageState::kPending && excused(v.word.owner());
-  if (about_to) return;
+void Checks::check_index(PageIndex page, const PageView& v, Wrongs& wrongs) {
+  const IndexPlace place = index_.place_of(v.prefix_hash);
+  unsigned times = 0;
+  for (const std::uint64_t b : place.bucket) {
+    for (unsigned i = 0; i < kBucketEntries; ++i) {
+      const std::uint64_t entry = segment_.bucket(b).entries[i].load(std::memory_order_acquire);
+      if ((entry ^ place.tagged) > kIndexMask) continue;
+      const PageIndex there = StripeIndex::page_in(entry);
+      if (there == page) {
+        ++times;
+        seen_.entries[b] |= static_cast<std::uint8_t>(1U << i);
+      } else if (segment_.has(there)) {
+        if (seen_.twins.size() < kTwinsMax) {
+          seen_.twins.push_back(std::minmax(page.value, there.value));
+        } else {
+          seen_.twins_left_out = true;
+        }
+      }
+    }
+  }
+  if (times == 1 || (times == 0 && pending_unlisted(page, v))) return;
   wrongs.add(Invariant::kIndexed, Subject::kPage, page.value, v.prefix_hash ^ times,
              fmt::format("{} page stands {} times in its buckets", name_of(v.word.state()), times));
+}
+
+// Between its Pending and its entry (announce.h): its worker will go on, or it is freed when that is reaped.
+bool Checks::pending_unlisted(PageIndex page, const PageView& v) const {
+  return v.word.state() == PageState::kPending && excused(v.word.owner()) &&
+         index_.occurrences(v.prefix_hash, page) == 0;
 }
 
 void Checks::check_bucket(std::uint64_t bucket, Wrongs& wrongs) const {
@@ -257,10 +316,8 @@ void Checks::check_chunk(std::uint32_t chunk, Wrongs& wrongs) const {
   const std::uint32_t first = chunk * kChunkPages;
   const std::uint32_t count = std::min(kChunkPages, segment_.page_count() - first);
   const std::uint64_t bits = segment_.free_bits(chunk).load(std::memory_order_acquire);
-  if (count < kChunkPages && bits >> count != 0) {
-    wrongs.add(Invariant::kFreeBits, Subject::kChunk, chunk, bits >> count,
-               fmt::format("free bits {:#018x}, it has {} pages", bits, count));
-  }
+  if (std::string problem = FreePages(segment_).validate(chunk); !problem.empty())
+    wrongs.add(Invariant::kFreeBits, Subject::kChunk, chunk, bits, std::move(problem));
   std::array<StateWord, kChunkPages> words{};
   for (std::uint32_t i = 0; i < count; ++i) {
     words[i] = {segment_.descriptor({first + i}).state.load(std::memory_order_acquire)};
@@ -276,16 +333,21 @@ void Checks::check_chunk(std::uint32_t chunk, Wrongs& wrongs) const {
     wrongs.add(Invariant::kLost, Subject::kPage, first + i, words[i].raw,
                "free, but its bit is clear and nobody will set it");
   }
-  // F1, for each owner that stands in this chunk.
+  // F1, for each owner that stands in this chunk, said with its first page.
+  std::uint64_t owned_pages = 0;
   for (std::uint32_t i = 0; i < count; ++i) {
+    if (words[i].owned() && words[i].owner().value < segment_.slot_count())
+      owned_pages |= std::uint64_t{1} << i;
+  }
+  while (owned_pages != 0) {
+    const auto i = static_cast<std::uint32_t>(std::countr_zero(owned_pages));
     const WorkerId owner = words[i].owner();
-    if (!words[i].owned() || owner.value >= segment_.slot_count()) continue;
     std::uint64_t mask = 0;
-    for (std::uint32_t j = 0; j < count; ++j) {
+    for (std::uint32_t j = i; j < count; ++j) {
       if (words[j].owned() && words[j].owner() == owner) mask |= std::uint64_t{1} << j;
     }
-    if ((mask & ((std::uint64_t{1} << i) - 1)) != 0) continue;  // said with its first page
-    const auto owned = static_cast<unsigned>(__builtin_popcountll(mask));
+    owned_pages &= ~mask;
+    const auto owned = static_cast<unsigned>(std::popcount(mask));
     const unsigned held = segment_.held_count(owner, chunk).load(std::memory_order_acquire);
     if (held >= owned) continue;
     wrongs.add(Invariant::kHeld, Subject::kPage, first + i, mask ^ held,
@@ -299,7 +361,12 @@ void Checks::check_pair(PageIndex a, PageIndex b, Wrongs& wrongs) const {
   const std::optional<PageView> vb = view(b);
   if (!va || !vb || !va->word.canonical() || !vb->word.canonical()) return;
   if (va->parent != vb->parent || va->token_count != vb->token_count) return;
-  if (tokens_of(a, va->token_count) != tokens_of(b, vb->token_count)) return;
+  TokenBuffer of_a;
+  TokenBuffer of_b;
+  if (!std::ranges::equal(tokens_of(a, va->token_count, of_a), tokens_of(b, vb->token_count, of_b)))
+    return;
+  // Who died (or its thread did) before its entry was not found by the next announcer of the key.
+  if (pending_unlisted(a, *va) || pending_unlisted(b, *vb)) return;
   // Both in their lives at once: `a` was before `b` was read, and is after.
   const StateWord after{segment_.descriptor(a).state.load(std::memory_order_acquire)};
   if (!after.canonical() || after.generation() != va->word.generation()) return;

@@ -19,10 +19,6 @@ namespace {
 constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr auto kAcquire = std::memory_order_acquire;
 
-// The owner that the C library writes into a lock that was released without being marked
-// consistent.
-constexpr int kNotRecoverable = 0x7FFF'FFFE;
-
 }  // namespace
 
 void Wrongs::add(Invariant invariant, Subject subject, std::uint64_t number, std::uint64_t key,
@@ -33,17 +29,16 @@ void Wrongs::add(Invariant invariant, Subject subject, std::uint64_t number, std
       {{invariant, subject, number, std::move(text)}, hash_bytes(0, parts, sizeof parts)});
 }
 
-Checks::Checks(const Segment& segment, bool at_rest)
+Checks::Checks(const Segment& segment, const VerifyOptions& options)
     : segment_(segment),
       index_(segment),
-      at_rest_(at_rest),
+      at_rest_(options.at_rest),
+      adopting_(options.adopting),
       tokens_per_page_(segment.tokens_per_page()) {
-  pthread_mutex_t sound{};
-  (void)RobustMutex::init(sound);
-  lock_kind_ = sound.__data.__kind;
+  seen_.entries.resize(segment.layout().bucket_count);
 }
 
-void Checks::check(const Unit& unit, Wrongs& wrongs) const {
+void Checks::check(const Unit& unit, Wrongs& wrongs) {
   const auto page = PageIndex{static_cast<std::uint32_t>(unit.number)};
   const auto small = static_cast<std::uint16_t>(unit.number);
   switch (unit.kind) {
@@ -73,16 +68,18 @@ void Checks::check(const Unit& unit, Wrongs& wrongs) const {
 void Checks::count(const Unit& unit, Totals& totals) const {
   if (unit.kind == UnitKind::kPage) {
     const PageIndex page{static_cast<std::uint32_t>(unit.number)};
-    const StateWord word{segment_.descriptor(page).state.load(kRelaxed)};
-    if (word.well_formed()) {
-      ++totals.pages[static_cast<std::uint8_t>(word.state())];
-    } else {
+    const Descriptor& d = segment_.descriptor(page);
+    const StateWord word{d.state.load(kAcquire)};
+    if (!word.well_formed()) {
       ++totals.pages_impossible;
+      return;
     }
-  } else if (unit.kind == UnitKind::kBucket) {
-    for (const AtomicU64& entry : segment_.bucket(unit.number).entries) {
-      totals.index_entries += entry.load(kRelaxed) != 0 ? 1 : 0;
-    }
+    ++totals.pages[static_cast<std::uint8_t>(word.state())];
+    if (!word.readable()) return;
+    const Handle parent{d.parent.load(kAcquire)};
+    // Equal afterwards: it was this page's parent all the time.
+    if (parent.is_page() && segment_.has(parent.page_index()) && d.state.load(kAcquire) == word.raw)
+      ++totals.children[parent.page_index().value];
   } else if (unit.kind == UnitKind::kWorker) {
     for (const LeaseSlot& lease : segment_.leases({static_cast<std::uint16_t>(unit.number)})) {
       totals.leases += lease.handle.load(kRelaxed) != 0 ? 1 : 0;
@@ -164,44 +161,18 @@ void Checks::check_padding(Wrongs& wrongs) const {
 void Checks::check_namespace(NamespaceId id, Wrongs& wrongs) const {
   const NamespaceRecord& r = segment_.name_space(id);
   const std::uint32_t state = r.state.load(kAcquire);
-  const std::uint64_t generation = r.root_generation.load(kAcquire);
-  auto add = [&](std::uint64_t key, std::string text) {
-    wrongs.add(Invariant::kNamespace, Subject::kNamespace, id.value, key ^ generation,
-               std::move(text));
-  };
   expect_zero(&r.reserved, end_of(r.reserved), Subject::kNamespace, id.value, "namespace record",
               wrongs);
-  if (!has_end(r.label, sizeof r.label)) add(1, "label without an end");
-  if (generation >> kGenerationBits != 0) add(2, fmt::format("root generation {}", generation));
-  if (state == static_cast<std::uint32_t>(NamespaceState::kFree)) {
-    if (at_rest_ && (r.fields_bytes.load(kRelaxed) != 0 || r.fields_hash.load(kRelaxed) != 0)) {
-      add(10, "free, but still with fields");
-    }
-    return;
-  }
-  if (state != static_cast<std::uint32_t>(NamespaceState::kOpen)) {
-    return add(3 + std::uint64_t{state}, fmt::format("impossible state {}", state));
-  }
-  if (generation == 0) add(4, "open in generation 0");
-  const std::uint32_t bytes = r.fields_bytes.load(kRelaxed);
-  if (bytes > kNamespaceDescriptorMax) return add(5, fmt::format("{} bytes of fields", bytes));
-  std::string fields(bytes, '\0');
-  for (std::uint32_t i = 0; i < bytes; ++i)
-    fields[i] = static_cast<char>(byte_at(r.fields + i));
-  if (const std::string problem = namespace_fields_problem(fields); !problem.empty())
-    add(6, problem);
-  const std::uint64_t secret = segment_.superblock().hash_secret;
-  const std::uint64_t hash = r.fields_hash.load(kRelaxed);
-  if (hash != hash_bytes(secret, fields.data(), fields.size())) {
-    add(7, fmt::format("fields hash {:#018x} is not that of its fields", hash));
-  }
-  const std::uint64_t seed = r.hash_seed.load(kRelaxed);
-  const std::uint64_t parts[] = {secret, hash, id.value};
-  if (seed != hash_bytes(secret, parts, sizeof parts)) {
-    add(8, fmt::format("hash seed {:#018x} is not that of its fields", seed));
-  }
-  for (std::size_t i = bytes; i < sizeof r.fields; ++i) {
-    if (byte_at(r.fields + i) != 0) return add(9, "bytes after its fields are not zero");
+  auto add = [&](std::string text) {
+    const std::uint64_t what = hash_bytes(0, text.data(), text.size());
+    wrongs.add(Invariant::kNamespace, Subject::kNamespace, id.value,
+               what ^ r.root_generation.load(kAcquire), std::move(text));
+  };
+  if (std::string problem = NamespaceTable(segment_).validate(id); !problem.empty())
+    add(std::move(problem));
+  if (at_rest_ && state == static_cast<std::uint32_t>(NamespaceState::kFree) &&
+      (r.fields_bytes.load(kRelaxed) != 0 || r.fields_hash.load(kRelaxed) != 0)) {
+    add("free, but still with fields");
   }
 }
 
@@ -220,13 +191,9 @@ void Checks::check_namespace_pair(NamespaceId a, NamespaceId b, Wrongs& wrongs) 
 
 void Checks::check_stripe(std::uint32_t stripe, Wrongs& wrongs) const {
   const StripeRecord& r = segment_.stripe(stripe);
-  const int kind = __atomic_load_n(&r.mutex.__data.__kind, __ATOMIC_RELAXED);
-  const int owner = __atomic_load_n(&r.mutex.__data.__owner, __ATOMIC_RELAXED);
-  if (kind != lock_kind_) {
-    wrongs.add(Invariant::kLock, Subject::kStripe, stripe, static_cast<std::uint64_t>(kind),
-               fmt::format("its lock is of kind {:#x}, not {:#x}", kind, lock_kind_));
-  } else if (owner == kNotRecoverable) {
-    wrongs.add(Invariant::kLock, Subject::kStripe, stripe, 1, "its lock is not recoverable");
+  if (const Status status = RobustMutex::validate(r.mutex); !status) {
+    wrongs.add(Invariant::kLock, Subject::kStripe, stripe,
+               static_cast<std::uint64_t>(status.code()), status.what());
   }
   expect_zero(&r.reserved, end_of(r.reserved), Subject::kStripe, stripe, "stripe record", wrongs);
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "shm/prefix_hash.h"
 #include "shm/process_identity.h"
 #include "shm/verify_checks.h"
 #include "shm/worker_table.h"
@@ -45,6 +46,7 @@ bool Checks::slot_in_use(WorkerId worker) const { return slot_state(worker) != S
 
 bool Checks::excused(WorkerId worker) const {
   if (at_rest_ || !slot_in_use(worker)) return false;
+  if (adopting_) return true;
   const WorkerRecord& record = segment_.worker(worker);
   const SlotState state = slot_state(worker);
   return (state != SlotState::kActive && state != SlotState::kAttaching) ||
@@ -53,6 +55,7 @@ bool Checks::excused(WorkerId worker) const {
 
 bool Checks::coordinator_excused() const {
   if (at_rest_) return false;
+  if (adopting_) return true;
   const Superblock& block = segment_.superblock();
   return block.coordinator_state.load(kRelaxed) ==
              static_cast<std::uint32_t>(CoordinatorState::kAdopting) ||
@@ -67,8 +70,10 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   auto add = [&](Invariant invariant, std::uint64_t key, std::string text) {
     wrongs.add(invariant, Subject::kWorker, worker.value, key ^ word, std::move(text));
   };
-  if (!slot.well_formed() || (worker.value == 0 && slot.state() != SlotState::kFree)) {
-    add(Invariant::kSlot, 0, fmt::format("impossible slot word {:#x}", word));
+  if (std::string problem = WorkerTable(segment_).validate(worker); !problem.empty()) {
+    const bool possible = slot.well_formed() && worker != kCoordinatorSlot;
+    add(possible ? Invariant::kIdentity : Invariant::kSlot,
+        hash_bytes(0, problem.data(), problem.size()), std::move(problem));
   }
   const std::uint32_t high_water = r.leases_high_water.load(kAcquire);
   if (high_water > segment_.geometry().leases_per_worker) {
@@ -78,17 +83,6 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   }
   const std::uint32_t pid = r.pid.load(kRelaxed);
   const std::uint64_t start = r.start_time.load(kRelaxed);
-  const std::uint32_t role = r.role.load(kRelaxed);
-  // Reaping: the identity may be cleared already.
-  const bool named = slot.state() == SlotState::kAttaching || slot.state() == SlotState::kActive ||
-                     slot.state() == SlotState::kLeaving;
-  if (named && (pid == 0 || start == 0 || slot.incarnation() == 0)) {
-    add(Invariant::kIdentity, pid ^ start << 32,
-        fmt::format("{} without an identity", name_of(slot.state())));
-  }
-  if (role > static_cast<std::uint32_t>(WorkerRole::kAdmin) || !has_end(r.name, sizeof r.name)) {
-    add(Invariant::kIdentity, role, "role or name is impossible");
-  }
   const bool free = slot.state() == SlotState::kFree;
   if (free && worker.value != 0 && at_rest_ && (pid != 0 || start != 0)) {
     add(Invariant::kIdentity, pid, fmt::format("free, but still pid {}", pid));

@@ -110,31 +110,32 @@ Status WorkerTable::leave(SlotGrant grant) const {
   return {};
 }
 
-std::string WorkerTable::problem() const {
-  if (word(kCoordinatorSlot).state() != SlotState::kFree) {
-    return fmt::format("worker slot 0 is the coordinator's and never given, but its word is {:#x}",
-                       word(kCoordinatorSlot).raw);
+std::string WorkerTable::validate(WorkerId slot) const {
+  const SlotWord now = word(slot);
+  const WorkerRecord& record = segment_.worker(slot);
+  if (slot == kCoordinatorSlot && now.state() != SlotState::kFree) {
+    return fmt::format("the coordinator's and never given, but its word is {:#x}", now.raw);
   }
-  for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
-    const WorkerId slot{static_cast<std::uint16_t>(i)};
-    const SlotWord now = word(slot);
-    const WorkerRecord& record = segment_.worker(slot);
-    if (!now.well_formed()) {
-      return fmt::format("worker slot {}: impossible state {}", i, now.raw & 0xFF);
-    }
-    const bool used = now.state() == SlotState::kAttaching || now.state() == SlotState::kActive ||
-                      now.state() == SlotState::kLeaving;
-    if (used && (now.incarnation() == 0 || record.pid.load(std::memory_order_relaxed) == 0 ||
-                 record.start_time.load(std::memory_order_relaxed) == 0)) {
-      return fmt::format("worker slot {}: {} without an identity", i, name_of(now.state()));
-    }
-    if (record.name[sizeof record.name - 1] != '\0') {
-      return fmt::format("worker slot {}: name without an end", i);
-    }
-    if (record.leases_high_water.load(std::memory_order_relaxed) >
-        segment_.geometry().leases_per_worker) {
-      return fmt::format("worker slot {}: lease high-water mark beyond its slots", i);
-    }
+  if (!now.well_formed()) return fmt::format("impossible state {}", now.raw & 0xFF);
+  // Reaping: the identity may be cleared already.
+  const bool named = now.state() == SlotState::kAttaching || now.state() == SlotState::kActive ||
+                     now.state() == SlotState::kLeaving;
+  if (named && (now.incarnation() == 0 || record.pid.load(std::memory_order_relaxed) == 0 ||
+                record.start_time.load(std::memory_order_relaxed) == 0) &&
+      word(slot) == now) {  // else it is reaped just now
+    return fmt::format("{} without an identity", name_of(now.state()));
+  }
+  if (record.role.load(std::memory_order_relaxed) > static_cast<std::uint32_t>(WorkerRole::kAdmin))
+    return "impossible role";
+  const char* last = record.name + sizeof record.name - 1;
+  if (__atomic_load_n(last, __ATOMIC_RELAXED) != '\0') return "name without an end";
+  return {};
+}
+
+std::string WorkerTable::validate() const {
+  for (std::uint32_t i = 0; i < segment_.slot_count(); ++i) {
+    const std::string problem = validate(WorkerId{static_cast<std::uint16_t>(i)});
+    if (!problem.empty()) return fmt::format("worker slot {}: {}", i, problem);
   }
   return {};
 }

@@ -102,36 +102,34 @@ struct WorkerTableStats {
   std::uint32_t impossible = 0;
 };
 
-// Thin and stateless: fresh zero bytes are an initialised table.
 class WorkerTable {
  public:
   explicit WorkerTable(const Segment& segment) : segment_(segment) {}
 
+  // Zero bytes are a table of free slots.
+  void init() const {}
+  // Empty, or the first thing in a slot that cannot be, and which slot. True at any moment.
+  std::string validate() const;
+  std::string validate(WorkerId slot) const;
+  // Clears what a death inside `give` left in free slots. Idempotent; no other coordinator may run.
+  void recover() const;
+  WorkerTableStats stats() const;
+
   SlotWord word(WorkerId slot) const;
 
   // --- the coordinator's
-  // ------------------------------------------------------------------------------ A free slot for
-  // this process, whose pidfd is open. kFull: none.
+  // A free slot for this process, whose pidfd is open. kFull: none.
   Result<SlotGrant> give(const WorkerIdentity& identity) const;
   // Takes the slot out of use if its word is still `expected` (same state and incarnation).
   bool begin_reap(WorkerId slot, SlotWord expected) const;
   // After everything that the slot held was given back.
   void finish_reap(WorkerId slot) const;
-  // Clears what a death inside `give` left in free slots. Idempotent; no other coordinator may run.
-  void recover() const;
 
   // --- the worker's
-  // ----------------------------------------------------------------------------------- kStale: the
-  // slot was given up meanwhile; attach again.
+  // kStale: the slot was given up meanwhile; attach again.
   Status confirm(SlotGrant grant) const;
   // The last thing before unmapping; rings the coordinator.
   Status leave(SlotGrant grant) const;
-
-  // --- anybody's
-  // -------------------------------------------------------------------------------------- Empty,
-  // or what is impossible in a slot and which one.
-  std::string problem() const;
-  WorkerTableStats stats() const;
 
  private:
   const Segment& segment_;

@@ -8,6 +8,10 @@
 
 #include "shm/announce.h"
 #include "shm/free_pages.h"
+#include "shm/namespace_table.h"
+#include "shm/page_table.h"
+#include "shm/prefix_hash.h"
+#include "shm/stripe_index.h"
 #include "tests/coordinator/running_coordinator.h"
 #include "tests/support/dies_at.h"
 #include "worker_plugin/attach_client.h"
@@ -42,6 +46,7 @@ class AdoptTest : public testing::Test {
     const std::uint32_t pid = static_cast<std::uint32_t>(::getpid());
     ASSERT_TRUE(WorkerTable(*segment_).give({pid, 1, 0, WorkerRole::kWorker, "half", 0}));
     set(100, PageState::kRetiring);
+    announce_first(101);
     set(101, PageState::kCondemned);
     EXPECT_EQ(slots(SlotState::kActive), 2U);
     EXPECT_EQ(slots(SlotState::kAttaching), 1U);
@@ -67,6 +72,38 @@ class AdoptTest : public testing::Test {
     segment_->descriptor({page}).state.store(StateWord::make(state, 0).raw);
     segment_->free_bits(page / kChunkPages).fetch_and(~(std::uint64_t{1} << page % kChunkPages));
   }
+  // A page below a root, announced by the worker that lives.
+  void announce_first(std::uint32_t page) const {
+    const Result<OpenNamespace> made = NamespaceTable(*segment_).open("model=m\n", "adopt");
+    ASSERT_TRUE(made);
+    const std::vector<std::uint32_t> tokens(segment_->tokens_per_page(), page);
+    PageNode node;
+    node.parent = made->root();
+    node.prefix_hash = hash_page(made->hash_seed, tokens);
+    node.name_space = made->id;
+    node.root_generation = made->root_generation;
+    node.depth = 1;
+    node.publisher = {1};
+    const PageIndex index{page};
+    std::vector<PageIndex> taken;
+    std::uint32_t cursor = 0;
+    ASSERT_EQ(FreePages(*segment_).take({1}, 1, index, cursor, taken), 1U);
+    ASSERT_EQ(taken[0], index);
+    ASSERT_EQ(announce_page(*segment_, {1}, index, node, tokens).outcome,
+              AnnounceOutcome::kAnnounced);
+    FreePages(*segment_).drop_held({1}, taken);
+  }
+  // The message; and that nothing of the segment was changed.
+  std::string refusal() const {
+    const std::uint64_t epoch = segment_->superblock().coordinator_epoch.load();
+    RunningCoordinator next(cache_);
+    EXPECT_EQ(segment_->superblock().coordinator_epoch.load(), epoch);
+    EXPECT_EQ(slots(SlotState::kActive), 2U) << "one of them is dead";
+    EXPECT_EQ(state(100), PageState::kRetiring);
+    EXPECT_EQ(state(101), PageState::kCondemned);
+    EXPECT_NE(next.problem().find("kvtrie destroy"), std::string::npos) << next.problem();
+    return next.problem();
+  }
   PageState state(std::uint32_t page) const {
     return StateWord{segment_->descriptor({page}).state.load()}.state();
   }
@@ -76,7 +113,7 @@ class AdoptTest : public testing::Test {
   void expect_adopted() const {
     EXPECT_EQ(slots(SlotState::kActive), 1U);
     EXPECT_EQ(slots(SlotState::kFree), 2U);
-    EXPECT_EQ(WorkerTable(*segment_).problem(), "");
+    EXPECT_EQ(WorkerTable(*segment_).validate(), "");
     EXPECT_EQ(state(100), PageState::kFree);
     EXPECT_EQ(state(101), PageState::kLive);
     EXPECT_EQ(FreePages(*segment_).count(), 128U - 10 - 1) << "10 of the living, one Live";
@@ -98,6 +135,43 @@ TEST_F(AdoptTest, TakesOverWhatIsThere) {
       << next.log();
   EXPECT_EQ(segment_->total(Counter::kAdoptions), 1U);
   EXPECT_EQ(segment_->total(Counter::kReapedWorkers), 1U) << "the half attached one did not die";
+}
+
+TEST_F(AdoptTest, RefusesABrokenParent) {
+  segment_->descriptor({101}).parent.store(Handle::page({55}, 0).raw);
+  EXPECT_NE(refusal().find("is corrupt: C2.parent page 101: parent is page 55"), std::string::npos)
+      << refusal();
+}
+
+TEST_F(AdoptTest, RefusesABrokenIndexEntry) {
+  const StripeIndex index(*segment_);
+  const IndexPlace place = index.place_of(12345);
+  StripeIndex::enter(segment_->bucket(place.bucket[0]).entries[7], place, {55});
+  EXPECT_NE(refusal().find("is of page 55, which is free"), std::string::npos) << refusal();
+}
+
+TEST_F(AdoptTest, RefusesALivePageThatNobodyWouldFind) {
+  ASSERT_TRUE(
+      StripeIndex(*segment_).remove(segment_->descriptor({101}).prefix_hash.load(), {101}));
+  EXPECT_NE(refusal().find("I1.indexed page 101"), std::string::npos) << refusal();
+}
+
+// What no process can leave even for a while is refused without waiting.
+TEST_F(AdoptTest, RefusesAnImpossibleStateAtOnce) {
+  segment_->descriptor({55}).state.store(0xF);
+  EXPECT_NE(refusal().find("page 55: impossible state word 0xf"), std::string::npos) << refusal();
+}
+
+// A worker dies, or is stopped for long, between Pending and the index entry.
+TEST_F(AdoptTest, TakesOverFromAWorkerInTheMiddleOfAnAnnouncement) {
+  announce_first(102);
+  ASSERT_TRUE(
+      StripeIndex(*segment_).remove(segment_->descriptor({102}).prefix_hash.load(), {102}));
+  segment_->held_count({1}, 102 / kChunkPages).fetch_add(1);
+  ASSERT_EQ(state(102), PageState::kPending);
+  RunningCoordinator next(cache_);
+  ASSERT_EQ(next.problem(), "");
+  EXPECT_EQ(state(102), PageState::kPending) << "it is the living worker's";
 }
 
 TEST_F(AdoptTest, WakesWhoSleepsForPages) {
@@ -149,7 +223,7 @@ TEST_F(AdoptTest, DiesWhileItAdopts) {
         "adopt.after_slots", "adopt.after_pages"}) {
     const bool died = test::dies_at(place, [&] { const RunningCoordinator dying(cache_); });
     EXPECT_TRUE(died) << place;
-    EXPECT_EQ(WorkerTable(*segment_).problem(), "") << place;
+    EXPECT_EQ(WorkerTable(*segment_).validate(), "") << place;
   }
   EXPECT_EQ(segment_->superblock().coordinator_epoch.load(), 6U);
   RunningCoordinator next(cache_);

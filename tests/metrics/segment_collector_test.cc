@@ -66,6 +66,7 @@ TEST_F(SegmentCollectorTest, CountsLeasesOfWorkersAndPins) {
   segment_->leases({1})[1].handle.store(Handle::page({1}, 0).raw);
   segment_->leases({2})[0].handle.store(Handle::page({1}, 0).raw);  // above its mark: never used
   segment_->worker({3}).leases_high_water.store(~0U);               // of a segment that is broken
+  segment_->worker(kCoordinatorSlot).leases_high_water.store(8);
   segment_->leases(kCoordinatorSlot)[7].handle.store(Handle::page({1}, 0).raw);
   expect_line("kvtrie_leases 2");
 }
@@ -102,10 +103,10 @@ TEST_F(SegmentCollectorTest, PausesAreAHistogramInSeconds) {
 
 TEST_F(SegmentCollectorTest, CensusIsTakenAtMostOnceASecond) {
   CensusCache cache(*segment_);
-  EXPECT_EQ(cache.get().pages[0], 256U);
+  EXPECT_EQ(cache.get().pages.by_state[0], 256U);
   set_state(0, StateWord::make(PageState::kLive, 0).raw);
-  EXPECT_EQ(cache.get().pages[0], 256U);
-  EXPECT_EQ(take_census(*segment_).pages[0], 255U);
+  EXPECT_EQ(cache.get().pages.by_state[0], 256U);
+  EXPECT_EQ(PageTable(*segment_).stats().by_state[0], 255U);
 }
 
 TEST_F(SegmentCollectorTest, EveryCounterIsExported) {

@@ -126,7 +126,7 @@ TEST_F(NamespaceTableTest, ReusesOnlyNamespacesWithoutPages) {
   EXPECT_EQ(made.id.value, 2);
   EXPECT_EQ(made.root_generation, before + 1) << "handles of the old root are dead";
   EXPECT_EQ(find_namespace(*segment_, "model=2\n").error().code(), Code::kNotFound);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
 }
 
 TEST_F(NamespaceTableTest, ReuseTakesTurns) {
@@ -141,7 +141,7 @@ TEST_F(NamespaceTableTest, ReportsWhatIsImpossible) {
   const OpenNamespace made = open("a=1\n");
   NamespaceRecord& record = segment_->name_space(made.id);
   const auto finds = [&](const char* what) {
-    EXPECT_NE(table_->problem().find(what), std::string::npos) << table_->problem();
+    EXPECT_NE(table_->validate().find(what), std::string::npos) << table_->validate();
   };
   record.fields_bytes.store(5000);
   finds("field bytes");
@@ -155,7 +155,7 @@ TEST_F(NamespaceTableTest, ReportsWhatIsImpossible) {
   record.state.store(9);
   finds("impossible state");
   record.state.store(1);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
 }
 
 // While one namespace gives way to another again and again, a reader finds each as a whole or not
@@ -194,7 +194,7 @@ using test::dies_at;
 TEST_F(NamespaceTableTest, CoordinatorDiesInOpen) {
   ASSERT_TRUE(dies_at("namespace.before_open", [&] { (void)open("a=1\n"); }));
   EXPECT_EQ(find_namespace(*segment_, "a=1\n").error().code(), Code::kNotFound);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
   NamespaceTable next(*segment_);
   next.recover();
   EXPECT_EQ(segment_->name_space({0}).fields[0], '\0');
@@ -216,7 +216,7 @@ TEST_F(NamespaceTableTest, CoordinatorDiesInReuse) {
   ASSERT_TRUE(made);
   EXPECT_EQ(made->id.value, 0);
   EXPECT_EQ(made->root_generation, 2U);
-  EXPECT_EQ(next.problem(), "");
+  EXPECT_EQ(next.validate(), "");
 }
 #endif
 

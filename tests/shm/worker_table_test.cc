@@ -64,7 +64,7 @@ TEST_F(WorkerTableTest, LifeOfASlot) {
   EXPECT_EQ(record.pid.load(), 1234U);
   EXPECT_EQ(record.start_time.load(), 99U);
   EXPECT_STREQ(record.name, "engine");
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
   ASSERT_TRUE(table_->confirm(grant));
   EXPECT_EQ(state(grant.slot), SlotState::kActive);
   const std::uint32_t rung = segment_->superblock().doorbell.word.load();
@@ -76,7 +76,7 @@ TEST_F(WorkerTableTest, LifeOfASlot) {
   EXPECT_EQ(record.pid.load(), 0U);
   EXPECT_STREQ(record.name, "");
   EXPECT_EQ(segment_->total(Counter::kAttaches), 1U) << "counters belong to the slot";
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
 }
 
 TEST_F(WorkerTableTest, IncarnationGrowsWithEachGrant) {
@@ -150,18 +150,18 @@ TEST_F(WorkerTableTest, ReportsWhatIsImpossible) {
   WorkerRecord& record = segment_->worker(grant.slot);
   const std::uint64_t good = record.slot_state.load();
   record.slot_state.store(good | 0x77);
-  EXPECT_NE(table_->problem().find("worker slot 1: impossible state"), std::string::npos);
+  EXPECT_NE(table_->validate().find("worker slot 1: impossible state"), std::string::npos);
   EXPECT_EQ(table_->stats().impossible, 1U);
   record.slot_state.store(good);
   record.pid.store(0);
-  EXPECT_NE(table_->problem().find("without an identity"), std::string::npos);
+  EXPECT_NE(table_->validate().find("without an identity"), std::string::npos);
   record.pid.store(5);
-  record.leases_high_water.store(geometry_.leases_per_worker + 1);
-  EXPECT_NE(table_->problem().find("high-water"), std::string::npos);
-  record.leases_high_water.store(0);
-  EXPECT_EQ(table_->problem(), "");
+  record.role.store(9);
+  EXPECT_NE(table_->validate().find("impossible role"), std::string::npos);
+  record.role.store(0);
+  EXPECT_EQ(table_->validate(), "");
   segment_->worker(kCoordinatorSlot).slot_state.store(good);
-  EXPECT_NE(table_->problem().find("slot 0"), std::string::npos);
+  EXPECT_NE(table_->validate().find("slot 0"), std::string::npos);
 }
 
 #ifdef KVTRIE_DEV
@@ -173,11 +173,11 @@ TEST_F(WorkerTableTest, CoordinatorDiesInGive) {
   EXPECT_NE(segment_->worker({1}).pid.load(), 0U);
   table_->recover();
   EXPECT_EQ(segment_->worker({1}).pid.load(), 0U);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
 
   ASSERT_TRUE(dies_at("attach.after_attaching", [&] { (void)give(); }));
   EXPECT_EQ(state({1}), SlotState::kAttaching);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
   table_->recover();
   EXPECT_EQ(segment_->worker({1}).pid.load(), 1234U) << "not free: recover leaves it to the reaper";
   reap({1});
@@ -190,11 +190,11 @@ TEST_F(WorkerTableTest, CoordinatorDiesInReap) {
   ASSERT_TRUE(dies_at("reap.after_reaping",
                       [&] { (void)table_->begin_reap(grant.slot, table_->word(grant.slot)); }));
   EXPECT_EQ(state(grant.slot), SlotState::kReaping);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
   EXPECT_EQ(table_->confirm(grant).code(), Code::kStale);
   ASSERT_TRUE(dies_at("reap.after_identity_cleared", [&] { table_->finish_reap(grant.slot); }));
   EXPECT_EQ(state(grant.slot), SlotState::kReaping);
-  EXPECT_EQ(table_->problem(), "");
+  EXPECT_EQ(table_->validate(), "");
   reap(grant.slot);
   EXPECT_EQ(state(grant.slot), SlotState::kFree);
 }

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 
+#include "shm/lease_table.h"
 #include "shm/namespace_table.h"
+#include "shm/stripe_index.h"
 #include "tools/kvtrie/caches.h"
 #include "tools/kvtrie/status_attention.h"
 #include "tools/kvtrie/text.h"
@@ -29,16 +31,15 @@ std::uint32_t count_pools(const StatusReport& report, const std::string& shm_dir
 }
 
 void add_workers(const Segment& segment, const HostView& host, StatusReport& report) {
+  const LeaseStats held = LeaseTable(segment).stats();
+  report.leases = held.held;
+  report.pins = held.pins;
+  report.leases_stale = held.stale;
   const std::vector<LeaseView> leases = read_leases(segment);
   for (const WorkerView& worker : read_workers(segment, host, report.pages, leases)) {
     for (std::size_t i = 0; i < kCounters; ++i)
       report.counters[i] += worker.counters[i];
-    report.leases_stale += worker.stale_leases;
-    if (worker.slot == kCoordinatorSlot) {
-      report.pins = worker.leases;
-      continue;
-    }
-    report.leases += worker.leases;
+    if (worker.slot == kCoordinatorSlot) continue;
     if (worker.oldest_lease &&
         (!report.oldest_lease || static_cast<std::int32_t>(worker.oldest_lease->since_tick -
                                                            report.oldest_lease->since_tick) < 0)) {
@@ -104,12 +105,11 @@ StatusReport gather_status(const Segment& segment, const std::string& cache,
   report.tick_ns = host.tick_ns();
   report.now_tick = host.now_tick();
 
-  report.pages = take_census(segment);
+  report.pages = PageTable(segment).stats();
   add_workers(segment, host, report);
-  for (std::uint32_t i = 0; i < segment.geometry().stripes; ++i) {
-    report.stripe_recoveries += segment.stripe(i).recoveries.load(kRelaxed);
-    report.stripe_passed_by += segment.stripe(i).passed_by.load(kRelaxed);
-  }
+  const IndexStats index = StripeIndex(segment).stats();
+  report.stripe_recoveries = index.recoveries;
+  report.stripe_passed_by = index.passed_by;
   report.namespaces_open = NamespaceTable(segment).stats().open;
   report.attention = find_attention(report);
   return report;

@@ -43,7 +43,7 @@ struct StatusReport {
   std::uint64_t tick_ns = 0;
   std::uint32_t now_tick = 0;
 
-  PageCensus pages;
+  PageStats pages;
   std::array<std::uint64_t, kCounters> counters{};  // sums over all slots
   std::uint64_t stripe_recoveries = 0;
   std::uint64_t stripe_passed_by = 0;

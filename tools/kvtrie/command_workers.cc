@@ -72,10 +72,10 @@ Json optional_json(std::optional<double> value) { return value ? Json(*value) : 
 
 WorkersReport gather_workers(const Segment& segment) {
   const HostView host(segment);
-  const PageCensus census = take_census(segment);
+  const PageStats pages = PageTable(segment).stats();
   WorkersReport report;
   report.slots = segment.geometry().workers;
-  for (WorkerView& worker : read_workers(segment, host, census, read_leases(segment))) {
+  for (WorkerView& worker : read_workers(segment, host, pages, read_leases(segment))) {
     if (worker.slot != kCoordinatorSlot && !worker.attached() && !worker.holds()) continue;
     report.rows.push_back(row_of(std::move(worker), host));
   }

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "shm/page_table.h"
+#include "shm/free_pages.h"
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
@@ -20,14 +20,6 @@ LeaseTarget target_of(const Segment& segment, Handle handle) {
   const StateWord word{
       segment.descriptor(handle.page_index()).state.load(std::memory_order_acquire)};
   return handle.same_life(word) ? LeaseTarget::kPage : LeaseTarget::kOtherLife;
-}
-
-std::uint64_t sum_of_held(const Segment& segment, WorkerId slot) {
-  std::uint64_t sum = 0;
-  for (std::uint32_t chunk = 0; chunk < segment.chunk_count(); ++chunk) {
-    sum += segment.held_count(slot, chunk).load(kRelaxed);
-  }
-  return sum;
 }
 
 WorkerView read_worker(const Segment& segment, const HostView& host, WorkerId slot) {
@@ -47,7 +39,6 @@ WorkerView read_worker(const Segment& segment, const HostView& host, WorkerId sl
   view.wait_ticket = record.wait_ticket.load(kRelaxed);
   for (std::size_t i = 0; i < kCounters; ++i)
     view.counters[i] = record.counters[i].load(kRelaxed);
-  view.held_hint = sum_of_held(segment, slot);
   return view;
 }
 
@@ -57,42 +48,6 @@ bool older(const LeaseView& a, const LeaseView& b) {
 }
 
 }  // namespace
-
-PageCensus take_census(const Segment& segment) {
-  PageCensus census;
-  census.writing_of.assign(segment.slot_count(), 0);
-  census.pending_of.assign(segment.slot_count(), 0);
-  census.pages_of_scope.assign(segment.namespace_count(), 0);
-  for (std::uint32_t i = 0; i < segment.page_count(); ++i) {
-    const Descriptor& descriptor = segment.descriptor({i});
-    const StateWord word{descriptor.state.load(kRelaxed)};
-    if (!word.well_formed()) {
-      ++census.impossible;
-      continue;
-    }
-    ++census.by_state[static_cast<std::size_t>(word.state())];
-    if (word.owned()) {
-      if (word.owner().value >= segment.slot_count()) {
-        ++census.owner_unknown;
-      } else {
-        auto& counts = word.state() == PageState::kWriting ? census.writing_of : census.pending_of;
-        ++counts[word.owner().value];
-      }
-    }
-    if (!word.canonical()) continue;
-    const NamespaceId scope = namespace_in(descriptor.scope.load(kRelaxed));
-    if (scope.value < census.pages_of_scope.size()) {
-      ++census.pages_of_scope[scope.value];
-    } else {
-      ++census.scope_unknown;
-    }
-    if (word.readable()) {
-      census.readable_tokens +=
-          std::min<std::uint32_t>(descriptor.token_count.load(kRelaxed), segment.tokens_per_page());
-    }
-  }
-  return census;
-}
 
 std::vector<LeaseView> read_leases(const Segment& segment) {
   std::vector<LeaseView> leases;
@@ -115,14 +70,16 @@ std::vector<LeaseView> read_leases(const Segment& segment) {
 }
 
 std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
-                                     const PageCensus& census,
+                                     const PageStats& pages,
                                      const std::vector<LeaseView>& leases) {
   std::vector<WorkerView> workers;
   workers.reserve(segment.slot_count());
+  const FreeStats held = FreePages(segment).stats();
   for (std::uint32_t slot = 0; slot < segment.slot_count(); ++slot) {
     WorkerView view = read_worker(segment, host, slot_id(slot));
-    view.writing = census.writing_of[slot];
-    view.pending = census.pending_of[slot];
+    view.writing = pages.writing_of[slot];
+    view.pending = pages.pending_of[slot];
+    view.held_hint = held.held_of[slot];
     workers.push_back(std::move(view));
   }
   const CoordinatorView coordinator = read_coordinator(segment, host);

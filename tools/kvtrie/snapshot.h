@@ -16,26 +16,12 @@
 #include <vector>
 
 #include "shm/ids.h"
+#include "shm/page_table.h"
 #include "shm/segment.h"
 #include "shm/worker_table.h"
 #include "tools/kvtrie/host.h"
 
 namespace kvtrie::inspect {
-
-// All pages by what their state words say.
-struct PageCensus {
-  std::array<std::uint64_t, kPageStates> by_state{};
-  std::uint64_t impossible = 0;     // state words that no page can have
-  std::uint64_t owner_unknown = 0;  // Writing or Pending of a slot that is not in this segment
-  std::uint64_t readable_tokens = 0;
-  std::vector<std::uint64_t> writing_of;      // by slot
-  std::vector<std::uint64_t> pending_of;      // by slot
-  std::vector<std::uint64_t> pages_of_scope;  // Pending, Live, Condemned by namespace
-  std::uint64_t scope_unknown = 0;
-
-  std::uint64_t of(PageState state) const { return by_state[static_cast<std::size_t>(state)]; }
-};
-PageCensus take_census(const Segment& segment);
 
 enum class LeaseTarget : std::uint8_t { kPage, kOtherLife, kImpossible };
 
@@ -85,7 +71,7 @@ struct WorkerView {
 };
 // All slots, slot 0 (the coordinator's, with its process's identity) first.
 std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
-                                     const PageCensus& census,
+                                     const PageStats& pages,
                                      const std::vector<LeaseView>& leases);
 
 struct CoordinatorView {

@@ -42,7 +42,7 @@ void add_coordinator(const StatusReport& report, std::vector<std::string>& lines
 }
 
 void add_pages(const StatusReport& report, std::vector<std::string>& lines) {
-  const PageCensus& pages = report.pages;
+  const PageStats& pages = report.pages;
   if (pages.impossible != 0 || pages.owner_unknown != 0 || pages.scope_unknown != 0) {
     lines.push_back(fmt::format(
         "the segment is damaged: {} with an impossible state, {} of unknown owners, {} of unknown "

@@ -63,7 +63,7 @@ std::string coordinator_text(const StatusReport& report) {
 }
 
 void add_pages(const StatusReport& report, FieldLines& lines) {
-  const PageCensus& pages = report.pages;
+  const PageStats& pages = report.pages;
   const std::uint64_t total = report.geometry.pages;
   std::string label = "pages";
   for (std::uint8_t i = 0; i < kPageStates; ++i) {

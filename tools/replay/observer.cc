@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "shm/free_pages.h"
+#include "shm/page_table.h"
 
 namespace kvtrie::replay {
 namespace {
@@ -87,15 +88,9 @@ bool Observer::settle(std::chrono::milliseconds limit) const {
 
 Census Observer::census() const {
   Census census;
-  for (std::uint32_t page = 0; page < segment_.page_count(); ++page) {
-    const StateWord word{segment_.descriptor({page}).state.load(std::memory_order_acquire)};
-    const auto state = static_cast<std::size_t>(word.state());
-    if (state < kPageStates) {
-      ++census.pages[state];
-    } else {
-      ++census.impossible;
-    }
-  }
+  const PageStats pages = PageTable(segment_).stats();
+  census.pages = pages.by_state;
+  census.impossible = pages.impossible;
   census.free_bits = FreePages(segment_).count();
   return census;
 }
