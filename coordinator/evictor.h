@@ -34,7 +34,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
+#include <memory>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 #include "shm/ids.h"
@@ -46,6 +50,24 @@ struct EvictReport {
   std::uint64_t evicted = 0;
   std::uint64_t rescued = 0;     // condemned and kept
   bool interrupted = false;
+};
+
+// Zeros, from the system and so not touched before the first scan: a coordinator starts without waiting for them.
+template <typename T>
+class ByPage {
+ public:
+  explicit ByPage(std::size_t pages) : values_(static_cast<T*>(std::calloc(pages, sizeof(T)))) {
+    static_assert(std::is_trivially_copyable_v<T>, "zero bytes are its zero");
+    if (values_ == nullptr) throw std::bad_alloc();
+  }
+  T& operator[](std::size_t page) { return values_.get()[page]; }
+  const T& operator[](std::size_t page) const { return values_.get()[page]; }
+
+ private:
+  struct Free {
+    void operator()(T* values) const { std::free(values); }
+  };
+  std::unique_ptr<T, Free> values_;
 };
 
 class Evictor {
@@ -93,13 +115,13 @@ class Evictor {
 
   const Segment& segment_;
   // Private copy of the segment as the scan saw it, by page.
-  std::vector<StateWord> words_;
-  std::vector<Handle> parents_;
-  std::vector<std::uint64_t> stamps_;
-  std::vector<std::uint32_t> children_;  // Live, Pending or Condemned, not retired by this evictor
-  std::vector<std::uint32_t> counters_;  // announce counters before the scan
-  std::vector<std::uint32_t> batch_place_;  // place in batch_ + 1; 0: not in it
-  std::vector<std::uint8_t> leased_;
+  ByPage<StateWord> words_;
+  ByPage<Handle> parents_;
+  ByPage<std::uint64_t> stamps_;
+  ByPage<std::uint32_t> children_;  // Live, Pending or Condemned, not retired by this evictor
+  ByPage<std::uint32_t> counters_;  // announce counters before the scan
+  ByPage<std::uint32_t> batch_place_;  // place in batch_ + 1; 0: not in it
+  ByPage<std::uint8_t> leased_;
   std::vector<Candidate> heap_;
   std::uint64_t choices_ = 0;  // left before leaves that were not kept in the heap would count
   bool more_leaves_ = false;   // than are kept
