@@ -5,8 +5,14 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <string>
 #include <thread>
 
+#include "coordinator/attach_service.h"
+#include "coordinator/cache_store.h"
 #include "shm/announce.h"
 #include "shm/free_pages.h"
 #include "shm/geometry.h"
@@ -174,18 +180,39 @@ TEST_F(AttachTest, EachRefusalSaysWhatToDo) {
   EXPECT_EQ(WorkerTable(segment()).stats().slots[0], 3U) << "no refusal costs a slot";
 }
 
-// Between the poisoning and the successor.
-TEST_F(AttachTest, PoisonedSegmentIsNotHandedOut) {
-  run();
-  segment().superblock().poison_state.store(1);
-  expect_refused(Code::kPoisoned, "attach again", [](AttachRequest&) {});
-}
+// What is answered between the poisoning and the successor; the loop itself ends then.
+TEST_F(AttachTest, PoisonedSegmentIsNotHandedOutAndGetsNoNamespaces) {
+  Options options;
+  options.cache = cache_.name();
+  options.directory = cache_.directory();
+  options.pages = 64;
+  options.page_bytes = 64;
+  HostIdentity host;
+  ASSERT_FALSE(read_host_identity(host));
+  const LogSink log = [](std::string_view) {};
+  CacheObjects objects;
+  ASSERT_FALSE(open_or_make_cache(options, host, log, objects));
+  Reaper reaper(*objects.segment, log);
+  ASSERT_FALSE(reaper.start());
+  AttachService service(options, objects, reaper, log);
+  objects.segment->poison(PoisonReason::kCorruptStructure);
 
-TEST_F(AttachTest, PoisonedSegmentGetsNoNamespaces) {
-  run();
-  segment().superblock().poison_state.store(1);
-  std::string message;
-  EXPECT_EQ(request_namespace(address(), "a=1\n", "", message).error().code(), Code::kPoisoned);
+  Peer peer;
+  peer.pid = static_cast<std::uint32_t>(::getpid());
+  peer.uid = ::geteuid();
+  const auto refusal = [&](const auto& request) {
+    const Answer answer = service.answer(peer, std::as_bytes(std::span(&request, 1)));
+    ReplyHead head{};
+    std::memcpy(&head, answer.packet.data(), std::min(sizeof head, answer.packet.size()));
+    EXPECT_TRUE(answer.descriptors.empty());
+    EXPECT_NE(std::string(head.message).find("attach again"), std::string::npos) << head.message;
+    return static_cast<Refusal>(head.refusal);
+  };
+  EXPECT_EQ(refusal(good_request()), Refusal::kPoisoned);
+  auto wish = make_message<NamespaceRequest>(WireKind::kNamespace);
+  put_text(wish.fields, "a=1\n");
+  wish.fields_bytes = 4;
+  EXPECT_EQ(refusal(wish), Refusal::kPoisoned);
 }
 
 TEST_F(AttachTest, OtherUsersNeedToBeAllowed) {

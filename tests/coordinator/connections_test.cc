@@ -36,6 +36,7 @@ class Echo final : public PacketHandler {
                   {},
                   packets_.back() == "close"};
     if (packets_.back() == "slot") answer.unconfirmed = SlotGrant{{1}, ++granted_};
+    if (packets_.back() == "descriptors") answer.descriptors = {STDERR_FILENO};
     return answer;
   }
   void closed(const SlotGrant& grant) override { given_up_.push_back(grant.incarnation); }
@@ -219,6 +220,20 @@ TEST_F(ConnectionsTest, PathThatIsTooLongIsAnError) {
   Connections other(echo_);
   EXPECT_TRUE(other.listen("/tmp/" + std::string(200, 'x'), 0600));
   EXPECT_TRUE(other.listen("/nonexistent/socket", 0600));
+}
+
+// What a client does not read stays in flight on our account.
+TEST_F(ConnectionsTest, DescriptorsAreGivenOnceAConnection) {
+  const FileDescriptor client = connect();
+  say(client, "descriptors");
+  serve();
+  EXPECT_EQ(connections_.open_count(), 1U);
+  say(client, "other");
+  serve();
+  EXPECT_EQ(connections_.open_count(), 1U);
+  say(client, "descriptors");
+  serve();
+  EXPECT_EQ(connections_.open_count(), 0U);
 }
 
 }  // namespace

@@ -65,5 +65,25 @@ TEST_F(StripeIndexTest, StatsSumTheStripes) {
   EXPECT_EQ(index_->stats().passed_by, 7U);
 }
 
+// The C library follows a thread's list of robust mutexes at its next lock, wherever that list leads.
+TEST_F(StripeIndexTest, LockThatCannotBeGivenBackKeepsItsSegmentMapped) {
+  const IndexPlace place = index_->place_of(hash_of(c_));
+  ASSERT_TRUE(index_->lock(kMe, place));
+  segment_->stripe(place.stripe).mutex.__data.__kind ^= 1;  // somebody writes over it
+  index_->unlock(place);
+  EXPECT_TRUE(segment_->poisoned());
+  index_.reset();
+  segment_.reset();  // as detach does
+  fd_ = std::move(*test::nameless_object(bytes_));
+  const Result<Segment> next = test::build_segment(fd_.get(), geometry_);
+  ASSERT_TRUE(next);
+  const StripeIndex index(*next);
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(index.lock(kMe, place)) << "nor does this thread count as holding one for ever";
+    index.unlock(place);
+  }
+  EXPECT_FALSE(next->poisoned());
+}
+
 }  // namespace
 }  // namespace kvtrie

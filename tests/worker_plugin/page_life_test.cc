@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "shm/recovery.h"
+#include "shm/stripe_index.h"
 #include "tests/support/local_cache.h"
 
 namespace kvtrie {
@@ -72,6 +73,34 @@ TEST_F(PageLifeTest, PendingPagesAreReportedAndNotMatched) {
   a->release(mine);
   EXPECT_EQ(cache_.count_state(PageState::kFree), 64U);
   EXPECT_EQ(hits(*b, {1, 2}), 0U);
+}
+
+// Its announcer died after the Pending store and before the index entry, so the key was another's to announce.
+TEST_F(PageLifeTest, APendingPageThatIsNotCanonicalHidesNothing) {
+  auto a = cache_.worker(1);
+  auto b = cache_.worker(2);
+  const Segment& segment = cache_.segment();
+  Sequence dead;
+  BeginReport report;
+  PublishReport published;
+  ASSERT_TRUE(a->begin(LocalCache::name_space(), path(4, {1, 2}), {}, dead, report));
+  ASSERT_TRUE(a->allocate(dead, 8, 0));
+  ASSERT_TRUE(a->publish(dead, 4, published));
+  const PageIndex lost = dead.page_at(1);
+  ASSERT_EQ(lost.value, dead.page_at(0).value + 1) << "where a walk looks first";
+  ASSERT_TRUE(StripeIndex(segment).remove(segment.descriptor(lost).prefix_hash.load(), lost));
+
+  Sequence found = cached(*b, {1, 2, 3});
+  b->release(found);
+  Sequence other = cached(*b, {1, 9});  // the child hint names another child now
+  b->release(other);
+  Sequence again;
+  ASSERT_TRUE(b->begin(LocalCache::name_space(), path(4, {1, 2, 3}), {}, again, report));
+  EXPECT_EQ(report.cached_pages, 3U);
+  EXPECT_FALSE(report.pending_next) << "all of it was found";
+  b->release(again);
+  (void)reap_worker(segment, {1});
+  EXPECT_EQ(hits(*b, {1, 2, 3}), 3U);
 }
 
 TEST_F(PageLifeTest, SecondOfAKeyStaysPrivateAndLinksToTheFirst) {
