@@ -26,7 +26,7 @@ using test::path;
 constexpr std::int64_t kWaitNs = 10'000'000'000;
 constexpr auto kPatience = std::chrono::seconds(2);  // much less than kWaitNs, much more than a pass
 
-class WaitingTest : public ::testing::Test {
+class RoomKeeperTest : public ::testing::Test {
  protected:
   Sequence holding(Worker& worker, std::uint32_t pages) {
     Sequence sequence;
@@ -82,7 +82,7 @@ class WaitingTest : public ::testing::Test {
   Status status_;
 };
 
-TEST_F(WaitingTest, AWaitThatBeginsWhileAnEarlierAskIsLookedAfterIsHeard) {
+TEST_F(RoomKeeperTest, AWaitThatBeginsWhileAnEarlierAskIsLookedAfterIsHeard) {
   auto holder = cache_.worker(1);
   auto asker = cache_.worker(2);
   Sequence held = holding(*holder, 60);
@@ -112,7 +112,7 @@ TEST_F(WaitingTest, AWaitThatBeginsWhileAnEarlierAskIsLookedAfterIsHeard) {
   end_wait(thread);
 }
 
-TEST_F(WaitingTest, AStoppedWaiterKeepsNobodyFromPages) {
+TEST_F(RoomKeeperTest, AStoppedWaiterKeepsNobodyFromPages) {
   auto holder = cache_.worker(1);
   auto asker = cache_.worker(2);
   Sequence held = holding(*holder, 32);
