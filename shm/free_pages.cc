@@ -178,7 +178,7 @@ std::uint64_t FreePages::count() const {
   std::uint64_t free = 0;
   for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
     free += static_cast<std::uint64_t>(
-        std::popcount(segment_.free_bits(chunk).load(std::memory_order_relaxed)));
+        std::popcount(segment_.free_bits(chunk).load(std::memory_order_seq_cst)));
   }
   return free;
 }
