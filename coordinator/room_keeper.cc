@@ -126,10 +126,13 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   std::vector<Waiter> waiting;
   bool settled = false;
   for (int round = 0; round < kRoundsAPass && !settled && !report.interrupted; ++round) {
+    // That somebody waits is said before wishes are read and pages counted: who gives back looks for waiters last, so
+    // it rings, or this pass sees its pages and that it does not wait any more.
     waiting = waiters();
-    // Before the count: pages that come free after it ring, since who gives back looks for waiters last.
-    block.pages_waiters.store(static_cast<std::uint32_t>(std::ranges::count_if(waiting, &Waiter::sleeps)),
-                              std::memory_order_seq_cst);
+    if (const auto sleeping = std::ranges::count_if(waiting, &Waiter::sleeps); sleeping != 0) {
+      block.pages_waiters.store(static_cast<std::uint32_t>(sleeping), std::memory_order_seq_cst);
+      waiting = waiters();
+    }
     // The hint is set right only if nobody took or gave back meanwhile: a take that is overwritten would not ring.
     std::int64_t hinted = block.free_hint.load(std::memory_order_seq_cst);
     report.free = free_pages_.count();

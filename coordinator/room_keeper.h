@@ -7,13 +7,13 @@
 //   fewer than low_pages free      -> until high_pages are free
 //   workers want more than is free -> until max(high_pages, what they want together) are free
 // and calls waiters, oldest first, as far as the free pages go. While somebody waits it renews the reservation, so that
-// requests that did not wait leave the free pages to those who do (shm/waiting.h has states, orders and the invariants).
+// requests that did not wait leave the free pages to those who do (states, orders, invariants: shm/waiting.h).
 //
 // Nobody is waited for (C5, W3):
-//   a waiter that was called and did not come in 5 ms    its pages go to the next waiter; it is called again when it comes
-//   a waiter that did not come round for 200 ms          the same, and its wish binds nobody
-//   a reservation in whose 2 s the oldest waiter stayed  lifted for 100 ms: whoever finds enough pages takes them. Requests
-//   the same and nothing more came free                  hold leases while they wait, so two may wait for each other
+//   called, and did not come in 5 ms       its pages go to the next waiter; it is called again when it comes
+//   did not come round for 200 ms          the same, and its wish binds nobody
+//   the oldest for 2 s, and no more pages  the reservation is lifted for 100 ms: whoever finds enough takes them.
+//   came free than before                  Requests hold leases while they wait, so two may wait for each other
 //
 // evictor_busy is 1 while it evicts. A worker that takes pages meanwhile does not ring: the count is made once more
 // after the word is 0 again (both sides seq_cst), so a take is seen by one of the two.

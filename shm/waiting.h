@@ -7,7 +7,7 @@
 //   word                          what                                        written by
 //   WorkerRecord::wait_ticket     ns at the start of the wait                 the waiter, 1st
 //                 wait_seen       ns when it last came round to look          the waiter, 2nd and at each look
-//                 pages_wanted    the wish; 0: does not wait                  the waiter, 3rd; 0 as the first when it leaves
+//                 pages_wanted    the wish; 0: does not wait                  the waiter, 3rd; 0 when it leaves
 //                 wait_word       futex; a change is a call                   the coordinator
 //   Superblock::reserved_until    ns until which wishes bind; 0: nobody waits the coordinator, at each pass
 //
@@ -36,7 +36,8 @@
 // Orders: none of this decides who owns a page, the state words do. A late look at reserved_until or at a wish only
 // makes W1 softer. What must not be lost is a wake-up (rule 16): who is refused and means to wait has stored its wish
 // (seq_cst) before it rings; the coordinator, rung, reads the wishes (seq_cst) and calls all that can be served; the
-// futex compares the wait word that was read before the last look.
+// futex compares the wait word that was read before the last look. Who gives pages back loads pages_waiters last; a pass
+// stores it before it reads the wishes and counts (all seq_cst), so one of the two sees the other.
 //
 // Crash: died after / left behind / others meanwhile / repaired by / test
 //   the wish stored, or pages taken and the wish still there / a wish of the dead / it binds until the reap,
