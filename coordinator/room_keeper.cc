@@ -13,7 +13,9 @@ namespace {
 
 constexpr std::int64_t kPollFirstMs = 2;
 constexpr std::int64_t kPollLastMs = 1000;
-constexpr auto kKeptFor = std::chrono::milliseconds(5);  // pages that a waiter was woken for
+constexpr auto kKeptFor = std::chrono::milliseconds(5);  // pages that a waiter was called for
+constexpr auto kGrowsIn = std::chrono::seconds(2);  // else the reservation is lifted
+constexpr auto kLiftedFor = std::chrono::milliseconds(100);  // two looks of a waiter
 constexpr int kRoundsAPass = 4;  // then the loop looks at its sockets before it goes on
 
 std::uint64_t share(std::uint64_t pages, double percent) {
@@ -31,23 +33,27 @@ RoomKeeper::RoomKeeper(const Segment& segment, Watermarks watermarks)
   block.low_pages.store(low_pages_, std::memory_order_relaxed);
   block.high_pages.store(high_pages_, std::memory_order_relaxed);
   block.evictor_busy.store(0, std::memory_order_seq_cst);
+  block.reserved_until.store(0, std::memory_order_relaxed);
 }
 
 // Oldest first; those who asked without waiting come last.
 std::vector<RoomKeeper::Waiter> RoomKeeper::waiters() const {
   std::vector<Waiter> waiting;
   const Clock::time_point now = Clock::now();
+  const std::uint64_t now_ns = monotonic_ns();
   for (std::uint16_t slot = 1; slot < segment_.slot_count(); ++slot) {
     const WorkerRecord& record = segment_.worker({slot});
     const std::uint32_t wanted = record.pages_wanted.load(std::memory_order_seq_cst);
     if (wanted != 0 && wanted <= segment_.page_count()) {
       const std::uint64_t ticket = record.wait_ticket.load(std::memory_order_relaxed);
-      const bool late = calls_[slot].ticket == ticket && now - calls_[slot].at > kKeptFor;
-      waiting.push_back({ticket, wanted, {slot}, true, late});
+      const std::uint64_t seen = record.wait_seen.load(std::memory_order_relaxed);
+      const bool silent = !shows_life(record, now_ns);
+      const bool late = calls_[slot].seen == seen && now - calls_[slot].at > kKeptFor;
+      waiting.push_back({ticket, wanted, {slot}, seen, true, silent, silent || late});
     }
     const std::uint32_t asked = record.pages_asked.load(std::memory_order_seq_cst);
     if (asked != 0 && asked <= segment_.page_count()) {
-      waiting.push_back({~std::uint64_t{0}, asked, {slot}, false, false});
+      waiting.push_back({~std::uint64_t{0}, asked, {slot}, 0, false, false, false});
     }
   }
   std::ranges::sort(waiting, {}, [](const Waiter& w) { return std::pair(w.ticket, w.worker); });
@@ -56,9 +62,9 @@ std::vector<RoomKeeper::Waiter> RoomKeeper::waiters() const {
 
 std::uint64_t RoomKeeper::target(std::uint64_t free, const std::vector<Waiter>& waiting) const {
   std::uint64_t wanted = 0;
-  std::uint64_t least = 0;  // for one who is late and still short of pages
+  std::uint64_t least = 0;  // for one who is absent and still short of pages
   for (const Waiter& waiter : waiting) {
-    if (waiter.late) least = std::max<std::uint64_t>(least, waiter.wanted);
+    if (waiter.absent) least = std::max<std::uint64_t>(least, waiter.wanted);
     else wanted = std::min<std::uint64_t>(wanted + waiter.wanted, segment_.page_count());
   }
   wanted = std::max(wanted, least);
@@ -67,9 +73,31 @@ std::uint64_t RoomKeeper::target(std::uint64_t free, const std::vector<Waiter>& 
   return goal;
 }
 
-void RoomKeeper::wake(const std::vector<Waiter>& waiting, std::uint64_t free) {
+// Renews the reservation while somebody lives and waits; lifts it for a while when it leads nowhere (W3).
+void RoomKeeper::reserve(const std::vector<Waiter>& waiting, std::uint64_t free) {
+  AtomicU64& until = segment_.superblock().reserved_until;
+  const auto oldest = std::ranges::find_if(
+      waiting, [](const Waiter& waiter) { return waiter.sleeps && !waiter.silent; });
+  if (oldest == waiting.end()) {
+    growth_ = {};
+    until.store(0, std::memory_order_relaxed);
+    return;
+  }
+  const Clock::time_point now = Clock::now();
+  const Turn turn{oldest->ticket, oldest->worker.value};
+  const bool lifted = now < growth_.lifted_until;
+  if (turn != growth_.oldest || free > growth_.most_free || lifted) {
+    growth_ = {turn, free, now, growth_.lifted_until};
+  } else if (now - growth_.grew_at > kGrowsIn) {
+    growth_.lifted_until = now + kLiftedFor;
+  }
+  until.store(now < growth_.lifted_until ? 0 : monotonic_ns() + kReservedForNs,
+              std::memory_order_relaxed);
+}
+
+void RoomKeeper::call(const std::vector<Waiter>& waiting, std::uint64_t free) {
   std::uint32_t unserved = 0;
-  bool in_line = false;  // somebody older waits for more than there is: nobody overtakes it, but one who is late
+  bool in_line = false;  // somebody older waits for more than there is: nobody overtakes it, but one who is absent
   for (const Waiter& waiter : waiting) {
     WorkerRecord& record = segment_.worker(waiter.worker);
     if (!waiter.sleeps) {
@@ -80,12 +108,12 @@ void RoomKeeper::wake(const std::vector<Waiter>& waiting, std::uint64_t free) {
     }
     Call& call = calls_[waiter.worker.value];
     if (in_line || waiter.wanted > free) {
-      in_line = in_line || !waiter.late;
+      in_line = in_line || !waiter.absent;
       ++unserved;
       continue;
     }
-    if (!waiter.late) free -= waiter.wanted;
-    if (call.ticket != waiter.ticket) call = {waiter.ticket, Clock::now()};
+    if (!waiter.absent) free -= waiter.wanted;
+    if (call.seen != waiter.seen) call = {waiter.seen, Clock::now()};
     record.wait_word.fetch_add(1, std::memory_order_seq_cst);
     futex_wake_all(record.wait_word);
   }
@@ -98,12 +126,19 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   std::vector<Waiter> waiting;
   bool settled = false;
   for (int round = 0; round < kRoundsAPass && !settled && !report.interrupted; ++round) {
+    // That somebody waits is said before wishes are read and pages counted: who gives back looks for waiters last, so
+    // it rings, or this pass sees its pages and that it does not wait any more.
+    waiting = waiters();
+    if (const auto sleeping = std::ranges::count_if(waiting, &Waiter::sleeps); sleeping != 0) {
+      block.pages_waiters.store(static_cast<std::uint32_t>(sleeping), std::memory_order_seq_cst);
+      waiting = waiters();
+    }
     // The hint is set right only if nobody took or gave back meanwhile: a take that is overwritten would not ring.
     std::int64_t hinted = block.free_hint.load(std::memory_order_seq_cst);
     report.free = free_pages_.count();
     block.free_hint.compare_exchange_strong(hinted, static_cast<std::int64_t>(report.free),
                                             std::memory_order_seq_cst);
-    waiting = waiters();
+    reserve(waiting, report.free);
     const std::uint64_t goal = target(report.free, waiting);
     report.shortfall = goal > report.free ? goal - report.free : 0;
     const auto start = Clock::now();
@@ -132,7 +167,7 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
     }
   }
   if (report.shortfall == 0) block.eviction_shortfall.store(0, std::memory_order_relaxed);
-  wake(waiting, report.free);
+  call(waiting, report.free);
   const bool unserved = block.pages_waiters.load(std::memory_order_relaxed) != 0;
   if (report.interrupted || !settled) {
     poll_ms_ = 0;

@@ -6,14 +6,20 @@
 // One pass counts the free pages and evicts down to a target when one is due:
 //   fewer than low_pages free      -> until high_pages are free
 //   workers want more than is free -> until max(high_pages, what they want together) are free
-// and wakes waiters, oldest first, as far as the free pages go. What a waiter was woken for is kept for it for a while;
-// if it does not take it (its process is stopped), the pages go to whoever comes next (C5).
+// and calls waiters, oldest first, as far as the free pages go. While somebody waits it renews the reservation, so that
+// requests that did not wait leave the free pages to those who do (states, orders, invariants: shm/waiting.h).
+//
+// Nobody is waited for (C5, W3):
+//   called, and did not come in 5 ms       its pages go to the next waiter; it is called again when it comes
+//   did not come round for 200 ms          the same, and its wish binds nobody
+//   the oldest for 2 s, and no more pages  the reservation is lifted for 100 ms: whoever finds enough takes them.
+//   came free than before                  Requests hold leases while they wait, so two may wait for each other
 //
 // evictor_busy is 1 while it evicts. A worker that takes pages meanwhile does not ring: the count is made once more
 // after the word is 0 again (both sides seq_cst), so a take is seen by one of the two.
 //
-// Crash: a waiter's wait word and wish stay; the next coordinator's first pass serves them. evictor_busy stays 1: the
-// next coordinator clears it.
+// Crash: a waiter's wait word and wish stay; the next coordinator's first pass serves them. evictor_busy stays 1 and
+// reserved_until what it is, which ends by itself: the next coordinator clears both.
 #pragma once
 
 #include <chrono>
@@ -24,6 +30,7 @@
 #include "coordinator/evictor.h"
 #include "shm/free_pages.h"
 #include "shm/segment.h"
+#include "shm/waiting.h"
 
 namespace kvtrie {
 
@@ -56,18 +63,28 @@ class RoomKeeper {
     std::uint64_t ticket;
     std::uint32_t wanted;
     WorkerId worker;
-    bool sleeps;  // false: asked without waiting
-    bool late;    // was woken for free pages and has not come
+    std::uint64_t seen;  // when it last came round
+    bool sleeps;         // false: asked without waiting
+    bool silent;         // has not come round for long
+    bool absent;         // silent, or was called and has not come
   };
-  // When a slot's waiter was woken; of another ticket: not yet.
+  // When a slot's waiter was called; if it came round since: not yet.
   struct Call {
-    std::uint64_t ticket = 0;
+    std::uint64_t seen = 0;
     Clock::time_point at;
+  };
+  // How the oldest waiter's room grows.
+  struct Growth {
+    Turn oldest;
+    std::uint64_t most_free = 0;
+    Clock::time_point grew_at;
+    Clock::time_point lifted_until;
   };
 
   std::vector<Waiter> waiters() const;
   std::uint64_t target(std::uint64_t free, const std::vector<Waiter>& waiting) const;
-  void wake(const std::vector<Waiter>& waiting, std::uint64_t free);
+  void reserve(const std::vector<Waiter>& waiting, std::uint64_t free);
+  void call(const std::vector<Waiter>& waiting, std::uint64_t free);
 
   const Segment& segment_;
   FreePages free_pages_;
@@ -76,6 +93,7 @@ class RoomKeeper {
   std::uint64_t high_pages_;
   std::int64_t poll_ms_ = -1;
   std::vector<Call> calls_;  // by slot
+  Growth growth_;
   Clock::time_point not_before_{};  // after a fruitless scan, the next one waits a while
   std::function<void(double)> on_pause_ = [](double) {};
 };

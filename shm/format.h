@@ -135,6 +135,7 @@ struct Superblock {
   AtomicU64 low_pages;       // a taker that leaves fewer rings the doorbell
   AtomicU64 high_pages;
   AtomicU64 successor_id[2]; // cache id to attach to after poisoning; zero: none yet
+  AtomicU64 reserved_until;  // CLOCK_MONOTONIC ns until which free pages are first for those who wait (waiting.h)
 
   // --- the coordinator; written by the one that holds the directory's lock -----------------------------
   alignas(kLineBytes) AtomicU64 coordinator_epoch;  // grows at every start
@@ -155,6 +156,8 @@ struct Superblock {
 static_assert(std::is_standard_layout_v<Superblock>);
 static_assert(sizeof(Superblock) == 4096, "areas start at the second 4 KiB page");
 static_assert(offsetof(Superblock, poison_state) % kLineBytes == 0);
+static_assert(offsetof(Superblock, reserved_until) / kLineBytes == offsetof(Superblock, poison_state) / kLineBytes,
+              "an allocation reads that line anyhow");
 
 enum class CoordinatorState : std::uint32_t { kNone = 0, kAdopting = 1, kServing = 2, kStopped = 3 };
 
@@ -267,7 +270,8 @@ struct WorkerRecord {
   AtomicU64 wait_ticket;                    // CLOCK_MONOTONIC ns at the start of the wait: oldest first
   AtomicU32 pages_asked;                    // wanted without waiting; the coordinator clears it once looked after
   AtomicU32 reserved_asked;
-  AtomicU64 reserved_wait[5];
+  AtomicU64 wait_seen;                      // CLOCK_MONOTONIC ns when the waiter last came round to look
+  AtomicU64 reserved_wait[4];
   alignas(kLineBytes) AtomicU64 counters[kCounters];
   AtomicU8 reserved[1024 - 3 * 64 - kCounters * 8];
 };

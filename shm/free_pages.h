@@ -77,7 +77,7 @@ class FreePages {
   void free_retired(PageIndex page) const;
 
   // Free bits set; some 10 us a million pages. Sequentially consistent loads: who counts after it stored a word that
-  // takers look at (evictor_busy) sees their takes, or they see the word.
+  // takers look at (evictor_busy, a wish) sees their takes, or they see the word.
   std::uint64_t count() const;
 
  private:

@@ -39,6 +39,9 @@ namespace kvtrie {
   X(adopt_keeps_condemned)          /* 15: Condemned left behind */                                  \
   X(adopt_revives_retiring)         /* 15: Retiring back to Live */                                  \
   X(wait_without_recheck)           /* 16: sleeper does not look again */                            \
+  X(take_before_older)              /* W1: free pages taken before older wishes */                   \
+  X(reservation_never_ends)         /* W3: wishes bind without a coordinator, too */                 \
+  X(wish_of_the_silent_binds)       /* W3: a wish binds though its waiter does not come round */     \
   X(flush_ignored)                  /* 18: root generation not compared */                           \
   X(touch_before_lease)             /* 19: touch written before the lease is verified */             \
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \

@@ -37,6 +37,7 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   record.pages_wanted.store(0, std::memory_order_release);
   record.pages_asked.store(0, std::memory_order_release);
   record.wait_ticket.store(0, std::memory_order_relaxed);
+  record.wait_seen.store(0, std::memory_order_relaxed);
   record.wait_word.store(0, std::memory_order_relaxed);
   KVTRIE_CRASH_POINT("reap.after_waits");
   segment.superblock().reaps.fetch_add(1, std::memory_order_seq_cst);

@@ -138,7 +138,7 @@ void Checks::check_superblock(Wrongs& wrongs) const {
     expect_zero(from, to, Subject::kSegment, 0, "superblock", wrongs);
   };
   zero(end_of(b.constant_checksum), &b.poison_state);
-  zero(end_of(b.successor_id), &b.coordinator_epoch);
+  zero(end_of(b.reserved_until), &b.coordinator_epoch);
   zero(&b.coordinator_reserved, end_of(b.coordinator_reserved));
   zero(end_of(b.eviction_shortfall), &b.free_hint);
   zero(end_of(b.free_hint), &b.doorbell);

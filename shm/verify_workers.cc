@@ -88,7 +88,7 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
     add(Invariant::kIdentity, pid, fmt::format("free, but still pid {}", pid));
   }
   const std::uint32_t wanted = r.pages_wanted.load(kAcquire);
-  if (free && (wanted != 0 || r.wait_ticket.load(kRelaxed) != 0)) {
+  if (free && (wanted != 0 || r.wait_ticket.load(kRelaxed) != 0 || r.wait_seen.load(kRelaxed) != 0)) {
     add(Invariant::kSlotHolds, wanted, fmt::format("free, but waits for {} pages", wanted));
   }
   if (worker.value == 0) {
@@ -106,7 +106,8 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   };
   zero(&r.reserved_identity, end_of(r.reserved_identity));
   zero(&r.recorder_head, &r.image);
-  zero(&r.reserved_asked, end_of(r.reserved_wait));
+  zero(&r.reserved_asked, &r.wait_seen);
+  zero(&r.reserved_wait, end_of(r.reserved_wait));
   zero(&r.reserved, end_of(r.reserved));
 }
 

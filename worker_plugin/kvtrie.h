@@ -58,7 +58,7 @@ extern "C" {
 typedef enum kvtrie_code {
   KVTRIE_OK = 0,
   KVTRIE_E_INVALID = 1,  /* an argument; nothing was changed */
-  KVTRIE_E_NOT_NOW = 2,  /* too few free pages at the moment: release some or ask again */
+  KVTRIE_E_NOT_NOW = 2,  /* too few free pages, or others waited for them: release some or ask again */
   KVTRIE_E_NEVER = 3,    /* more pages than this cache has */
   KVTRIE_E_TIMEOUT = 4,  /* the wait that was asked for ran out; nothing was taken */
   KVTRIE_E_STALE = 5,    /* the handle's object has ended, or this is a forked child */

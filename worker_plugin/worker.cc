@@ -5,28 +5,21 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <limits>
 #include <thread>
+#include <utility>
 
 #include "shm/crash_point.h"
 #include "shm/futex.h"
 #include "shm/lease.h"
 #include "shm/mutant.h"
 #include "shm/prefix_hash.h"
+#include "shm/waiting.h"
 #include "worker_plugin/walk.h"
 
 namespace kvtrie {
 namespace {
 
-std::uint64_t monotonic_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
-         static_cast<std::uint64_t>(now.tv_nsec);
-}
-
-constexpr std::int64_t kLookAgainNs = 50'000'000;
 constexpr int kRootReads = 16;  // each but the first is for a flush that came between two looks
 
 // As long as it may be, at most to the end of the clock.
@@ -191,7 +184,9 @@ Status Worker::allocate(Sequence& sequence, std::uint64_t total_tokens, std::int
     const PageIndex near{have == 0 ? segment_.page_count() : sequence.page_at(have - 1).value + 1};
     std::vector<PageIndex> taken;
     taken.reserve(missing);
-    if (Status status = take_pages(missing, near, wait_ns, taken); !status) return status;
+    // Who has pages goes on before those who wait: they may wait for just these pages (W2).
+    const Turn turn = sequence.own.empty() ? Turn::last() : Turn::first();
+    if (Status status = take_pages(missing, near, turn, wait_ns, taken); !status) return status;
     sequence.own.reserve(sequence.own.size() + missing);
     for (const PageIndex page : taken) sequence.own.push_back({{}, page});
     count(Counter::kAllocations);
@@ -200,7 +195,13 @@ Status Worker::allocate(Sequence& sequence, std::uint64_t total_tokens, std::int
   return announce_full(sequence, sequence.positions(), false);
 }
 
-bool Worker::try_take(std::uint32_t wanted, PageIndex near, std::vector<PageIndex>& out) {
+bool Worker::try_take(std::uint32_t wanted, PageIndex near, Turn turn, std::vector<PageIndex>& out) {
+  // Beside others that wait the free pages are counted: a hint that is too high would give theirs away.
+  const std::uint64_t due = pages_due_before(segment_, turn);
+  if (due != 0 && free_pages_.count() < due + wanted) {
+    KVTRIE_CRASH_POINT("take.stands_back");
+    return false;
+  }
   if (segment_.superblock().free_hint.load(std::memory_order_relaxed) < wanted &&
       free_pages_.count() < wanted) {
     return false;  // the hint may be off after a crash; the bits are counted before giving up
@@ -214,10 +215,10 @@ bool Worker::try_take(std::uint32_t wanted, PageIndex near, std::vector<PageInde
   return false;
 }
 
-Status Worker::take_pages(std::uint32_t wanted, PageIndex near, std::int64_t wait_ns,
+Status Worker::take_pages(std::uint32_t wanted, PageIndex near, Turn turn, std::int64_t wait_ns,
                           std::vector<PageIndex>& out) {
-  if (!try_take(wanted, near, out)) {
-    const Status status = wait_for_pages(wanted, near, wait_ns, out);
+  if (!try_take(wanted, near, turn, out)) {
+    const Status status = wait_for_pages(wanted, near, turn, wait_ns, out);
     if (!status) {
       count(Counter::kFailedNotNow);
       return status;
@@ -239,7 +240,8 @@ void Worker::ring_if_low() {
 
 // Says what is wanted, wakes the coordinator, and sleeps on this worker's own word (rule 16: the word is read
 // before the last look, and the futex compares it). Who does not wait only asks: the evictor makes room.
-Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t wait_ns,
+// States and who binds whom: shm/waiting.h.
+Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, Turn turn, std::int64_t wait_ns,
                               std::vector<PageIndex>& out) {
   WorkerRecord& me = segment_.worker(slot_);
   Superblock& block = segment_.superblock();
@@ -247,24 +249,32 @@ Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t
   if (wait_ns <= 0) {
     me.pages_asked.store(wanted, std::memory_order_seq_cst);
     ring(block.doorbell);
-    return {Code::kNotNow, "not enough free pages at the moment: release something or ask again"};
+    return {Code::kNotNow,
+            "not enough free pages at the moment, or others waited for them: release something or ask again"};
   }
-  std::unique_lock<std::timed_mutex> turn(wait_turn_, std::defer_lock);
-  if (!try_lock_for(turn, wait_ns)) {
+  std::unique_lock<std::timed_mutex> my_threads(wait_turn_, std::defer_lock);
+  if (!try_lock_for(my_threads, wait_ns)) {
     return {Code::kTimeout, "no pages came free in the time given; other threads waited before this one"};
   }
+  if (turn != Turn::first()) turn = {start, slot_.value};
+  std::uint32_t known = me.wait_word.load(std::memory_order_seq_cst);  // what differs is a call
   me.wait_ticket.store(start, std::memory_order_relaxed);
+  me.wait_seen.store(start, std::memory_order_relaxed);
   me.pages_wanted.store(wanted, std::memory_order_seq_cst);
   KVTRIE_CRASH_POINT("wait.after_wanted");
   count(Counter::kWaits);
   Status status{Code::kTimeout, "no pages came free in the time given"};
   for (;;) {
+    const std::uint64_t now = monotonic_ns();
+    me.wait_seen.store(now, std::memory_order_relaxed);  // a stopped process does not get here
     const std::uint32_t seen = me.wait_word.load(std::memory_order_seq_cst);
-    if (!KVTRIE_MUTANT(wait_without_recheck) && try_take(wanted, near, out)) {
+    const bool called = seen != std::exchange(known, seen);
+    if (!KVTRIE_MUTANT(wait_without_recheck) &&
+        try_take(wanted, near, called ? Turn::first() : turn, out)) {
       status = {};
       break;
     }
-    const std::int64_t left = wait_ns - static_cast<std::int64_t>(monotonic_ns() - start);
+    const std::int64_t left = wait_ns - static_cast<std::int64_t>(now - start);
     if (left <= 0) break;
     if (segment_.poisoned()) {
       status = health();
@@ -273,13 +283,14 @@ Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t
     ring(block.doorbell);
     // Without a coordinator nobody wakes it when another worker releases (C6): so it looks by itself now and then.
     futex_wait(me.wait_word, seen, KVTRIE_MUTANT(wait_without_recheck) ? left : std::min(left, kLookAgainNs));
-    me.wait_ticket.fetch_add(1, std::memory_order_relaxed);  // it came: a stopped process does not get here
-    if (KVTRIE_MUTANT(wait_without_recheck) && try_take(wanted, near, out)) {
+    if (KVTRIE_MUTANT(wait_without_recheck) && try_take(wanted, near, Turn::first(), out)) {
       status = {};
       break;
     }
   }
   me.pages_wanted.store(0, std::memory_order_release);
+  KVTRIE_CRASH_POINT("wait.after_end");
+  if (!status) ring(block.doorbell);  // those behind it may be served now
   return status;
 }
 

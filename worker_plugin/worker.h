@@ -22,6 +22,7 @@
 #include "shm/segment.h"
 #include "shm/status.h"
 #include "shm/stripe_index.h"
+#include "shm/waiting.h"
 #include "worker_plugin/lease_slots.h"
 #include "worker_plugin/sequence.h"
 
@@ -68,10 +69,10 @@ class Worker {
   bool read_root(const NamespaceRef& name_space, Sequence& sequence) const;
   std::uint32_t lease_deepest(Sequence& sequence);
   void touch_page(PageIndex page, std::uint32_t tick, std::uint8_t hint);
-  Status take_pages(std::uint32_t wanted, PageIndex near, std::int64_t wait_ns,
+  Status take_pages(std::uint32_t wanted, PageIndex near, Turn turn, std::int64_t wait_ns,
                     std::vector<PageIndex>& out);
-  bool try_take(std::uint32_t wanted, PageIndex near, std::vector<PageIndex>& out);
-  Status wait_for_pages(std::uint32_t wanted, PageIndex near, std::int64_t wait_ns,
+  bool try_take(std::uint32_t wanted, PageIndex near, Turn turn, std::vector<PageIndex>& out);
+  Status wait_for_pages(std::uint32_t wanted, PageIndex near, Turn turn, std::int64_t wait_ns,
                         std::vector<PageIndex>& out);
   void ring_if_low();
   PageNode node_for(const Sequence& sequence, std::uint32_t position, std::uint32_t tick);

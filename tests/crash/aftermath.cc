@@ -179,6 +179,7 @@ std::string judge_recovered(CrashWorld& world, const Scenario& scenario, bool re
     const Segment& segment = world.segment();
     visit_stripes(segment, WorkerId{kSurvivor});
     segment.superblock().evictor_busy.store(0);  // by the next coordinator's RoomKeeper
+    segment.superblock().reserved_until.store(0);  // by the same, or it is over by now
     check_at_rest(world.view());
     check_cached(world.view(), bounds.must, bounds.may);
     finish_open_sequences(world, bounds);

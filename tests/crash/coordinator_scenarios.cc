@@ -9,6 +9,7 @@
 #include "shm/namespace_table.h"
 #include "shm/page_table.h"
 #include "shm/recovery.h"
+#include "shm/waiting.h"
 #include "shm/worker_table.h"
 #include "tests/crash/aftermath.h"
 #include "tests/crash/scenario_lists.h"
@@ -38,6 +39,7 @@ void leave_a_dead_worker(CrashWorld& world) {
       StateWord{segment.descriptor(given).state.load()}.recycled().raw);
   segment.worker(kVictimSlot).pages_wanted.store(70);
   segment.worker(kVictimSlot).wait_ticket.store(1);
+  segment.worker(kVictimSlot).wait_seen.store(monotonic_ns());
   world.die_holding_stripes();
 }
 
@@ -124,6 +126,7 @@ std::vector<Scenario> evict_scenarios() {
              w.open(kOtherSurvivor, {9}, kWorldPages - 5);
              w.segment().worker(WorkerId{kOtherSurvivor}).pages_wanted.store(3);
              w.segment().worker(WorkerId{kOtherSurvivor}).wait_ticket.store(1);
+             w.segment().worker(WorkerId{kOtherSurvivor}).wait_seen.store(monotonic_ns());
            },
        .prepare =
            [](Victim& v) {

@@ -10,8 +10,10 @@
 #include "coordinator/evictor.h"
 #include "shm/crash_point.h"
 #include "shm/namespace_table.h"
+#include "shm/waiting.h"
 #include "tests/crash/scenario.h"
 #include "tests/support/cache_oracle.h"
+#include "tests/support/eventually.h"
 #include "tests/support/party.h"
 
 namespace kvtrie::test {
@@ -242,6 +244,82 @@ void pages_that_came_before_the_sleep_are_taken(CrashWorld& world) {
   expect(std::chrono::steady_clock::now() - start < kWait / 2, "it slept beside free pages");
 }
 
+// Four pages are free; a survivor waits for six, stopped before its first look.
+struct StoppedWaiter {
+  explicit StoppedWaiter(CrashWorld& cache)
+      : world(cache), party([this] {
+          status = world.engine(kSurvivor).allocate(
+              sequence, 6, std::chrono::nanoseconds(std::chrono::seconds(20)).count());
+        }) {
+    leave_free(world, 4);
+    (void)world.engine(kSurvivor).begin(sequence, {1});
+    expect(party.run_to("wait.after_wanted"), "it did not wait");
+  }
+  ~StoppedWaiter() { give_room(); }
+  StoppedWaiter(const StoppedWaiter&) = delete;
+  StoppedWaiter& operator=(const StoppedWaiter&) = delete;
+
+  void give_room() {
+    for (OpenSequence& open : world.opened()) world.engine(kOtherSurvivor).release(open.sequence);
+    world.opened().clear();
+  }
+  void comes_round() const {
+    world.segment().worker(WorkerId{kSurvivor}).wait_seen.store(monotonic_ns());
+  }
+  void reservation_is_renewed() const {
+    world.segment().superblock().reserved_until.store(monotonic_ns() + kReservedForNs);
+  }
+  // One that comes new and wants two of the four.
+  bool newcomer_takes() {
+    Sequence newcomer;
+    (void)world.engine(1).begin(newcomer, {2});
+    const Status taken = world.engine(1).allocate(newcomer, 2);
+    world.engine(1).release(newcomer);
+    return taken.ok();
+  }
+  void serve_and_check() {
+    give_room();
+    party.finish();
+    expect(status.ok(), "the waiter got no pages");
+    world.engine(kSurvivor).release(sequence);
+    check_all(world);
+  }
+
+  CrashWorld& world;
+  Sequence sequence;
+  Status status;
+  Party party;
+};
+
+void a_newcomer_leaves_the_free_pages_to_a_waiter(CrashWorld& world) {
+  StoppedWaiter waiter(world);
+  waiter.reservation_is_renewed();
+  waiter.comes_round();
+  expect(!waiter.newcomer_takes(), "it overtook a waiter");
+  waiter.serve_and_check();
+}
+
+void a_reservation_ends_without_a_coordinator(CrashWorld& world) {
+  StoppedWaiter waiter(world);
+  waiter.reservation_is_renewed();
+  expect(eventually([&] {
+           waiter.comes_round();
+           return waiter.newcomer_takes();
+         }, std::chrono::seconds(5)),
+         "two pages cannot be had for good");
+  waiter.serve_and_check();
+}
+
+void the_wish_of_a_stopped_waiter_binds_nobody(CrashWorld& world) {
+  StoppedWaiter waiter(world);
+  expect(eventually([&] {
+           waiter.reservation_is_renewed();
+           return waiter.newcomer_takes();
+         }, std::chrono::seconds(5)),
+         "a stopped process keeps two pages from others");
+  waiter.serve_and_check();
+}
+
 void a_flushed_root_has_no_pages(CrashWorld& world) {
   world.cache(kSurvivor, {1});
   world.segment().name_space({0}).root_generation.fetch_add(1);
@@ -269,6 +347,9 @@ constexpr Interleaving kAll[] = {
     KVTRIE_TOLD(a_lease_between_two_condemnations_is_seen),
     KVTRIE_TOLD(a_rescued_child_keeps_its_parent),
     KVTRIE_TOLD(pages_that_came_before_the_sleep_are_taken),
+    KVTRIE_TOLD(a_newcomer_leaves_the_free_pages_to_a_waiter),
+    KVTRIE_TOLD(a_reservation_ends_without_a_coordinator),
+    KVTRIE_TOLD(the_wish_of_a_stopped_waiter_binds_nobody),
     KVTRIE_TOLD(a_flushed_root_has_no_pages),
 };
 #undef KVTRIE_TOLD

@@ -6,6 +6,7 @@
 #include "shm/lease.h"
 #include "shm/page_table.h"
 #include "shm/recovery.h"
+#include "shm/waiting.h"
 #include "tests/crash/scenario_lists.h"
 
 namespace kvtrie::test {
@@ -28,6 +29,16 @@ void plant_stale_entries(const Segment& segment) {
     bucket.entries[6].store(StripeIndex::kValid | 0x1234'0000'0000 | (kWorldPages - 1));
     bucket.entries[7].store(StripeIndex::kValid | 0x1234'0000'0000 | segment.page_count());
   }
+}
+
+// Ten pages are free, and a survivor that lives waits for eight of them.
+void let_a_survivor_wait(CrashWorld& world) {
+  world.open(kSurvivor, {9}, kWorldPages - 11);
+  WorkerRecord& record = world.segment().worker(WorkerId{kOtherSurvivor});
+  record.wait_ticket.store(1);
+  record.wait_seen.store(monotonic_ns() + kSilentAfterNs / 2);  // stepping takes its time
+  record.pages_wanted.store(8);
+  world.segment().superblock().reserved_until.store(monotonic_ns() + kReservedForNs);
 }
 
 }  // namespace
@@ -144,6 +155,20 @@ std::vector<Scenario> allocate_scenarios() {
        .again = {1, 2}},
       {.name = "allocate.wait",
        .setup = [](CrashWorld& w) { w.open(kSurvivor, {9}, kWorldPages - 3); },
+       .prepare = begin_1234,
+       .operate = [](Victim& v) { (void)v.engine.allocate(v.sequence, 4, 2'000'000); },
+       .again = {1, 2},
+       .sleeps = true},
+      {.name = "allocate.behind_a_waiter",
+       .setup = let_a_survivor_wait,
+       .prepare = begin_1234,
+       .operate =
+           [](Victim& v) {
+             if (v.engine.allocate(v.sequence, 4)) throw Violation("it overtook a waiter");
+           },
+       .again = {1, 2}},
+      {.name = "allocate.wait_behind_a_waiter",
+       .setup = let_a_survivor_wait,
        .prepare = begin_1234,
        .operate = [](Victim& v) { (void)v.engine.allocate(v.sequence, 4, 2'000'000); },
        .again = {1, 2},

@@ -677,6 +677,10 @@ std::vector<Violation> violations() {
     f.segment_->worker(WorkerId{3}).wait_ticket.store(4);
     return 3;
   });
+  add("FreeSlotSeenWaiting", kSlotHolds, Subject::kWorker, [](F& f) {
+    f.segment_->worker(WorkerId{3}).wait_seen.store(4);
+    return 3;
+  });
   add("PinReasonWithoutEnd", kPin, Subject::kLease, [](F& f) {
     std::memset(f.segment_->pins()[2].reason, 'x', sizeof(PinRecord::reason));
     return 2;
