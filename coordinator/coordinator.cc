@@ -129,7 +129,7 @@ bool Coordinator::signalled() const {
   return ::poll(&signals, 1, 0) > 0;
 }
 
-// In the midst of a pass of the evictor: the dead are reaped at once, and the pass goes on (rule 10 allows for it,
+// In the midst of a pass of the evictor: the dead are reaped at once, and the pass goes on (ADR 0009,
 // tests/model/reap_in_scan.pml): deaths that come faster than a scan must not keep the pool full.
 bool Coordinator::interrupted() {
   if (!urgent()) return false;

@@ -147,13 +147,16 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
       break;
     }
 
+    const std::uint64_t reaps = block.reaps.load(std::memory_order_relaxed);
     block.evictor_busy.store(1, std::memory_order_seq_cst);
     const EvictReport evicted = evictor_.evict(report.shortfall, interrupted, on_pause_);
     report.evicted += evicted.evicted;
     report.interrupted = evicted.interrupted;
     block.eviction_passes.fetch_add(1, std::memory_order_relaxed);
     segment_.count(kCoordinatorSlot, Counter::kEvictionPasses);
-    const bool fell_short = evicted.evicted < report.shortfall && !evicted.interrupted;
+    // After a reap within its scan it may have kept what only the dead held: the next round scans again.
+    const bool fell_short = evicted.evicted < report.shortfall && !evicted.interrupted &&
+                            block.reaps.load(std::memory_order_relaxed) == reaps;
     block.eviction_shortfall.store(fell_short ? report.shortfall - evicted.evicted : 0,
                                    std::memory_order_seq_cst);
     block.evictor_busy.store(0, std::memory_order_seq_cst);

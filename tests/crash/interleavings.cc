@@ -151,8 +151,13 @@ void a_child_of_a_page_that_is_evicted_rescues_it(CrashWorld& world) {
         },
         [](double) {});
   });
-  expect(evictor.run_to("test.interrupted", 2), "no scan");  // {1} is a leaf in it
-  world.cache(kOtherSurvivor, {1, 2});
+  expect(evictor.run_to("test.interrupted", 4), "no scan");  // {1} is a leaf in it, not ranked yet
+  // In the tick of {1}'s last touch, so that nothing but the announcement tells of it.
+  Engine& other = world.engine(kOtherSurvivor);
+  Sequence sequence;
+  (void)other.prepare(sequence, {1, 2});
+  (void)other.publish(sequence, 2);
+  other.release(sequence);
   evictor.finish();
   check_all(world);
 }
