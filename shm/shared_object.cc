@@ -139,18 +139,20 @@ Result<FileDescriptor> open_temporary(const std::string& name, Access access) {
 }
 
 Result<FileDescriptor> open_object(const std::string& name, Access access) {
-  try {
-    bip::shared_memory_object object(
-        bip::open_only, name.c_str(),
-        access == Access::kReadOnly ? bip::read_only : bip::read_write);
-    FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
-    if (!fd.open()) return Status{Code::kSystem, "duplicating a descriptor", errno};
-    return fd;
-  } catch (const bip::interprocess_exception& failure) {
-    const int error = failure.get_native_error();
-    if (error == ENOENT) return Status{Code::kNotFound, "no such object in /dev/shm", error};
-    return Status{Code::kSystem, "opening an object in /dev/shm", error};
+  const std::string path = kShmDirectory + name;
+  const int mode = access == Access::kReadOnly ? O_RDONLY : O_RDWR;
+  // Anybody may put anything at a name in /dev/shm: not to wait for a pipe's other end, not to follow a link.
+  FileDescriptor fd(::open(path.c_str(), mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY));
+  if (!fd.open() && errno == ENOENT) return Status{Code::kNotFound, "no such object in /dev/shm", errno};
+  if (!fd.open()) return Status{Code::kSystem, "opening an object in /dev/shm", errno};
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) return Status{Code::kSystem, "fstat of a shared object", errno};
+  if (!S_ISREG(info.st_mode)) return Status{Code::kRefused, "what is at that name in /dev/shm is no file"};
+  // Who owns it can cut it short or read what is written to it.
+  if (access == Access::kReadWrite && info.st_uid != ::geteuid()) {
+    return Status{Code::kRefused, "the object in /dev/shm belongs to another user: run as that user, or remove it"};
   }
+  return fd;
 }
 
 bool discard_object(const std::string& name) {

@@ -85,6 +85,9 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
 std::string problem_of(const ReplayOptions& options) {
   if (options.trace.empty() && options.generate == 0) return "give --trace FILE or --generate N";
   if (options.limit == 0) return "--limit: at least 1";
+  for (const double percent : {options.check_percent, options.low_percent, options.high_percent}) {
+    if (!std::isfinite(percent)) return "--check-bytes, --low, --high: numbers from 0 to 100";
+  }
   if (options.geometry.page_bytes % 8 != 0 || options.geometry.page_bytes == 0) {
     return "--page-bytes: must be a multiple of 8";
   }
