@@ -183,6 +183,7 @@ void Segment::poison(PoisonReason reason) const {
   std::uint32_t none = 0;
   superblock().poison_reason.compare_exchange_strong(none, static_cast<std::uint32_t>(reason));
   superblock().poison_state.store(1, std::memory_order_release);
+  ring(superblock().doorbell);  // the coordinator makes a successor
 }
 
 std::uint32_t Segment::now_tick() const {

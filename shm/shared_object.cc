@@ -186,7 +186,15 @@ Mapping::~Mapping() { leave_if_kept(); }
 
 // Moved to where nobody destroys it. Without memory for that, ending is all that is left.
 void Mapping::leave_if_kept() {
-  if (kept_.load(std::memory_order_relaxed)) new bip::mapped_region(std::move(region_));
+  struct Kept {
+    bip::mapped_region region;
+    Kept* next;
+  };
+  static std::atomic<Kept*> all{nullptr};  // so that they are not lost, for leak checkers
+  if (!kept_.load(std::memory_order_relaxed)) return;
+  auto* const kept = new Kept{std::move(region_), all.load()};
+  while (!all.compare_exchange_weak(kept->next, kept)) {
+  }
 }
 
 Result<Mapping> Mapping::map(int fd, std::uint64_t bytes, Access access) {
