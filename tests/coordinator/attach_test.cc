@@ -34,6 +34,12 @@ class AttachTest : public testing::Test {
     coordinator_ = std::make_unique<RunningCoordinator>(cache_, change);
     ASSERT_EQ(coordinator_->problem(), "");
   }
+  // For a child that is forked before run() and told after it: of a process with threads, a child may find the
+  // allocator locked for ever (the address sanitizer's is).
+  template <typename Body>
+  static auto once_it_runs(Body body) {
+    return [body](Line line) { return line.hear() == '+' ? body(line) : 99; };
+  }
   const Segment& segment() const { return coordinator_->segment(); }
   CoordinatorAddress address() const { return {cache_.directory(), cache_.name()}; }
   AttachOptions options() const { return {address(), "unit", WorkerRole::kWorker, 0}; }
@@ -218,52 +224,53 @@ TEST_F(AttachTest, PoisonedSegmentIsNotHandedOutAndGetsNoNamespaces) {
 TEST_F(AttachTest, OtherUsersNeedToBeAllowed) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root to become somebody else";
   constexpr uid_t kNobody = 65534;
-  const auto attach_as_nobody = [&] {
-    Child child([&](Line line) {
+  const auto attach_as_nobody = [&](const std::function<void(Options&)>& change) {
+    coordinator_.reset();
+    Child child(once_it_runs([&](Line) {
       if (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0) return 50;
-      line.say();
       std::string message;
       const Result<Attachment> got = attach(options(), message);
       if (got) return 0;
       return message.find("--allow-uid") != std::string::npos ? 1 : 2;
-    });
-    EXPECT_EQ(child.line().hear(), '+');
+    }));
+    run(change);
+    child.line().say();
     return child.wait();
   };
   ASSERT_EQ(::chmod(cache_.directory().c_str(), 0755), 0);
-  run([](Options& o) { o.mode = 0666; });
-  EXPECT_EQ(attach_as_nobody(), 1);
-  coordinator_.reset();
-  run([](Options& o) {
-    o.mode = 0666;
-    o.allow_uids = {kNobody};
-  });
-  EXPECT_EQ(attach_as_nobody(), 0);
-  coordinator_.reset();
-  run([](Options& o) {
-    o.mode = 0666;
-    o.allow_gids = {kNobody};
-  });
-  EXPECT_EQ(attach_as_nobody(), 0);
-  coordinator_.reset();
-  run([](Options& o) { o.allow_uids = {kNobody}; });
-  EXPECT_EQ(attach_as_nobody(), 1) << "0600: the socket itself is closed to it";
+  EXPECT_EQ(attach_as_nobody([](Options& o) { o.mode = 0666; }), 1);
+  EXPECT_EQ(attach_as_nobody([](Options& o) {
+              o.mode = 0666;
+              o.allow_uids = {kNobody};
+            }),
+            0);
+  EXPECT_EQ(attach_as_nobody([](Options& o) {
+              o.mode = 0666;
+              o.allow_gids = {kNobody};
+            }),
+            0);
+  EXPECT_EQ(attach_as_nobody([](Options& o) { o.allow_uids = {kNobody}; }), 1)
+      << "0600: the socket itself is closed to it";
 }
 
 TEST_F(AttachTest, ForkedChildOfAConnectionIsNotItsWorker) {
-  run();
-  std::string message;
-  Result<WireClient> client = WireClient::connect(address(), message);
-  ASSERT_TRUE(client);
-  // The kernel vouches for the process that connected; the child's own start time gives it away,
+  // The kernel vouches for the process that connected; its child's own start time gives it away,
   // unless both started in the same clock tick.
-  Child child([&](Line) {
-    AttachRequest request = good_request();
-    if (request.start_time == *start_time_of(static_cast<std::uint32_t>(::getppid()))) return 9;
-    AttachReply reply{};
-    return static_cast<int>(client->call(request, reply, message).code());
-  });
-  const int code = child.wait();
+  Child connects(once_it_runs([&](Line) {
+    std::string message;
+    Result<WireClient> client = WireClient::connect(address(), message);
+    if (!client) return 8;
+    Child child([&](Line) {
+      AttachRequest request = good_request();
+      if (request.start_time == *start_time_of(static_cast<std::uint32_t>(::getppid()))) return 9;
+      AttachReply reply{};
+      return static_cast<int>(client->call(request, reply, message).code());
+    });
+    return child.wait();
+  }));
+  run();
+  connects.line().say();
+  const int code = connects.wait();
   EXPECT_TRUE(code == static_cast<int>(Code::kRefused) || code == 9) << code;
 }
 
@@ -322,8 +329,7 @@ TEST_F(AttachTest, StatisticsAreJsonWithTheSums) {
 
 // A worker that dies holding pages and a lease.
 TEST_F(AttachTest, DeathGivesBackPagesAndSlot) {
-  run();
-  Child child([&](Line line) {
+  Child child(once_it_runs([&](Line line) {
     std::string message;
     Result<Attachment> got = attach(options(), message);
     if (!got) return 1;
@@ -337,7 +343,9 @@ TEST_F(AttachTest, DeathGivesBackPagesAndSlot) {
     if (FreePages(*mine).take(got->grant.slot, 20, {0}, cursor, pages) != 20) return 4;
     line.say();
     return line.hear() == '+' ? 0 : 5;
-  });
+  }));
+  run();
+  child.line().say();
   ASSERT_EQ(child.line().hear(), '+');
   EXPECT_EQ(FreePages(segment()).count(), 108U);
   ASSERT_TRUE(child.stop());
@@ -378,13 +386,14 @@ TEST_F(AttachTest, ProgramThatReplacedAWorkerGetsNothingOfItAndItsPagesComeBack)
 }
 
 TEST_F(AttachTest, SlotWordWrittenOverPoisonsWhenItsWorkerDies) {
-  run();
-  Child child([&](Line line) {
+  Child child(once_it_runs([&](Line line) {
     std::string message;
     const Result<Attachment> got = attach(options(), message);
     line.say();
     return line.hear() == '+' && got ? 0 : 5;
-  });
+  }));
+  run();
+  child.line().say();
   ASSERT_EQ(child.line().hear(), '+');
   segment().worker({1}).slot_state.store(0xEE);
   child.kill();
