@@ -70,6 +70,7 @@ struct PageView {
   std::uint32_t child_hint = 0;
   std::uint16_t token_count = 0;
   std::uint16_t publisher = 0;
+  std::uint64_t checksum = 0;
 };
 
 // Bytes that others may be writing.

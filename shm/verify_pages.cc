@@ -46,6 +46,7 @@ std::optional<PageView> Checks::view(PageIndex page) const {
     v.child_hint = d.child_hint.load(kAcquire);
     v.token_count = d.token_count.load(kAcquire);
     v.publisher = d.publisher.load(kAcquire);
+    v.checksum = d.checksum.load(kAcquire);
     if (d.state.load(kAcquire) == v.word.raw) return v;
   }
   return std::nullopt;
@@ -147,6 +148,9 @@ void Checks::check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs) 
   }
   if (v.depth_class >> 28 != 0) {
     add(Invariant::kUnused, v.depth_class, fmt::format("tier {}", v.depth_class >> 28));
+  }
+  if (v.checksum != 0) {
+    add(Invariant::kUnused, v.checksum, fmt::format("checksum {:#x}", v.checksum));
   }
   if (depth_in(v.depth_class) == 0) add(Invariant::kDepth, v.depth_class, "depth 0");
   if (v.parent.is_root()) {

@@ -161,8 +161,11 @@ void Checks::check_padding(Wrongs& wrongs) const {
 void Checks::check_namespace(NamespaceId id, Wrongs& wrongs) const {
   const NamespaceRecord& r = segment_.name_space(id);
   const std::uint32_t state = r.state.load(kAcquire);
-  expect_zero(&r.reserved, end_of(r.reserved), Subject::kNamespace, id.value, "namespace record",
-              wrongs);
+  auto zero = [&](const void* from, const void* to) {
+    expect_zero(from, to, Subject::kNamespace, id.value, "namespace record", wrongs);
+  };
+  zero(&r.reserve_pages, end_of(r.default_retention_ticks));  // nobody may set them yet
+  zero(&r.reserved, end_of(r.reserved));
   auto add = [&](std::string text) {
     const std::uint64_t what = hash_bytes(0, text.data(), text.size());
     wrongs.add(Invariant::kNamespace, Subject::kNamespace, id.value,

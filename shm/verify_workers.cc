@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "shm/counter_names.h"
 #include "shm/prefix_hash.h"
 #include "shm/process_identity.h"
 #include "shm/verify_checks.h"
@@ -105,7 +106,13 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
     expect_zero(from, to, Subject::kWorker, worker.value, "worker record", wrongs);
   };
   zero(&r.reserved_identity, end_of(r.reserved_identity));
+  if (r.role.load(kRelaxed) != static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)) {
+    zero(&r.plane_mask, end_of(r.plane_mask));
+  }
   zero(&r.recorder_head, &r.image);
+  for (std::size_t i = 0; i < kCounters; ++i) {
+    if (name_of(static_cast<Counter>(i)) == nullptr) zero(&r.counters[i], end_of(r.counters[i]));
+  }
   zero(&r.reserved_asked, &r.wait_seen);
   zero(&r.reserved_wait, end_of(r.reserved_wait));
   zero(&r.reserved, end_of(r.reserved));

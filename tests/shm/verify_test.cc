@@ -261,6 +261,18 @@ std::vector<Violation> violations() {
     f.segment_->descriptor(f.a_).depth_class.fetch_or(1U << 28);
     return f.a_.value;
   });
+  add("ChecksumNotInUse", kUnused, Subject::kPage, [](F& f) {
+    f.segment_->descriptor(f.a_).checksum.store(7);
+    return f.a_.value;
+  });
+  add("PlaneMaskOfAWorker", kUnused, Subject::kWorker, [](F& f) {
+    f.segment_->worker(f.kMe).plane_mask.store(1);
+    return f.kMe.value;
+  });
+  add("CounterNotInUse", kUnused, Subject::kWorker, [](F& f) {
+    f.segment_->worker(f.kMe).counters[kCounters - 1].store(1);
+    return f.kMe.value;
+  });
   add("WorkerReserved", kUnused, Subject::kWorker, [](F& f) {
     f.segment_->worker(f.kOther).reserved_wait[3].store(1);
     return f.kOther.value;
@@ -273,6 +285,14 @@ std::vector<Violation> violations() {
     const std::span<LeaseSlot> leases = f.segment_->leases(f.kMe);
     (leases.data() + leases.size())->request_tag.store(1);
     return std::uint64_t{f.kMe.value};
+  });
+  add("NamespaceReserveNotInUse", kUnused, Subject::kNamespace, [](F& f) {
+    f.segment_->name_space(NamespaceId{3}).reserve_pages.store(1);
+    return 3;
+  });
+  add("NamespaceDefaultNotInUse", kUnused, Subject::kNamespace, [](F& f) {
+    f.segment_->name_space(NamespaceId{3}).default_retention_ticks.store(1);
+    return 3;
   });
   add("NamespaceReserved", kUnused, Subject::kNamespace, [](F& f) {
     f.segment_->name_space(NamespaceId{3}).reserved[5].store(1);
