@@ -6,9 +6,11 @@
 #include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include "shm/crash_point.h"
@@ -57,6 +59,13 @@ std::string first_finding(const Segment& segment) {
                      to_string(report.findings.front()), report.findings_total);
 }
 
+// What the superblock says, of a segment that is not mapped yet: 0 while it is being made.
+std::uint32_t coordinator_pid(const FileDescriptor& segment) {
+  std::uint32_t pid = 0;
+  const auto offset = static_cast<off_t>(offsetof(Superblock, coordinator_pid));
+  return ::pread(segment.get(), &pid, sizeof pid, offset) == sizeof pid ? pid : 0;
+}
+
 // One store at work on one cache.
 class Store {
  public:
@@ -98,9 +107,9 @@ class Store {
     if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) return system_failure("locking /dev/shm/" + name_, errno);
       return Failure{
-          fmt::format("another coordinator serves cache '{}' from another directory; stop "
-                      "it, or use the --dir that it was given",
-                      options_.cache),
+          fmt::format("another coordinator (pid {}) serves cache '{}' from another directory; stop it, or use "
+                      "the --dir that it was given",
+                      coordinator_pid(*fd), options_.cache),
           kExitOtherRunning};
     }
     objects_.guard = std::move(*fd);

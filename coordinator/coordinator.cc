@@ -40,13 +40,13 @@ MaybeFailure Coordinator::watch(const FileDescriptor& epoll, int fd) const {
   return {};
 }
 
+MaybeFailure Coordinator::lock() {
+  return CacheDirectory::lock(options_.directory, options_.cache, options_.mode, directory_);
+}
+
 MaybeFailure Coordinator::start(int signal_fd) {
   signal_fd_ = signal_fd;
   if (MaybeFailure failure = read_host_identity(host_)) return failure;
-  if (MaybeFailure failure =
-          CacheDirectory::lock(options_.directory, options_.cache, options_.mode, directory_)) {
-    return failure;
-  }
   if (MaybeFailure failure = open_or_make_cache(options_, host_, log_, cache_)) return failure;
   client_log_ = limited_log(log_, kClientLinesASecond);
   reaper_.emplace(segment(), client_log_);

@@ -38,7 +38,9 @@ class Coordinator {
  public:
   Coordinator(Options options, LogSink log) : options_(std::move(options)), log_(std::move(log)) {}
 
-  // `signal_fd` becomes readable when the coordinator is to stop.
+  // Makes this process the only coordinator of the cache; changes nothing of the cache itself.
+  MaybeFailure lock();
+  // `signal_fd` becomes readable when the coordinator is to stop. After lock().
   MaybeFailure start(int signal_fd);
   enum class End : std::uint8_t {
     kStopped,

@@ -77,7 +77,7 @@ struct CommandLine {
   MaybeFailure apply(kvtrie::Options& options) const {
     options.directory =
         kvtrie::default_runtime_directory(::geteuid(), std::getenv("XDG_RUNTIME_DIR"));
-    if (!file.empty()) {
+    if (app.count("--config") > 0) {
       if (MaybeFailure failure = kvtrie::apply_file(
               file, [this](std::string_view key) { return has(key); }, options)) {
         return failure;
@@ -115,11 +115,12 @@ void raise_descriptor_limit() {
   }
 }
 
-int check(const kvtrie::Options& options) {
-  if (options.pages && options.page_bytes) {
-    const std::string problem = kvtrie::geometry_problem(kvtrie::shape_of(options, {}).geometry);
-    if (!problem.empty()) return fail({problem, kExitUsage});
-  }
+// Sizes that are left to the cache that is there stand for themselves with the smallest.
+int check(kvtrie::Options options) {
+  if (!options.pages) options.pages = kvtrie::kPagesMin;
+  if (!options.page_bytes) options.page_bytes = 8;
+  const std::string problem = kvtrie::geometry_problem(kvtrie::shape_of(options, {}).geometry);
+  if (!problem.empty()) return fail({problem, kExitUsage});
   fmt::print("event=config_ok cache={}\n", options.cache);
   return 0;
 }
@@ -160,19 +161,18 @@ int serve(const kvtrie::Options& options, char** argv) {
 
   kvtrie::Coordinator coordinator(options,
                                   [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
-  if (MaybeFailure failure = coordinator.start(signals.get())) return fail(*failure);
-
+  if (MaybeFailure failure = coordinator.lock()) return fail(*failure);
   kvtrie::PauseHistogram pauses;
-  coordinator.on_pause([&pauses](double seconds) { pauses.observe(seconds); });
   kvtrie::MetricsServer metrics;  // ends before the coordinator's mapping does
+  // Before the cache is made, or made anew with --fresh: a port in use must cost nobody his cache.
   if (options.metrics != "off") {
-    const std::string problem = metrics.start(
-        options.metrics,
+    if (std::string problem = metrics.listen(options.metrics); !problem.empty()) return fail({problem});
+  }
+  if (MaybeFailure failure = coordinator.start(signals.get())) return fail(*failure);
+  coordinator.on_pause([&pauses](double seconds) { pauses.observe(seconds); });
+  if (options.metrics != "off") {
+    metrics.serve(
         std::make_shared<kvtrie::SegmentCollector>(coordinator.segment(), pauses, KVTRIE_VERSION));
-    if (!problem.empty()) {
-      coordinator.stop();
-      return fail({problem});
-    }
   }
   const kvtrie::Segment& segment = coordinator.segment();
   fmt::print(

@@ -6,8 +6,13 @@
 #include <fmt/format.h>
 
 #include <toml++/toml.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <cstring>
+#include <filesystem>
 #include <limits>
 
 namespace kvtrie {
@@ -102,9 +107,9 @@ constexpr Setting kSettings[] = {
      page_bytes},
     {"planes", kValue, "N", "Planes, one pool each, 1 to 64 (1)", number<&Options::planes>},
     {"workers", kValue, "N", "Worker slots, 1 to 1024 (64)", number<&Options::workers>},
-    {"leases", kValue, "N", "Lease slots of a worker: its open sequences, and one (1024)", number<&Options::leases>},
+    {"leases", kValue, "N", "Lease slots of a worker: its open sequences, and one; 2 to 65536 (1024)", number<&Options::leases>},
     {"namespaces", kValue, "N", "Namespaces, 1 to 65536 (1024)", number<&Options::namespaces>},
-    {"stripes", kValue, "N", "Locks of the index (1024)", number<&Options::stripes>},
+    {"stripes", kValue, "N", "Locks of the index, 1 to 65536 (1024)", number<&Options::stripes>},
     {"low", kValue, "PERCENT", "Evict when fewer pages than this are free (1)",
      percent<&Options::low_percent>},
     {"high", kValue, "PERCENT", "... until this many are (2)", percent<&Options::high_percent>},
@@ -181,6 +186,11 @@ std::span<const Setting> settings() { return kSettings; }
 
 MaybeFailure apply_file(const std::string& path,
                         const std::function<bool(std::string_view)>& overridden, Options& options) {
+  errno = 0;
+  if (std::filesystem::is_directory(path)) errno = EISDIR;
+  if (errno != 0 || ::access(path.c_str(), R_OK) != 0) {
+    return Failure{fmt::format("--config '{}': {}", path, std::strerror(errno)), kExitUsage};
+  }
   try {
     return apply_table(toml::parse_file(path), path, overridden, options);
   } catch (const toml::parse_error& error) {

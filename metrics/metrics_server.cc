@@ -15,12 +15,9 @@ MetricsServer::~MetricsServer() = default;
 MetricsServer::MetricsServer(MetricsServer&&) noexcept = default;
 MetricsServer& MetricsServer::operator=(MetricsServer&&) noexcept = default;
 
-std::string MetricsServer::start(const std::string& address,
-                                 std::shared_ptr<prometheus::Collectable> collectable) {
+std::string MetricsServer::listen(const std::string& address) {
   try {
-    collectable_ = std::move(collectable);
     exposer_ = std::make_unique<prometheus::Exposer>(address);
-    exposer_->RegisterCollectable(collectable_);
     const std::vector<int> ports = exposer_->GetListeningPorts();
     address_ = ports.empty()
                    ? address
@@ -29,11 +26,16 @@ std::string MetricsServer::start(const std::string& address,
   } catch (const std::exception& error) {
     exposer_.reset();
     return fmt::format(
-        "metrics on {}: cannot listen there ({}); is the port in use, by another kvtried perhaps? "
-        "Give another one "
-        "with --metrics HOST:PORT, or --metrics off",
+        "metrics on {}: cannot listen there ({}): the port is in use (by another kvtried perhaps) or only for "
+        "root, or the host is no address of this machine. Give another one with --metrics HOST:PORT, or "
+        "--metrics off",
         address, error.what());
   }
+}
+
+void MetricsServer::serve(std::shared_ptr<prometheus::Collectable> collectable) {
+  collectable_ = std::move(collectable);
+  exposer_->RegisterCollectable(collectable_);
 }
 
 }  // namespace kvtrie

@@ -22,10 +22,10 @@ class MetricsServer {
   MetricsServer(MetricsServer&&) noexcept;
   MetricsServer& operator=(MetricsServer&&) noexcept;
 
-  // Serves `collectable` on http://ADDRESS/metrics; ADDRESS is HOST:PORT, port 0 takes a free one.
-  // Returns what went wrong and what to do about it, or nothing.
-  std::string start(const std::string& address,
-                    std::shared_ptr<prometheus::Collectable> collectable);
+  // Listens on http://ADDRESS/metrics; ADDRESS is HOST:PORT, port 0 takes a free one. Until serve() it answers
+  // with nothing of ours. Returns what went wrong and what to do about it, or nothing.
+  std::string listen(const std::string& address);
+  void serve(std::shared_ptr<prometheus::Collectable> collectable);
   // HOST:PORT with the real port, or "off".
   const std::string& address() const { return address_; }
 

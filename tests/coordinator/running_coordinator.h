@@ -40,7 +40,8 @@ class RunningCoordinator {
       const std::lock_guard guard(mutex_);
       log_ += std::string(line) + "\n";
     });
-    failure_ = coordinator_->start(stop_.get());
+    failure_ = coordinator_->lock();
+    if (!failure_) failure_ = coordinator_->start(stop_.get());
     if (!failure_) thread_ = std::thread([this] {
         Coordinator::End end{};
         EXPECT_FALSE(coordinator_->run(end));

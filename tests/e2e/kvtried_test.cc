@@ -275,6 +275,9 @@ TEST_F(KvtriedTest, UsageErrorsExitWithTwo) {
                                              {"--metrics", "x"},
                                              {"--page-bytes", "4KB"},
                                              {"--pages", "8", "--page-bytes", "64"},
+                                             {"--planes", "65", "--check-config"},
+                                             {"--config", "/tmp", "--check-config"},
+                                             {"--config", "", "--check-config"},
                                              {}}) {
     KvtriedProcess daemon(cache_, words);
     EXPECT_EQ(daemon.wait(), 2) << daemon.err();
@@ -290,6 +293,34 @@ TEST_F(KvtriedTest, MetricsPortInUseIsAClearError) {
   EXPECT_EQ(second.wait(), 1);
   EXPECT_NE(second.err().find("--metrics"), std::string::npos) << second.err();
   EXPECT_EQ(second.out(), "");
+  EXPECT_FALSE(open_segment(other.name(), Access::kReadOnly)) << "it was made all the same";
+}
+
+TEST_F(KvtriedTest, FreshStartThatCannotServeLeavesTheCacheAsItWas) {
+  {
+    KvtriedProcess daemon(cache_, small());
+    ASSERT_TRUE(daemon.ready()) << daemon.err();
+    EXPECT_EQ(daemon.stop(), 0);
+  }
+  const test::TemporaryCache other("kvtried");
+  KvtriedProcess elsewhere(other, small({"--metrics", "127.0.0.1:0"}));
+  ASSERT_TRUE(elsewhere.ready()) << elsewhere.err();
+  const Result<Segment> before = open();
+  ASSERT_TRUE(before);
+  KvtriedProcess fresh(cache_, small({"--fresh", "--metrics", elsewhere.value("metrics")}));
+  EXPECT_EQ(fresh.wait(), 1) << fresh.err();
+  const Result<Segment> after = open();
+  ASSERT_TRUE(after);
+  EXPECT_EQ(after->superblock().cache_id[0], before->superblock().cache_id[0]);
+  EXPECT_FALSE(before->poisoned());
+}
+
+TEST_F(KvtriedTest, SecondStartWithAnotherDirectoryIsRefusedWithThePidOfTheFirst) {
+  KvtriedProcess first(cache_, small());
+  ASSERT_TRUE(first.ready()) << first.err();
+  KvtriedProcess second(cache_, small({"--dir", cache_.directory() + "/other"}));
+  EXPECT_EQ(second.wait(), 3);
+  EXPECT_NE(second.err().find("pid " + std::to_string(first.pid())), std::string::npos) << second.err();
 }
 
 TEST_F(KvtriedTest, ServesMetricsAndStopsQuickly) {

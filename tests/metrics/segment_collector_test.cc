@@ -138,19 +138,20 @@ class MetricsServerTest : public SegmentCollectorTest {};
 TEST_F(MetricsServerTest, ServesOnAFreePortAndSaysWhich) {
   MetricsServer server;
   EXPECT_EQ(server.address(), "off");
-  ASSERT_EQ(server.start("127.0.0.1:0", collector_), "");
+  ASSERT_EQ(server.listen("127.0.0.1:0"), "");
+  server.serve(collector_);
   EXPECT_TRUE(server.address().starts_with("127.0.0.1:"));
   EXPECT_NE(server.address(), "127.0.0.1:0");
 }
 
 TEST_F(MetricsServerTest, PortInUseIsAnErrorThatSaysWhatToDo) {
   MetricsServer first;
-  ASSERT_EQ(first.start("127.0.0.1:0", collector_), "");
+  ASSERT_EQ(first.listen("127.0.0.1:0"), "");
   MetricsServer second;
-  const std::string problem = second.start(first.address(), collector_);
+  const std::string problem = second.listen(first.address());
   EXPECT_NE(problem.find(first.address()), std::string::npos) << problem;
   EXPECT_NE(problem.find("--metrics off"), std::string::npos) << problem;
-  EXPECT_NE(second.start("nowhere", collector_), "");
+  EXPECT_NE(second.listen("nowhere"), "");
 }
 
 TEST_F(MetricsServerTest, PromtoolIsSilent) {
@@ -159,7 +160,8 @@ TEST_F(MetricsServerTest, PromtoolIsSilent) {
   if (std::system("curl --version >/dev/null 2>&1") != 0) GTEST_SKIP() << "curl is not installed";
   pauses_.observe(1e-3);
   MetricsServer server;
-  ASSERT_EQ(server.start("127.0.0.1:0", collector_), "");
+  ASSERT_EQ(server.listen("127.0.0.1:0"), "");
+  server.serve(collector_);
   const test::TemporaryCache files("promtool");
   const std::string scraped = files.directory() + "/metrics";
   const std::string said = files.directory() + "/said";
