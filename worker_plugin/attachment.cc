@@ -114,6 +114,13 @@ Result<std::uint64_t> AttachedCache::open_namespace(HandleTable& table, std::str
     // What counts is our segment: the coordinator that answered may serve a newer one of this name.
     found = kvtrie::find_namespace(segment_, fields);
   }
+  if (!found && found.error().code() == Code::kNotFound && !segment_.poisoned()) {
+    // It was made here, had no page yet, and so its place went to the next that asked.
+    message = fmt::format(
+        "cache '{}' has places for {} namespaces and others take them: make it anew with more --namespaces",
+        address_.cache, segment_.namespace_count());
+    return Status{Code::kFull, "namespaces full"};
+  }
   if (!found || found->id.value >= segment_.namespace_count()) {
     message = fmt::format(
         "the coordinator of cache '{}' serves another segment by now: detach and attach again",

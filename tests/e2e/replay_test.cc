@@ -169,6 +169,9 @@ TEST_F(ReplayTest, ChecksThatAnExistingCacheIsWhatWasAskedFor) {
   ReplayProcess other(folder(), on_cache(20) + Words{"--pages", "4096"});
   EXPECT_EQ(other.wait(), 2);
   EXPECT_NE(other.err().find("4000"), std::string::npos) << other.err();
+  ReplayProcess many(folder(), on_cache(20) + Words{"--namespaces", "60000"});
+  EXPECT_EQ(many.wait(), 2);
+  EXPECT_NE(many.err().find("--namespaces"), std::string::npos) << many.err();
 }
 
 TEST_F(ReplayTest, SecondReplayOnTheSameCacheFindsWhatTheFirstLeft) {
@@ -234,6 +237,8 @@ TEST_F(ReplayTest, SaysWhatIsWrongWithItsArguments) {
       {"--generate", "10", "--plugin", "/does/not/exist.so"},
       {"--generate", "10", "--policy", "best"},
       {"--generate", "10", "--pages", "1"},
+      {"--generate", "10", "--limit", "-1"},
+      {"--generate", "10", "--seed", "-1"},
       {"--generate", "10", "--unknown"},
   };
   for (const Words& words : wrong) {

@@ -92,10 +92,13 @@ class Destroyer {
   }
 
   std::string running_text(const std::string& pid, const std::string& where) const {
+    const Result<Segment> segment = open_segment(report_.cache, Access::kReadOnly);
+    const bool elsewhere = segment && HostView(*segment).same_boot() && !HostView(*segment).same_pid_namespace();
+    const std::string how = elsewhere ? "it is in another PID namespace, where that is its pid"
+                                      : fmt::format("kill {}", pid);
     return fmt::format(
-        "cache '{}' is served by a coordinator (pid {}, {}): stop it first (kill {}), then "
-        "destroy the cache",
-        report_.cache, pid, where, pid);
+        "cache '{}' is served by a coordinator (pid {}, {}): stop it first ({}), then destroy the cache",
+        report_.cache, pid, where, how);
   }
 
   // A coordinator that was given another directory holds this one.

@@ -42,11 +42,15 @@ std::string condition(const StatusReport& report) {
     return fmt::format("POISONED: {}; successor {}", poison_reason_name(report.poison_reason),
                        report.successor.empty() ? "none yet" : report.successor);
   }
-  const bool served =
-      report.coordinator.liveness == Liveness::kAlive &&
+  const bool serving =
       report.coordinator.state == static_cast<std::uint32_t>(CoordinatorState::kServing);
+  const char* served = "not served";
+  if (serving && report.coordinator.liveness == Liveness::kAlive) served = "served";
+  if (serving && report.coordinator.liveness == Liveness::kUnknown) {
+    served = "served, if its coordinator lives (it is in another PID namespace)";
+  }
   const char* sound = report.attention.empty() ? "well" : "needs attention, see below";
-  return fmt::format("not poisoned, {}; {}", served ? "served" : "not served", sound);
+  return fmt::format("not poisoned, {}; {}", served, sound);
 }
 
 std::string coordinator_text(const StatusReport& report) {

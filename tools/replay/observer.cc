@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <sched.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <thread>
 
@@ -24,8 +25,13 @@ Segment open_or_throw(const std::string& cache) {
   }
   Result<Segment> segment = open_segment(cache, Access::kReadOnly);
   if (!segment) {
-    throw std::runtime_error(fmt::format("cache '{}': {}; is kvtried --cache {} running?", cache,
-                                         segment.error().what(), cache));
+    const Status status = segment.error();
+    if (status.code() == Code::kNotFound) {
+      throw std::runtime_error(fmt::format("there is no cache '{}': start kvtried --cache {}", cache, cache));
+    }
+    throw std::runtime_error(
+        fmt::format("cache '{}': {}{}{}", cache, status.what(), status.system_errno() != 0 ? ": " : "",
+                    status.system_errno() != 0 ? std::strerror(status.system_errno()) : ""));
   }
   return std::move(*segment);
 }

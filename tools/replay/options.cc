@@ -26,15 +26,21 @@ std::optional<double> parse_speed(const std::string& text) {
 
 void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
   const CLI::Range percent(0.0, 100.0);
+  // -1 would be read as the largest number.
+  const CLI::Validator no_sign(
+      [](std::string& text) { return text.starts_with('-') ? "must not be negative" : std::string{}; }, "");
   auto* trace = app.add_option("--trace", options.trace, "Request trace (JSON lines)");
   trace->type_name("FILE");
   app.add_option("--generate", options.generate, "Or a generated workload of N requests")
       ->type_name("N")
       ->check(CLI::PositiveNumber)
       ->excludes(trace);
-  app.add_option("--limit", options.limit, "Only the first N requests")->type_name("N");
+  app.add_option("--limit", options.limit, "Only the first N requests")
+      ->type_name("N")
+      ->check(no_sign);
   app.add_option("--seed", options.seed, "Of the generator and of what workers do by chance (1)")
-      ->type_name("N");
+      ->type_name("N")
+      ->check(no_sign);
 
   app.add_option("--workers", options.workers, "Worker processes (4)")
       ->type_name("N")
@@ -65,8 +71,9 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
   app.add_option("--pages", options.geometry.pages, "Pages (16384)")->type_name("N");
   app.add_option("--tokens-per-page", options.geometry.tokens_per_page, "Tokens of a page (16)")
       ->type_name("N");
-  app.add_option("--page-bytes", options.geometry.page_bytes, "Bytes of a page in a plane (4096)")
-      ->type_name("N");
+  app.add_option("--page-bytes", options.geometry.page_bytes, "Bytes of a page in a plane; 64KiB is understood (4096)")
+      ->type_name("N")
+      ->transform(CLI::AsSizeValue(false));
   app.add_option("--planes", options.geometry.planes, "Planes (1)")->type_name("N");
   app.add_option("--policy", options.policy, "Eviction policy (lru)")->type_name("NAME");
   app.add_option("--low", options.low_percent, "Evict when fewer pages than this are free (1)")
@@ -84,10 +91,10 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
 // What fits together only as a whole; empty when all is well.
 std::string problem_of(const ReplayOptions& options) {
   if (options.trace.empty() && options.generate == 0) return "give --trace FILE or --generate N";
-  if (options.limit == 0) return "--limit: at least 1";
   for (const double percent : {options.check_percent, options.low_percent, options.high_percent}) {
     if (!std::isfinite(percent)) return "--check-bytes, --low, --high: numbers from 0 to 100";
   }
+  if (options.limit == 0) return "--limit: at least 1";
   if (options.geometry.page_bytes % 8 != 0 || options.geometry.page_bytes == 0) {
     return "--page-bytes: must be a multiple of 8";
   }
@@ -104,6 +111,7 @@ std::optional<ReplayOptions> parse_options(int argc, const char* const* argv,
   app.footer(
       "exit codes: 0 no page was wrong, 1 wrong pages, 2 usage,\n"
       "            3 the coordinator counted other hits than the workers, 4 anything else");
+  app.set_version_flag("--version", KVTRIE_VERSION);
   ReplayOptions options;
   options.directory = default_directory;
   std::string speed = "max";

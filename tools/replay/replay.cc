@@ -43,6 +43,10 @@ std::vector<Request> load_workload(const ReplayOptions& options) {
   TraceResult trace = read_trace_file(options.trace, options.limit);
   if (!trace.ok()) throw UsageError{trace.error};
   if (trace.requests.empty()) throw UsageError{fmt::format("{}: holds no request", options.trace)};
+  // Some traces count from 1970: what matters is the time since their first request.
+  const std::uint64_t first = trace.requests.front().timestamp_ms;
+  for (Request& request : trace.requests)
+    request.timestamp_ms -= first;
   return std::move(trace.requests);
 }
 
@@ -59,6 +63,9 @@ void adopt_geometry(const Geometry& there, ReplayOptions& options) {
         "--tokens-per-page");
   agree(options.page_bytes_given, asked.page_bytes, there.page_bytes, "--page-bytes");
   agree(options.planes_given, asked.planes, there.planes, "--planes");
+  if (options.namespaces > there.namespaces) {
+    throw UsageError{fmt::format("--namespaces {}: the cache has places for {}", options.namespaces, there.namespaces)};
+  }
   options.geometry = there;
 }
 
@@ -164,6 +171,7 @@ ExitCode replay_on_cache(ReplayOptions options) {
   }
   const Observer observer(cache.name);
   adopt_geometry(observer.segment().geometry(), options);
+  if (!options.json.empty()) write_json(options.json, "");  // not found out after an hour
   const ReplayResult result = replay_workload(options, requests, cache, observer, signals,
                                               own ? &*own : nullptr, program, plugin);
 
@@ -172,6 +180,9 @@ ExitCode replay_on_cache(ReplayOptions options) {
   std::string why;
   const ExitCode code = judge(result, why);
   if (code != kExitOk) fmt::print(stderr, "kvtrie-replay: {}\n", why);
+  if (code == kExitOk && result.sum(Tally::kServed) == 0) {
+    fmt::print(stderr, "kvtrie-replay: warning: no request was served, so nothing was compared: is the pool large enough?\n");
+  }
   return code;
 }
 

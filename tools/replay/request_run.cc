@@ -61,17 +61,18 @@ void RequestRun::derive_digests() {
   const std::uint32_t page_tokens = context_.geometry.tokens_per_page;
   tokens_of_prompt(request_, tokens_);
   const std::size_t prompt_tokens_count = tokens_.size();
-  std::vector<std::uint32_t> answer(request_.output_length);
+  // What can never be allocated is never written or compared either, and need not be held in memory.
+  const bool fits = total_pages_ <= context_.geometry.pages;
+  std::vector<std::uint32_t> answer(fits ? request_.output_length : 0);
   if (!request_.hash_ids.empty()) tokens_of_output(request_.hash_ids.back(), answer);
   tokens_.insert(tokens_.end(), answer.begin(), answer.end());
-  digests_.reserve(total_pages_);
   append_digests(name_space_, tokens_, page_tokens, digests_);
-  if (digests_.size() < total_pages_) {
+  if (fits && digests_.size() < total_pages_) {
     const PathDigest parent = digests_.empty() ? root_digest(name_space_) : digests_.back();
     digests_.push_back(next_digest(
         parent, std::span<const std::uint32_t>(tokens_).subspan(digests_.size() * page_tokens)));
   }
-  for (std::uint32_t position = prompt_pages_; position < total_pages_; ++position) {
+  for (std::size_t position = prompt_pages_; position < digests_.size(); ++position) {
     digests_[position].low ^= mix64(context_.owner_salt + index_);
   }
   tokens_.resize(prompt_tokens_count);
