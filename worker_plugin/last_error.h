@@ -17,7 +17,7 @@ namespace kvtrie {
 
 const char* last_error() noexcept;
 
-// For c_api.cc; Code and kvtrie_code have the same numbers. Longer texts are cut.
+// For api_call.h; Code and kvtrie_code have the same numbers. Longer texts are cut.
 kvtrie_code fail_text(Code code, std::string_view text) noexcept;
 
 template <typename... Args>
