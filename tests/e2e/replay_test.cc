@@ -5,6 +5,7 @@
 // says when it is used wrongly.
 #include <sys/mman.h>
 
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -239,6 +240,7 @@ TEST_F(ReplayTest, SaysWhatIsWrongWithItsArguments) {
       {"--generate", "10", "--pages", "1"},
       {"--generate", "10", "--limit", "-1"},
       {"--generate", "10", "--seed", "-1"},
+      {"--generate", "10", "--json", "/does/not/exist/result"},
       {"--generate", "10", "--unknown"},
   };
   for (const Words& words : wrong) {
@@ -247,6 +249,25 @@ TEST_F(ReplayTest, SaysWhatIsWrongWithItsArguments) {
     EXPECT_NE(replay.err(), "");
     EXPECT_EQ(left_behind_by(replay.pid()), Words{});
   }
+}
+
+TEST_F(ReplayTest, RequestsLongerThanThePoolFailAndTakeNoMemory) {
+  // 16 GB of tokens, if its answer were held; and its time counts from 1970.
+  const std::string trace = folder() + "/trace.json";
+  std::ofstream(trace) << R"({"timestamp": 1700000000000, "input_length": 512, "output_length": 4000000000, )"
+                       << R"("hash_ids": [1]})" << "\n"
+                       << R"({"timestamp": 1700000000009, "input_length": 512, "output_length": 1, "hash_ids": [1]})"
+                       << "\n";
+  ReplayProcess replay(folder(), {"--trace", trace, "--pages", "128", "--page-bytes", "64", "--workers", "1"});
+  EXPECT_EQ(replay.wait(), 0) << replay.err();
+  EXPECT_EQ(replay.json()["failed_allocations"], 1);
+  EXPECT_EQ(replay.json()["requests_served"], 1);
+}
+
+TEST_F(ReplayTest, SaysThatNothingWasServed) {
+  ReplayProcess replay(folder(), {"--generate", "5", "--pages", "64", "--page-bytes", "64", "--workers", "1"});
+  EXPECT_EQ(replay.wait(), 0) << replay.err();
+  EXPECT_NE(replay.err().find("no request was served"), std::string::npos) << replay.err();
 }
 
 TEST_F(ReplayTest, NeedsACacheThatIsServed) {

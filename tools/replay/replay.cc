@@ -171,7 +171,10 @@ ExitCode replay_on_cache(ReplayOptions options) {
   }
   const Observer observer(cache.name);
   adopt_geometry(observer.segment().geometry(), options);
-  if (!options.json.empty()) write_json(options.json, "");  // not found out after an hour
+  // Not found out after an hour.
+  if (!options.json.empty() && !std::ofstream(options.json, std::ios::app)) {
+    throw UsageError{fmt::format("--json {}: {}", options.json, std::strerror(errno))};
+  }
   const ReplayResult result = replay_workload(options, requests, cache, observer, signals,
                                               own ? &*own : nullptr, program, plugin);
 
