@@ -98,7 +98,8 @@ void Evictor::mark_leased() {
 }
 
 bool Evictor::worth_ranking(std::uint32_t page) const {
-  if (words_[page].state() != PageState::kLive || children_[page] != 0) return false;
+  if (words_[page].state() != PageState::kLive) return false;
+  if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) return false;
   if (leased_[page] != 0 && !KVTRIE_MUTANT(evict_without_lease_scan)) return false;
   const std::uint32_t retain = segment_.descriptor({page}).retain_until.load(std::memory_order_relaxed);
   return retain == 0 || retain <= tick_ || stamps_[page] == 0;
@@ -143,7 +144,7 @@ void Evictor::choose(std::uint64_t wanted) {
     const std::uint32_t page = heap_.back().page;
     heap_.pop_back();
     if (choices_ > 0) --choices_;
-    if (children_[page] != 0) continue;  // a child was rescued since it was pushed
+    if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) continue;  // a child was rescued since it was pushed
     batch_.push_back({Handle::page({page}, words_[page])});
     batch_place_[page] = static_cast<std::uint32_t>(batch_.size());
     const std::uint32_t parent = parent_index(page);

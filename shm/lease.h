@@ -34,10 +34,13 @@ enum class LeaseOutcome : std::uint8_t { kHeld, kRescued, kLost };
 // Requires segment.has(page.page_index()). On kLost the slot still names the page: try another or drop.
 inline LeaseOutcome acquire_lease(const Segment& segment, LeaseSlot& slot, Handle page) {
   AtomicU64& state = segment.descriptor(page.page_index()).state;
+  StateWord word;
+  if (KVTRIE_MUTANT(lease_load_passes_store)) word = {state.load(std::memory_order_relaxed)};  // as a CPU may
+  KVTRIE_CRASH_POINT("lease.before_store");
   slot.handle.store(page.raw, std::memory_order_seq_cst);
   KVTRIE_CRASH_POINT("lease.after_store");
   if (KVTRIE_MUTANT(lease_without_recheck)) return LeaseOutcome::kHeld;
-  StateWord word{state.load(std::memory_order_seq_cst)};
+  if (!KVTRIE_MUTANT(lease_load_passes_store)) word = {state.load(std::memory_order_seq_cst)};
   if (!page.same_life(word)) return LeaseOutcome::kLost;
   if (word.state() == PageState::kLive) return LeaseOutcome::kHeld;
   if (word.state() != PageState::kCondemned) return LeaseOutcome::kLost;

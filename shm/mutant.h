@@ -28,6 +28,7 @@ namespace kvtrie {
   X(evict_without_lease_scan)       /* 10: slots not read after condemning */                        \
   X(evict_without_counter_check)    /* 10: announce counters not read again */                       \
   X(evict_scan_before_condemn)      /* 10: slots read before condemning */                           \
+  X(evict_interior_pages)           /* C4: a page with children counts as a leaf */                  \
   X(evict_parent_of_rescued)        /* 11: rescued child does not rescue its parent */               \
   X(free_before_unindex)            /* 12: evictor frees before the index entry is out */            \
   X(free_keeps_generation)          /* 12: page recycled in the same generation */                   \
@@ -42,6 +43,7 @@ namespace kvtrie {
   X(take_before_older)              /* W1: free pages taken before older wishes */                   \
   X(reservation_never_ends)         /* W3: wishes bind without a coordinator, too */                 \
   X(wish_of_the_silent_binds)       /* W3: a wish binds though its waiter does not come round */     \
+  X(lease_load_passes_store)        /* 17: the lease store not ordered before the look at the word */ \
   X(flush_ignored)                  /* 18: root generation not compared */                           \
   X(touch_before_lease)             /* 19: touch written before the lease is verified */             \
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \

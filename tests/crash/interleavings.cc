@@ -104,6 +104,27 @@ void a_rescue_after_the_page_is_past_return_fails(CrashWorld& world) {
   check_all(world);
 }
 
+// Its word is looked at after the store, so what happened before the store is seen.
+void a_page_evicted_before_the_lease_is_no_hit(CrashWorld& world) {
+  world.cache(kSurvivor, {1});
+  Sequence sequence;
+  std::uint32_t hits = 0;
+  Party worker([&] { hits = world.engine(1).begin(sequence, {1}); });
+  expect(worker.run_to("lease.before_store"), "no lease");
+  expect(world.evict(1) == 1, "not evicted");
+  worker.finish();
+  expect(hits == 0, "begin holds a page that was evicted before its lease");
+  check_all(world);
+}
+
+void a_page_stays_while_its_child_is_leased(CrashWorld& world) {
+  world.cache(kSurvivor, {1, 2});
+  Sequence sequence;
+  expect(world.engine(1).begin(sequence, {1, 2}) == 2, "not found");
+  expect(world.evict(2) == 0, "the parent was evicted");
+  check_all(world);
+}
+
 void a_new_slot_is_seen_by_the_evictor(CrashWorld& world) {
   world.cache(kSurvivor, {1});
   Sequence sequence;
@@ -340,6 +361,8 @@ constexpr Interleaving kAll[] = {
     KVTRIE_TOLD(a_page_recycled_during_the_walk_is_not_touched),
     KVTRIE_TOLD(a_lease_after_the_evictor_read_the_slots_rescues),
     KVTRIE_TOLD(a_rescue_after_the_page_is_past_return_fails),
+    KVTRIE_TOLD(a_page_evicted_before_the_lease_is_no_hit),
+    KVTRIE_TOLD(a_page_stays_while_its_child_is_leased),
     KVTRIE_TOLD(a_new_slot_is_seen_by_the_evictor),
     KVTRIE_TOLD(another_workers_pending_page_is_no_parent),
     KVTRIE_TOLD(the_second_of_a_key_is_not_announced),

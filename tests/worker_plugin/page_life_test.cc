@@ -5,10 +5,18 @@
 // origin (DESIGN: allocation evicts what was matched, releasing frees another's duplicate, a full hit is not
 // protected, an interior node is evicted under its children).
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <numeric>
+#include <ostream>
+#include <string>
+#include <string_view>
 
+#include "shm/mutant.h"
 #include "shm/recovery.h"
 #include "shm/stripe_index.h"
 #include "tests/support/local_cache.h"
@@ -20,8 +28,19 @@ using test::LocalCache;
 using test::LocalCacheOptions;
 using test::path;
 
+constexpr char kMutantVariable[] = "KVTRIE_TEST_MUTANT";  // takes a protection out, see OriginTest
+
 class PageLifeTest : public ::testing::Test {
  protected:
+  void SetUp() override {
+#ifdef KVTRIE_DEV
+    if (const char* name = std::getenv(kMutantVariable)) {
+      const auto* found = std::ranges::find(kMutantNames, std::string_view(name));
+      ASSERT_NE(found, std::end(kMutantNames)) << name;
+      active_mutant.store(static_cast<Mutant>(found - std::begin(kMutantNames)));
+    }
+#endif
+  }
   // Begins, allocates and publishes all pages of `pages`.
   Sequence cached(Worker& worker, const std::vector<std::uint32_t>& pages) {
     cache_.set_tick(++tick_);
@@ -192,6 +211,18 @@ TEST_F(PageLifeTest, Origin1AllocationNeverEvictsWhatTheRequestMatched) {
     seen[sequence.page_at(p).value] = true;
   }
   a->release(sequence);
+
+  // With some of the others in use there is no room, and what was matched is none.
+  auto b = cache_.worker(2);
+  Sequence in_use;
+  ASSERT_TRUE(b->begin(LocalCache::name_space(), path(4, {2000}), {}, in_use, report));
+  ASSERT_TRUE(b->allocate(in_use, 40, 0));
+  ASSERT_TRUE(a->begin(LocalCache::name_space(), path(4, wanted), {}, sequence, report));
+  ASSERT_EQ(report.cached_pages, 40U);
+  EXPECT_EQ(a->allocate(sequence, wanted.size() * 4, 0).code(), Code::kNotNow);
+  cache_.keeper().pass([] { return false; });
+  EXPECT_EQ(a->allocate(sequence, wanted.size() * 4, 0).code(), Code::kNotNow);
+  EXPECT_EQ(hits(*b, wanted), 40U);
 }
 
 TEST_F(PageLifeTest, Origin2ReleasingOneRequestLeavesAnothersDuplicatesAlone) {
@@ -236,6 +267,35 @@ TEST_F(PageLifeTest, Origin4NoInteriorPageIsEvictedUnderItsChildren) {
   EXPECT_EQ(cache_.evict(1), 1U);
   EXPECT_EQ(hits(*a, {1, 2}), 1U) << "the child went first";
 }
+
+#ifdef KVTRIE_DEV
+// The protection whose absence is the fault.
+struct OldBehaviour {
+  const char* test;
+  const char* mutant;
+};
+void PrintTo(const OldBehaviour& fault, std::ostream* out) { *out << fault.mutant; }
+
+class OriginTest : public ::testing::TestWithParam<OldBehaviour> {};
+
+TEST_P(OriginTest, FailsOnTheOldBehaviour) {
+  const std::string itself = std::filesystem::read_symlink("/proc/self/exe");
+  const auto run = [&](const std::string& environment) {
+    return std::system(
+        fmt::format("{} '{}' --gtest_filter='PageLifeTest.{}*' >/dev/null 2>&1", environment, itself, GetParam().test)
+            .c_str());
+  };
+  EXPECT_EQ(run(""), 0);
+  EXPECT_NE(run(fmt::format("{}={}", kMutantVariable, GetParam().mutant)), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Each, OriginTest,
+                         ::testing::Values(OldBehaviour{"Origin1", "evict_without_lease_scan"},
+                                           OldBehaviour{"Origin2", "duplicate_supersedes"},
+                                           OldBehaviour{"Origin3", "evict_without_lease_scan"},
+                                           OldBehaviour{"Origin4", "evict_interior_pages"}),
+                         [](const auto& fault) { return std::string(fault.param.test); });
+#endif
 
 }  // namespace
 }  // namespace kvtrie
