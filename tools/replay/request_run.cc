@@ -10,6 +10,7 @@
 #include <chrono>
 #include <span>
 #include <string>
+#include <thread>
 
 #include "tools/replay/random.h"
 
@@ -18,9 +19,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint32_t kWaitAloneMs = 2000;
-constexpr std::uint32_t kWaitBesideOthersMs = 10;
-constexpr std::uint32_t kRetriesMax = 30;  // alone, so a minute
+// Who waits holds the pages of its hit, and so keeps others waiting: not for long, unless nobody else is there.
+constexpr std::uint32_t kWaitSequentialMs = 2000;
+constexpr std::uint32_t kWaitMs = 10;
+constexpr std::uint32_t kBackOffMaxMs = 64;
+constexpr auto kRoomLimit = std::chrono::minutes(1);
 constexpr auto kSettleLimit = std::chrono::milliseconds(2000);
 constexpr std::uint64_t kWrongPagesShown = 5;  // by each worker
 
@@ -156,7 +159,7 @@ void RequestRun::count_hit_runs() const {
 Progress RequestRun::allocate(bool alone) {
   kvtrie_allocate_options options{};
   options.size = sizeof options;
-  options.wait_ms = alone ? kWaitAloneMs : kWaitBesideOthersMs;
+  options.wait_ms = context_.plan.settings().sequential != 0 ? kWaitSequentialMs : kWaitMs;
   kvtrie_code code = KVTRIE_OK;
   {
     const Stopwatch watch(context_.tally.timing(Timing::kAllocate));
@@ -173,12 +176,24 @@ Progress RequestRun::allocate(bool alone) {
   if (!later && code != KVTRIE_E_NEVER) context_.plugin.fail(code, "allocate");
   check_holds_no_more_than_hits();
   release();
-  if (later && (!alone || ++retries_ <= kRetriesMax)) {
+  if (later && (!alone || back_off())) {
     context_.tally.add(Tally::kRetries);
     stage_ = Stage::kBegin;
     return Progress::kNoRoom;
   }
   return finish(false);
+}
+
+// Holds nothing meanwhile. Everybody for a while of its own, so that those who crowd each other out part.
+bool RequestRun::back_off() {
+  const auto now = Clock::now();
+  if (retries_ == 0) no_room_since_ = now;
+  if (now - no_room_since_ > kRoomLimit) return false;
+  const std::uint64_t longest = std::min<std::uint64_t>(kBackOffMaxMs, 2ULL << std::min(retries_, 16U));
+  ++retries_;
+  const std::uint64_t draw = mix64(context_.owner_salt + mix64(index_) + retries_);
+  std::this_thread::sleep_for(std::chrono::milliseconds(draw % longest));
+  return true;
 }
 
 void RequestRun::check_holds_no_more_than_hits() const {

@@ -15,6 +15,7 @@
 // at once shows even if both have the same tokens.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -44,8 +45,8 @@ class RequestRun {
  public:
   RequestRun(RunContext& context, std::uint32_t index);
 
-  // The next stage. `alone`: this worker has no other request open, so waiting for room costs
-  // nobody anything. kNoRoom: it holds nothing and begins again at its next step.
+  // The next stage. `alone`: this worker has no other request open, so a pause before the next try costs none of
+  // them anything. kNoRoom: it holds nothing and begins again at its next step.
   // Throws PluginError.
   Progress step(bool alone);
 
@@ -64,6 +65,7 @@ class RequestRun {
   void derive_digests();
   void settle() const;
   void look_up_pages();
+  bool back_off();
   void check_holds_no_more_than_hits() const;
   void fill(std::uint32_t first, std::uint32_t end);
   void publish(std::uint64_t tokens);
@@ -87,7 +89,8 @@ class RequestRun {
   std::uint32_t hits_ = 0;
   std::uint32_t written_ = 0;  // positions whose bytes are there
   std::uint32_t portions_ = 1;
-  std::uint32_t retries_ = 0;
+  std::uint32_t retries_ = 0;  // while it was alone
+  std::chrono::steady_clock::time_point no_room_since_;
   Stage stage_ = Stage::kBegin;
 };
 

@@ -115,6 +115,13 @@ bool can_drive_clock(const Plugin& plugin, kvtrie_worker worker) {
   return true;
 }
 
+void note_clock(bool drives, const PlanSettings& settings, std::uint32_t worker) {
+  if (drives || settings.speed != 0 || worker != 0) return;
+  fmt::print(stderr,
+             "kvtrie-replay: the cache has the system's clock, so recency has its ticks and not the trace's; start its "
+             "kvtried with --clock driven for the trace's\n");
+}
+
 void replay_requests(SharedPlan& plan, std::uint32_t worker, std::uint32_t incarnation) {
   const PlanSettings& settings = plan.settings();
   const Plugin plugin(settings.plugin);
@@ -136,6 +143,7 @@ void replay_requests(SharedPlan& plan, std::uint32_t worker, std::uint32_t incar
       .observer = observer ? &*observer : nullptr,
       .owner_salt = mix64(identity + kGoldenGamma),
       .drives_clock = can_drive_clock(plugin, attachment.worker())};
+  if (incarnation == 0) note_clock(context.drives_clock, settings, worker);
   WorkerLoop(plan, context, worker, mix64(settings.seed + mix64(identity))).run();
 }
 
