@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include "coordinator/evictor.h"
 #include "shm/announce.h"
 #include "shm/free_pages.h"
 #include "shm/namespace_table.h"
@@ -135,6 +136,24 @@ TEST_F(AdoptTest, TakesOverWhatIsThere) {
       << next.log();
   EXPECT_EQ(segment_->total(Counter::kAdoptions), 1U);
   EXPECT_EQ(segment_->total(Counter::kReapedWorkers), 1U) << "the half attached one did not die";
+}
+
+TEST_F(AdoptTest, PinsOfTheOperatorSurvive) {
+  const Handle pinned = Handle::page({101}, StateWord{segment_->descriptor({101}).state.load()});
+  segment_->worker(kCoordinatorSlot).leases_high_water.store(1);
+  segment_->leases(kCoordinatorSlot)[0].handle.store(pinned.raw);
+  {
+    RunningCoordinator next(cache_);
+    ASSERT_EQ(next.problem(), "");
+    expect_adopted();
+    next.stop();
+  }
+  EXPECT_EQ(segment_->leases(kCoordinatorSlot)[0].handle.load(), pinned.raw);
+  Evictor evictor(*segment_);
+  EXPECT_EQ(evictor.evict(1, [] { return false; }, [](double) {}).evicted, 0U);
+  EXPECT_EQ(state(101), PageState::kLive);
+  segment_->leases(kCoordinatorSlot)[0].handle.store(0);
+  EXPECT_EQ(evictor.evict(1, [] { return false; }, [](double) {}).evicted, 1U) << "it was the pin that kept it";
 }
 
 TEST_F(AdoptTest, RefusesABrokenParent) {

@@ -126,5 +126,38 @@ TEST(ReplayRealTraceTest, HitsWhatTheModelHits) {
   EXPECT_GT(model.evictions, 0U);
 }
 
+// The README's command: what it says, through real processes. Blocks of 32 pages.
+struct Pool {
+  std::uint32_t blocks;
+  double hit_ratio;
+};
+void PrintTo(const Pool& pool, std::ostream* output) { *output << pool.blocks << " blocks"; }
+
+class ReplayRealPoolTest : public testing::TestWithParam<Pool> {};
+
+TEST_P(ReplayRealPoolTest, GivesTheKnownHitRatio) {
+  const char* path = std::getenv("KVTRIE_TRACE");
+  if (path == nullptr || *path == '\0') {
+    GTEST_SKIP() << "KVTRIE_TRACE is not set: no real trace to replay";
+  }
+  const Shape shape{32 * GetParam().blocks, 16, 1, 2, 1, 1};
+  const test::TemporaryCache folder("replay-pool");
+  std::vector<std::string> words = flags_of(shape);
+  words.insert(words.end(), {"--trace", path});
+  ReplayProcess replay(folder.directory(), words);
+  ASSERT_EQ(replay.wait(), 0) << replay.err();
+  const nlohmann::json json = replay.json();
+  EXPECT_EQ(json["wrong_pages"], 0);
+  EXPECT_EQ(json["failed_allocations"], 0);
+  EXPECT_NEAR(json["hit_ratio_blocks"].get<double>(), GetParam().hit_ratio, .006);
+  const replay::TraceResult trace = replay::read_trace_file(path);
+  ASSERT_TRUE(trace.ok()) << trace.error;
+  EXPECT_NEAR(json["hit_ratio_blocks"].get<double>(), simulate(trace.requests, shape).hit_ratio_blocks(), .001);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, ReplayRealPoolTest,
+                         testing::Values(Pool{3'000, .066}, Pool{10'000, .213}, Pool{30'000, .327}),
+                         [](const auto& pool) { return std::to_string(pool.param.blocks); });
+
 }  // namespace
 }  // namespace kvtrie
