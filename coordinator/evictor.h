@@ -28,9 +28,9 @@
 // A reader that meets a Condemned page walks over it, and rescues it if it is the deepest: no false miss.
 //
 // Crash: died after / left behind / repaired by / test
-//   4, 5, 6 / Condemned pages / adoption makes them Live / step_kill.evict
-//   7       / Retiring page / adoption finishes it, never back to Live / step_kill.evict
-//   8       / Retiring page without entry; Free page without bit / adoption / step_kill.evict
+//   4, 5, 6 / Condemned pages / adoption makes them Live / step_kill evict.chain
+//   7       / Retiring page / adoption finishes it, never back to Live / step_kill evict.chain
+//   8       / Retiring page without entry; Free page without bit / adoption / step_kill evict.chain
 #pragma once
 
 #include <cstdint>

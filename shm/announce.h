@@ -11,11 +11,11 @@
 // child in its scan or sees the counter changed (evictor.cc, rule 10).
 //
 // Crash: died after / left behind / repaired by / test
-//   1, 2, 3 / Writing page (stripe lock) / reap frees it (next holder sweeps) / step_kill.allocate
+//   1, 2, 3 / Writing page (stripe lock) / reap frees it (next holder sweeps) / step_kill allocate.fresh
 //   4       / Pending without entry, stripe lock / reap frees it, next holder sweeps / crash point announce.after_pending
 //   5, 6    / Pending with entry, counter not raised / reap removes the entry, frees it; its lease on the parent is
 //             cleared only after that (rule 14) / crash point announce.after_index_store
-//   7       / the same with a raised counter: one spare rescue / step_kill.allocate
+//   7       / the same with a raised counter: one spare rescue / step_kill allocate.fresh
 #pragma once
 
 #include <cstdint>

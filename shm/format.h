@@ -145,7 +145,7 @@ struct Superblock {
   AtomicU32 evictor_busy;       // 1 while a pass of the evictor runs
   AtomicU32 coordinator_reserved;
   AtomicU64 eviction_passes;    // passes ended since the segment was built
-  AtomicU64 reaps;              // reaps ended; an older scan of the evictor is void
+  AtomicU64 reaps;              // reaps ended; a pass that one fell into does not say that it fell short (ADR 0009)
   AtomicU64 eviction_shortfall; // pages that the last pass could not find
   // --- hints and wake words, each on a line of its own ------------------------------------------------
   alignas(kLineBytes) AtomicI64 free_hint;        // about how many pages are Free

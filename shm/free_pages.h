@@ -25,7 +25,7 @@
 //       held > 0 its pages are given back, the bits set if fewer than held were found, the count zeroed /
 //       FreePagesTest, step_kill
 //   give back 1, 2 / Free page without bit; held too high / the same
-//   evict 1 / Free page without bit / recover(), at adoption / step_kill.evict
+//   evict 1 / Free page without bit / recover(), at adoption / step_kill evict.leaf
 //
 // The model is tests/model/free_bitmap.pml.
 #pragma once

@@ -11,7 +11,7 @@
 //   L2 A handle is none, or names a page of this segment. A page of another life is not protected, and not hurt.
 //
 // Crash: died after / left behind / repaired by / test
-//   worker, anywhere / its leases go on protecting / recover, from reap_worker / LeaseTableTest, step_kill.reap
+//   worker, anywhere / its leases go on protecting / recover, from reap_worker / LeaseTableTest, step_kill reap
 //   reap.after_lease / the rest of them, and the mark above them / the same again / LeaseTableTest
 #pragma once
 

@@ -35,7 +35,7 @@ struct SegmentIdentity {
 
 class Segment {
  public:
-  // Fills a fresh, zeroed mapping: superblock, then each structure's init. The superblock's magic is stored last.
+  // Fills a fresh, zeroed mapping: superblock, then each structure's init. The superblock's magic and checksum come last.
   static Result<Segment> build(Mapping mapping, const Geometry& geometry,
                                const SegmentIdentity& identity);
   // Checks magic, version, features, fingerprint, checksum, geometry and the area table (C7).

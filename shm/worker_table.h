@@ -36,7 +36,7 @@
 //   worker, before confirm / kAttaching / its connection closes, its pidfd fires /
 //       GivenUpSlotCannotBeConfirmed, KvtriedAttachTest.WorkersThatDieInAttachCostNothing
 //   worker, kActive or kLeaving / slot, pages, leases / pidfd; kLeaving at the next doorbell /
-//       AttachTest.DeathGivesBackPagesAndSlot, KvtriedTest.AdoptsAfterSigkill...
+//       AttachTest.DeathGivesBackPagesAndSlot, KvtriedTest.AdoptsAfterSigkillWithWorkersAliveDeadAndLeft
 //   begin_reap, reap.after_reaping / kReaping, all still held / adoption reaps again (idempotent) /
 //       CoordinatorDiesInReap, AdoptTest.DiesWhileItAdopts
 //   finish_reap, reap.after_identity_cleared / kReaping without identity / the same / the same

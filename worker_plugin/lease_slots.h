@@ -30,7 +30,8 @@ class LeaseSlots {
 
   // For a new sequence: the last free slot is left for moves of leases (rule 7). Empty when there is none.
   std::optional<std::uint32_t> take() { return take_leaving(1); }
-  // For a move. Empty when threads took the last ones at the same moment.
+  // For a move. One for all threads, claimed by compare-and-swap: a thread that gets none does not move and its page stays
+  // private, so what tests/model/worker_threads.pml shows for threads with a slot each covers it.
   std::optional<std::uint32_t> take_spare() { return take_leaving(0); }
 
   void give_back(std::uint32_t slot) {
