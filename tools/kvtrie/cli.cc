@@ -6,8 +6,10 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <new>
 #include <sstream>
+#include <string_view>
 
 #include "shm/runtime_directory.h"
 #include "tools/kvtrie/caches.h"
@@ -65,7 +67,9 @@ Commands set_up(CLI::App& app, Arguments& arguments) {
   commands.tree->add_option("--namespace", arguments.tree.name_space,
                             "Only this one: its id or label");
   commands.page = app.add_subcommand("page", "Everything about one page");
-  commands.page->add_option("page", arguments.page, "Page number")->required();
+  commands.page->add_option("page", arguments.page, "Page number")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{kPagesMax} - 1))
+      ->required();
   commands.verify =
       app.add_subcommand("verify", "Check the whole segment; exit code 1 if something is found");
   commands.verify->add_flag("--at-rest", arguments.verify.at_rest,
@@ -151,6 +155,9 @@ Outcome run_cli(int argc, const char* const* argv, const Environment& environmen
     app.parse(argc, argv);
     return dispatch(commands, environment, arguments);
   } catch (const CLI::ParseError& problem) {
+    // Not arguments.json: it may stand behind what could not be read.
+    const bool json = std::any_of(argv, argv + argc, [](std::string_view word) { return word == "--json"; });
+    if (json && problem.get_exit_code() != 0) return failure(Exit::kUsage, problem.what(), true);
     std::ostringstream out;
     std::ostringstream err;
     const int code = app.exit(problem, out, err);

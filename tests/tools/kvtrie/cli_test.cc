@@ -51,6 +51,11 @@ TEST(CliTest, WrongArgumentsAreUsageErrors) {
   EXPECT_EQ(run_kvtrie({"tree", "--limit", "0", "--cache", "x"}).code, Exit::kUsage);
   EXPECT_EQ(run_kvtrie({"status", "--cache", "../x"}).code, Exit::kUsage);
   EXPECT_EQ(run_kvtrie({"destroy"}).code, Exit::kUsage);
+  EXPECT_EQ(run_kvtrie({"page", "-1", "--cache", "x"}).code, Exit::kUsage);
+  const inspect::Outcome in_json = run_kvtrie({"page", "twelve", "--json"});
+  EXPECT_EQ(in_json.code, Exit::kUsage);
+  EXPECT_EQ(Json::parse(in_json.out)["error"]["exit_code"], 2);
+  EXPECT_EQ(run_kvtrie({"--json", "--help"}).code, Exit::kOk);
 }
 
 TEST(CliTest, NoSuchCacheNamesWhatIsThere) {
