@@ -14,6 +14,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <system_error>
 
 namespace kvtrie {
 namespace {
@@ -186,10 +187,12 @@ std::span<const Setting> settings() { return kSettings; }
 
 MaybeFailure apply_file(const std::string& path,
                         const std::function<bool(std::string_view)>& overridden, Options& options) {
-  errno = 0;
-  if (std::filesystem::is_directory(path)) errno = EISDIR;
-  if (errno != 0 || ::access(path.c_str(), R_OK) != 0) {
-    return Failure{fmt::format("--config '{}': {}", path, std::strerror(errno)), kExitUsage};
+  // The library reads a directory as an empty file.
+  std::error_code unknown;
+  int problem = ::access(path.c_str(), R_OK) == 0 ? 0 : errno;
+  if (problem == 0 && std::filesystem::is_directory(path, unknown)) problem = EISDIR;
+  if (problem != 0) {
+    return Failure{fmt::format("--config '{}': {}", path, std::strerror(problem)), kExitUsage};
   }
   try {
     return apply_table(toml::parse_file(path), path, overridden, options);
