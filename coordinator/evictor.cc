@@ -52,6 +52,18 @@ bool Evictor::flushed(std::uint32_t scope) const {
          scope_of(id, segment_.name_space(id).root_generation.load(std::memory_order_relaxed)) != scope;
 }
 
+// An incomplete page is found through its parent's child hint alone: when that names another, nobody finds it again.
+bool Evictor::out_of_reach(const Descriptor& descriptor, std::uint32_t page) const {
+  if (descriptor.token_count.load(std::memory_order_relaxed) == segment_.tokens_per_page()) return false;
+  const Handle parent = parents_[page];
+  if (parent.is_page()) {
+    return segment_.has(parent.page_index()) &&
+           segment_.descriptor(parent.page_index()).child_hint.load(std::memory_order_relaxed) != page + 1;
+  }
+  return parent.namespace_id().value < segment_.namespace_count() &&
+         segment_.name_space(parent.namespace_id()).child_hint.load(std::memory_order_relaxed) != page + 1;
+}
+
 template <typename Visit>
 bool Evictor::for_each_page(const std::function<bool()>& interrupted, Visit visit) const {
   for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
@@ -84,9 +96,10 @@ void Evictor::look_at(std::uint32_t page) {
   if (!words_[page].canonical()) return;
   parents_[page] = {descriptor.parent.load(std::memory_order_acquire)};
   const std::uint32_t scope = descriptor.scope.load(std::memory_order_relaxed);
-  // Pages of a flushed root go first (rule 18).
-  stamps_[page] =
-      flushed(scope) ? 0 : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
+  // Pages of a flushed root go first (rule 18), and what has given way to a page that continues it.
+  stamps_[page] = flushed(scope) || out_of_reach(descriptor, page)
+                      ? 0
+                      : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
 }
 
 // Leased pages are not worth condemning. Only a saving: step 5 decides.

@@ -95,6 +95,7 @@ class Evictor {
   template <typename Visit>
   bool for_each_page(const std::function<bool()>& interrupted, Visit visit) const;
   bool flushed(std::uint32_t scope) const;
+  bool out_of_reach(const Descriptor& descriptor, std::uint32_t page) const;
   bool scan(const std::function<bool()>& interrupted);
   void look_at(std::uint32_t page);
   void mark_leased();

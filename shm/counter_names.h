@@ -58,6 +58,22 @@ constexpr const char* name_of(Counter counter) {
       return "stale_entries_cleaned";
     case kAttaches:
       return "attaches";
+    case kPartialMatches:
+      return "partial_matches";
+    case kPartialTokens:
+      return "partial_tokens";
+    case kPendingWaits:
+      return "pending_waits";
+    case kForks:
+      return "forks";
+    case kBatches:
+      return "batches";
+    case kIncompletePublished:
+      return "incomplete_published";
+    case kFlushedRefused:
+      return "flushed_refused";
+    case kPagesCopied:
+      return "pages_copied";
     case kEvictions:
       return "evictions";
     case kEvictionPasses:

@@ -150,8 +150,7 @@ struct Superblock {
   // --- hints and wake words, each on a line of its own ------------------------------------------------
   alignas(kLineBytes) AtomicI64 free_hint;        // about how many pages are Free
   alignas(kLineBytes) WakeWord doorbell;          // workers ring, the coordinator sleeps on it
-  alignas(kLineBytes) WakeWord pending_epoch;     // bumped when Pending pages change and somebody waits
-  AtomicU8 reserved[2240];
+  alignas(kLineBytes) AtomicU8 reserved[2304];
 };
 static_assert(std::is_standard_layout_v<Superblock>);
 static_assert(sizeof(Superblock) == 4096, "areas start at the second 4 KiB page");
@@ -228,6 +227,14 @@ enum class Counter : std::uint8_t {
   kCorruptSeen = 20,
   kStaleEntriesCleaned = 21,
   kAttaches = 22,
+  kPartialMatches = 23,   // a begin found the start of its next page in a page of another continuation
+  kPartialTokens = 24,    // tokens of these
+  kPendingWaits = 25,     // waits for pages that another worker computes
+  kForks = 26,
+  kBatches = 27,
+  kIncompletePublished = 28,
+  kFlushedRefused = 29,   // calls on sequences whose namespace was flushed since they began
+  kPagesCopied = 30,      // into own pages: continued incomplete pages, partial matches, forks
   // the coordinator's
   kEvictions = 32,
   kEvictionPasses = 33,
@@ -269,7 +276,7 @@ struct WorkerRecord {
   AtomicU32 pages_wanted;                   // 0: does not wait
   AtomicU64 wait_ticket;                    // CLOCK_MONOTONIC ns at the start of the wait: oldest first
   AtomicU32 pages_asked;                    // wanted without waiting; the coordinator clears it once looked after
-  AtomicU32 reserved_asked;
+  AtomicU32 pending_word;                   // futex: who waits for a Pending page of this worker, pending_wait.h
   AtomicU64 wait_seen;                      // CLOCK_MONOTONIC ns when the waiter last came round to look
   AtomicU64 reserved_wait[4];
   alignas(kLineBytes) AtomicU64 counters[kCounters];
@@ -297,7 +304,8 @@ struct NamespaceRecord {
   AtomicU32 default_retention_ticks;
   alignas(kLineBytes) char label[64];
   alignas(kLineBytes) char fields[kNamespaceDescriptorMax];  // canonical text, compared in full
-  AtomicU8 reserved[1024 - 128 - kNamespaceDescriptorMax];
+  alignas(kLineBytes) AtomicU32 child_hint;  // of the root, as Descriptor::child_hint
+  AtomicU8 reserved[1024 - 128 - kNamespaceDescriptorMax - 4];
 };
 static_assert(sizeof(NamespaceRecord) == 1024);
 

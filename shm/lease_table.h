@@ -20,6 +20,7 @@
 #include <span>
 #include <string>
 
+#include "shm/crash_point.h"
 #include "shm/ids.h"
 #include "shm/segment.h"
 
@@ -52,6 +53,7 @@ class LeaseTable {
       const WorkerId worker{static_cast<std::uint16_t>(i)};
       for (const LeaseSlot& lease : used(worker)) {
         const Handle handle{lease.handle.load(std::memory_order_seq_cst)};
+        KVTRIE_CRASH_POINT("leases.after_slot");
         if (handle.is_page() && segment_.has(handle.page_index())) visit(worker, handle);
       }
     }

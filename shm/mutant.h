@@ -22,7 +22,10 @@ namespace kvtrie {
   X(no_announce_counter)            /* 5: parent's announce counter not incremented */               \
   X(lease_after_live)               /* 6: Live stored before the lease moved */                      \
   X(publish_children_first)         /* 6: deepest page Live first */                                 \
+  X(share_publisher_only)           /* 6: leases of a batch's other sequences do not move */         \
   X(move_by_overwrite)              /* 7: slot overwritten before the new claim is verified */       \
+  X(fork_copies_lease)              /* 7: the child's lease is a plain copy */                       \
+  X(partial_without_lease)          /* 7: a page is copied from without a claim on it */             \
   X(abort_frees_before_unindex)     /* 8: Free before the index entry is out */                      \
   X(duplicate_supersedes)           /* 9: second of a key is announced all the same */               \
   X(evict_without_lease_scan)       /* 10: slots not read after condemning */                        \
@@ -40,11 +43,16 @@ namespace kvtrie {
   X(adopt_keeps_condemned)          /* 15: Condemned left behind */                                  \
   X(adopt_revives_retiring)         /* 15: Retiring back to Live */                                  \
   X(wait_without_recheck)           /* 16: sleeper does not look again */                            \
+  X(pending_wait_without_recheck)   /* 16: the page is not read again after the waiters' bit */       \
+  X(publish_keeps_waiters)          /* 16: who waits for a page is not woken when it comes */        \
+  X(reap_keeps_waiters)             /* 14, 16: who waits for a page of the dead is not woken */      \
   X(take_before_older)              /* W1: free pages taken before older wishes */                   \
   X(reservation_never_ends)         /* W3: wishes bind without a coordinator, too */                 \
   X(wish_of_the_silent_binds)       /* W3: a wish binds though its waiter does not come round */     \
   X(lease_load_passes_store)        /* 17: the lease store not ordered before the look at the word */ \
   X(flush_ignored)                  /* 18: root generation not compared */                           \
+  X(begin_keeps_old_root)           /* 18: root generation not read again under the lease */         \
+  X(publish_after_flush)            /* 18: a sequence of the generation before publishes on */       \
   X(touch_before_lease)             /* 19: touch written before the lease is verified */             \
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \
   X(held_count_after_take)          /* held count raised after the page was taken */                 \

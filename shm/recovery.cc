@@ -8,6 +8,7 @@
 #include "shm/futex.h"
 #include "shm/lease_table.h"
 #include "shm/mutant.h"
+#include "shm/pending_wait.h"
 #include "shm/stripe_index.h"
 
 namespace kvtrie {
@@ -41,7 +42,7 @@ ReapReport reap_worker(const Segment& segment, WorkerId dead) {
   record.wait_word.store(0, std::memory_order_relaxed);
   KVTRIE_CRASH_POINT("reap.after_waits");
   segment.superblock().reaps.fetch_add(1, std::memory_order_seq_cst);
-  wake_pending_waiters(segment);
+  if (!KVTRIE_MUTANT(reap_keeps_waiters)) wake_waiters_on_dead(segment, dead);
   return report;
 }
 
@@ -67,9 +68,9 @@ PageRecovery adopt_pages(const Segment& segment) {
 }
 
 void wake_pending_waiters(const Segment& segment) {
-  WakeWord& epoch = segment.superblock().pending_epoch;
-  epoch.word.fetch_add(1, std::memory_order_seq_cst);
-  futex_wake_all(epoch.word);
+  for (std::uint32_t slot = 1; slot < segment.slot_count(); ++slot) {
+    wake_waiters_on_dead(segment, {static_cast<std::uint16_t>(slot)});
+  }
 }
 
 }  // namespace kvtrie

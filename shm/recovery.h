@@ -9,7 +9,7 @@
 //                   out, then Free, next generation, free bit; then, where fewer than held were found, the bits of
 //                   the chunk's Free pages; then the counts to 0
 //                 2 LeaseTable::recover(dead): leases to none, up to the high-water mark
-//                 3 waits off           4 superblock.reaps += 1, wake who waits for Pending pages
+//                 3 waits off           4 superblock.reaps += 1, wake who waits for its Pending pages (pending_wait.h)
 //                 The worker's slot record is freed by the caller, last (worker_table.h).
 //   adopt_pages   PageTable::recover: Condemned -> Live; Retiring -> out of the index, Free; pages of slots that
 //                   nobody has -> Free.  FreePages::recover: free bits of all chunks
@@ -49,7 +49,7 @@ PageRecovery adopt_pages(const Segment& segment);
 // The page is Retiring, or Pending/Writing of a dead owner: out of the index, Free, next generation, bit set.
 void finish_page(const Segment& segment, PageIndex page);
 
-// Bumps the epoch of Pending pages and wakes all that sleep on it.
+// Wakes all that wait for a Pending page of whomever.
 void wake_pending_waiters(const Segment& segment);
 
 }  // namespace kvtrie

@@ -28,13 +28,14 @@ enum class Code : std::uint8_t {
   kBusy = 12,          // a stripe lock was not had in time, or another coordinator runs
   kOwnerDied = 13,     // the lock's last owner died; repair, then mark consistent
   kSystem = 14,        // a system call failed; errno says why
+  kFlushed = 15,       // the namespace was flushed since the sequence began
 };
 
 constexpr const char* name_of(Code code) {
   constexpr const char* kNames[] = {"ok",       "invalid",  "not_now",        "never", "timeout",
                                     "stale",    "corrupt",  "poisoned",       "not_found",
                                     "refused",  "full",     "no_coordinator", "busy",  "owner_died",
-                                    "system"};
+                                    "system",  "flushed"};
   return kNames[static_cast<std::uint8_t>(code)];
 }
 

@@ -142,8 +142,7 @@ void Checks::check_superblock(Wrongs& wrongs) const {
   zero(&b.coordinator_reserved, end_of(b.coordinator_reserved));
   zero(end_of(b.eviction_shortfall), &b.free_hint);
   zero(end_of(b.free_hint), &b.doorbell);
-  zero(end_of(b.doorbell), &b.pending_epoch);
-  zero(end_of(b.pending_epoch), end_of(b));
+  zero(end_of(b.doorbell), end_of(b));
 }
 
 void Checks::check_padding(Wrongs& wrongs) const {
@@ -165,7 +164,7 @@ void Checks::check_namespace(NamespaceId id, Wrongs& wrongs) const {
     expect_zero(from, to, Subject::kNamespace, id.value, "namespace record", wrongs);
   };
   zero(&r.reserve_pages, end_of(r.default_retention_ticks));  // nobody may set them yet
-  zero(&r.reserved, end_of(r.reserved));
+  zero(end_of(r.child_hint), end_of(r.reserved));
   auto add = [&](std::string text) {
     const std::uint64_t what = hash_bytes(0, text.data(), text.size());
     wrongs.add(Invariant::kNamespace, Subject::kNamespace, id.value,

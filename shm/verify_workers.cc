@@ -113,7 +113,6 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   for (std::size_t i = 0; i < kCounters; ++i) {
     if (name_of(static_cast<Counter>(i)) == nullptr) zero(&r.counters[i], end_of(r.counters[i]));
   }
-  zero(&r.reserved_asked, &r.wait_seen);
   zero(&r.reserved_wait, end_of(r.reserved_wait));
   zero(&r.reserved, end_of(r.reserved));
 }
