@@ -75,6 +75,23 @@ kvtrie_code null_argument(const char* call, const char* name);
 // The core's answer with the cache's name.
 kvtrie_code failed(const char* call, const AttachedCache& cache, const Status& status);
 
+// Positions and token counts of one sequence stay far from 2^32.
+inline constexpr std::uint64_t kTokensMax = INT32_MAX;
+
+kvtrie_code too_many_tokens(const char* call, std::uint64_t count);
+// options may be null: all 0. On failure `out` is not to be used.
+kvtrie_code read_begin_options(const char* call, const kvtrie_begin_options* options, SequenceOptions& out);
+kvtrie_begin_result result_of(const AttachedCache& cache, const Sequence& sequence, const BeginReport& report);
+kvtrie_code no_namespace(const char* call, kvtrie_namespace name_space);
+// KVTRIE_OK: only flags that allocate, fork and prepare_batch know.
+kvtrie_code allocate_flags_problem(const char* call, std::uint32_t flags);
+// In nanoseconds; 0 with KVTRIE_NO_WAIT.
+std::int64_t wait_ns_of(std::uint32_t flags, std::uint32_t wait_ms);
+// What the core asks to be copied for this sequence, unless the caller does it.
+void copy_what_is_due(Worker& worker, const PoolView& pool, Sequence& sequence, std::uint32_t flags);
+// For pages: how many there are, beside what the core says.
+kvtrie_code no_pages(const char* call, const AttachedCache& cache, const Status& status, std::uint64_t tokens);
+
 template <SizedStruct T>
 kvtrie_code wrong_size(const char* call, const char* name, const T& given) {
   return fail(Code::kInvalid,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie.h's calls with a sequence: begin, append, allocate, pages, publish, release. Arguments are checked and
-// failures put into words here; what a call does is in worker.cc.
+// kvtrie.h's calls on the way of one sequence: begin, wait, append, allocate, publish, release. Arguments are checked and
+// failures put into words here; what a call does is in worker.h.
 
 #include <algorithm>
 #include <optional>
@@ -14,10 +14,6 @@
 namespace kvtrie {
 namespace {
 
-// Positions and token counts of one sequence stay far from 2^32.
-constexpr std::uint64_t kTokensMax = INT32_MAX;
-constexpr std::uint8_t kHintMax = 3;
-constexpr std::uint8_t kPriorityMax = 15;
 // A released sequence keeps its vectors for the next one, up to this.
 constexpr std::size_t kKeptBytesMax = 512 * 1024;
 
@@ -32,52 +28,39 @@ void trim(Sequence& sequence) {
   sequence.tokens = {};
 }
 
-// For `positions` in all, so that noting pages that were taken cannot fail. Grows by halves, since
-// sequences grow by single pages. What no cache can give needs no room.
-void make_room(Sequence& sequence, std::uint64_t positions, std::uint64_t pages) {
-  if (positions > pages + 1 || positions <= sequence.shared.size()) return;
-  const std::size_t own = positions - sequence.shared.size();
-  if (own <= sequence.own.capacity()) return;
-  sequence.own.reserve(std::max(own, sequence.own.capacity() + sequence.own.capacity() / 2));
+using Publish = Status (Worker::*)(Sequence&, std::uint64_t, PublishReport&);
+
+kvtrie_code publish_by(const char* call_name, Publish publish, kvtrie_sequence sequence,
+                       std::uint64_t token_count, kvtrie_publish_result* result) noexcept {
+  if (result != nullptr && !size_is_served(*result)) return wrong_size(call_name, "result", *result);
+  return guarded(call_name, [&] {
+    const Call call = enter_sequence(sequence);
+    if (!call.entered()) return not_entered(call_name, sequence, call.code());
+    PublishReport report;
+    const Status status = (call.worker().*publish)(call.sequence(), token_count, report);
+    if (!status) return failed(call_name, call.cache(), status);
+    if (result != nullptr) {
+      kvtrie_publish_result value{};
+      value.published_tokens =
+          std::uint64_t{call.sequence().published} * call.cache().segment().tokens_per_page();
+      value.pages_published = report.pages_published;
+      value.pages_private = report.pages_private;
+      value.incomplete_tokens = report.incomplete_tokens;
+      write_sized(*result, value);
+    }
+    return KVTRIE_OK;
+  });
 }
 
-kvtrie_code begin_problem(const kvtrie_begin_options& options) {
-  constexpr const char* kCall = "kvtrie_begin";
-  if ((options.flags & ~std::uint32_t{KVTRIE_NO_READ | KVTRIE_NO_PUBLISH}) != 0) {
-    return fail(Code::kInvalid,
-                "{}: flags {:#x}: only KVTRIE_NO_READ and KVTRIE_NO_PUBLISH are known", kCall,
-                options.flags);
+// What a begin that threw has left.
+struct Unwound {
+  Worker& worker;
+  Sequence& sequence;
+  bool kept = false;
+  ~Unwound() {
+    if (!kept && sequence.lease_slot != kNoSlot) worker.release(sequence);
   }
-  if (options.reserved[0] != 0 || options.reserved[1] != 0) {
-    return fail(Code::kInvalid, "{}: options->reserved must be 0", kCall);
-  }
-  if (options.hint > kHintMax || options.priority > kPriorityMax) {
-    return fail(Code::kInvalid, "{}: hint {} and priority {} must be at most {} and {}", kCall,
-                options.hint, options.priority, kHintMax, kPriorityMax);
-  }
-  return KVTRIE_OK;
-}
-
-// Throws: only bad_alloc, and then the sequence holds nothing.
-Status begin_sequence(Worker& worker, const NamespaceRef& name_space,
-                      std::span<const std::uint32_t> tokens, const kvtrie_begin_options& options,
-                      Sequence& sequence, BeginReport& report) {
-  constexpr std::uint32_t kNoLease = UINT32_MAX;
-  SequenceOptions asked;
-  asked.read = (options.flags & KVTRIE_NO_READ) == 0;
-  asked.publish = (options.flags & KVTRIE_NO_PUBLISH) == 0;
-  asked.request_tag = options.request_tag;
-  asked.retention_ticks = options.retention_ticks;
-  asked.hint = options.hint;
-  asked.priority = options.priority;
-  sequence.lease_slot = kNoLease;
-  try {
-    return worker.begin(name_space, tokens, asked, sequence, report);
-  } catch (...) {
-    if (sequence.lease_slot != kNoLease) worker.release(sequence);
-    throw;
-  }
-}
+};
 
 }  // namespace
 }  // namespace kvtrie
@@ -96,35 +79,42 @@ kvtrie_code kvtrie_begin(kvtrie_worker worker, kvtrie_namespace name_space, cons
   if (!size_is_served(*result)) return wrong_size(kCall, "result", *result);
   if (tokens == nullptr && count != 0) return null_argument(kCall, "tokens");
   if (count > kTokensMax) {
-    return fail(Code::kInvalid, "{}: {} tokens: at most {}", kCall, count, kTokensMax);
+    return too_many_tokens(kCall, count);
   }
-  kvtrie_begin_options asked{};
-  if (options != nullptr) {
-    if (!size_is_served(*options)) return wrong_size(kCall, "options", *options);
-    asked = read_sized(*options);
-    if (const kvtrie_code code = begin_problem(asked); code != KVTRIE_OK) return code;
-  }
+  SequenceOptions asked;
+  if (const kvtrie_code code = read_begin_options(kCall, options, asked); code != KVTRIE_OK) return code;
   return guarded(kCall, [&] {
     Call call = enter_worker(worker);
     if (!call.entered()) return not_entered(kCall, worker, call.code());
     call.end_after();
     const std::optional<NamespaceRef> ref = call.cache().find_namespace(name_space.id);
-    if (!ref) {
-      return fail(Code::kStale, "{}: no such namespace {:#x} of this worker: open it (again)",
-                  kCall, name_space.id);
-    }
+    if (!ref) return no_namespace(kCall, name_space);
     BeginReport report;
-    const Status status =
-        begin_sequence(call.worker(), *ref, {tokens, count}, asked, call.sequence(), report);
+    Unwound unwound{call.worker(), call.sequence()};
+    const Status status = call.worker().begin(*ref, {tokens, count}, asked, call.sequence(), report);
     if (!status) return failed(kCall, call.cache(), status);
-    kvtrie_begin_result value{};
-    value.cached_pages = report.cached_pages;
-    value.cached_tokens =
-        std::uint64_t{report.cached_pages} * call.cache().segment().tokens_per_page();
-    value.pending_pages = report.pending_next ? 1 : 0;
-    write_sized(*result, value);
+    write_sized(*result, result_of(call.cache(), call.sequence(), report));
+    unwound.kept = true;
     sequence->id = call.leave_now();
     return KVTRIE_OK;
+  });
+}
+
+kvtrie_code kvtrie_wait_pending(kvtrie_sequence sequence, uint32_t time_ms,
+                                kvtrie_begin_result* result) noexcept {
+  constexpr const char* kCall = "kvtrie_wait_pending";
+  if (result == nullptr) return null_argument(kCall, "result");
+  if (!size_is_served(*result)) return wrong_size(kCall, "result", *result);
+  return guarded(kCall, [&] {
+    const Call call = enter_sequence(sequence);
+    if (!call.entered()) return not_entered(kCall, sequence, call.code());
+    BeginReport report;
+    const Status status =
+        call.worker().wait_for_pending(call.sequence(), std::int64_t{time_ms} * 1'000'000, report);
+    if (status || status.code() == Code::kTimeout) {
+      write_sized(*result, result_of(call.cache(), call.sequence(), report));
+    }
+    return status ? KVTRIE_OK : failed(kCall, call.cache(), status);
   });
 }
 
@@ -135,9 +125,7 @@ kvtrie_code kvtrie_append(kvtrie_sequence sequence, const uint32_t* tokens, size
     const Call call = enter_sequence(sequence);
     if (!call.entered()) return not_entered(kCall, sequence, call.code());
     const Sequence& open = call.sequence();
-    const std::uint64_t known =
-        open.shared.size() * std::uint64_t{call.cache().segment().tokens_per_page()} +
-        open.tokens.size();
+    const std::uint64_t known = open.known_tokens(call.cache().segment().tokens_per_page());
     if (count > kTokensMax - std::min(known, kTokensMax)) {
       return fail(Code::kInvalid, "{}: {} tokens after {}: at most {} in all", kCall, count, known,
                   kTokensMax);
@@ -154,74 +142,29 @@ kvtrie_code kvtrie_allocate(kvtrie_sequence sequence, uint64_t total_tokens,
   if (options != nullptr) {
     if (!size_is_served(*options)) return wrong_size(kCall, "options", *options);
     asked = read_sized(*options);
-    if ((asked.flags & ~std::uint32_t{KVTRIE_NO_WAIT}) != 0) {
-      return fail(Code::kInvalid, "{}: flags {:#x}: only KVTRIE_NO_WAIT is known", kCall,
-                  asked.flags);
-    }
+    if (const kvtrie_code code = allocate_flags_problem(kCall, asked.flags); code != KVTRIE_OK) return code;
   }
   return guarded(kCall, [&] {
     const Call call = enter_sequence(sequence);
     if (!call.entered()) return not_entered(kCall, sequence, call.code());
-    const Segment& segment = call.cache().segment();
     Sequence& open = call.sequence();
-    // Memory first, pages second: what was taken can then be noted.
-    make_room(open, total_tokens / segment.tokens_per_page() + 1, segment.page_count());
-    const bool waits = (asked.flags & KVTRIE_NO_WAIT) == 0;
-    const Status status = call.worker().allocate(
-        open, total_tokens, waits ? std::int64_t{asked.wait_ms} * 1'000'000 : 0);
-    if (status) return KVTRIE_OK;
-    return fail(
-        status.code(), "{}: cache '{}': {} ({} tokens of {} a page; {} pages, about {} free)",
-        kCall, call.cache().cache_name(), status.what(), total_tokens, segment.tokens_per_page(),
-        segment.page_count(), segment.superblock().free_hint.load(std::memory_order_relaxed));
+    const Status status =
+        call.worker().allocate(open, total_tokens, wait_ns_of(asked.flags, asked.wait_ms));
+    if (!status) return no_pages(kCall, call.cache(), status, total_tokens);
+    copy_what_is_due(call.worker(), call.cache().pool_view(), open, asked.flags);
+    return KVTRIE_OK;
   });
-}
-
-kvtrie_code kvtrie_get_pages(kvtrie_sequence sequence, uint32_t first, uint32_t count,
-                             uint32_t* pages) noexcept {
-  constexpr const char* kCall = "kvtrie_get_pages";
-  if (pages == nullptr && count != 0) return null_argument(kCall, "pages");
-  const Call call = enter_sequence(sequence);
-  if (!call.entered()) return not_entered(kCall, sequence, call.code());
-  const Sequence& open = call.sequence();
-  if (std::uint64_t{first} + count > open.positions()) {
-    return fail(Code::kInvalid, "{}: positions {} to {} of a sequence that has {}", kCall, first,
-                std::uint64_t{first} + count, open.positions());
-  }
-  for (std::uint32_t i = 0; i < count; ++i)
-    pages[i] = open.page_at(first + i).value;
-  return KVTRIE_OK;
-}
-
-kvtrie_code kvtrie_page_count(kvtrie_sequence sequence, uint32_t* count) noexcept {
-  constexpr const char* kCall = "kvtrie_page_count";
-  if (count == nullptr) return null_argument(kCall, "count");
-  const Call call = enter_sequence(sequence);
-  if (!call.entered()) return not_entered(kCall, sequence, call.code());
-  *count = call.sequence().positions();
-  return KVTRIE_OK;
 }
 
 kvtrie_code kvtrie_publish(kvtrie_sequence sequence, uint64_t token_count,
                            kvtrie_publish_result* result) noexcept {
-  constexpr const char* kCall = "kvtrie_publish";
-  if (result != nullptr && !size_is_served(*result)) return wrong_size(kCall, "result", *result);
-  return guarded(kCall, [&] {
-    const Call call = enter_sequence(sequence);
-    if (!call.entered()) return not_entered(kCall, sequence, call.code());
-    PublishReport report;
-    const Status status = call.worker().publish(call.sequence(), token_count, report);
-    if (!status) return failed(kCall, call.cache(), status);
-    if (result != nullptr) {
-      kvtrie_publish_result value{};
-      value.published_tokens =
-          std::uint64_t{call.sequence().published} * call.cache().segment().tokens_per_page();
-      value.pages_published = report.pages_published;
-      value.pages_private = report.pages_private;
-      write_sized(*result, value);
-    }
-    return KVTRIE_OK;
-  });
+  return publish_by("kvtrie_publish", &Worker::publish, sequence, token_count, result);
+}
+
+kvtrie_code kvtrie_publish_incomplete(kvtrie_sequence sequence, uint64_t token_count,
+                                      kvtrie_publish_result* result) noexcept {
+  return publish_by("kvtrie_publish_incomplete", &Worker::publish_incomplete, sequence, token_count,
+                    result);
 }
 
 kvtrie_code kvtrie_release(kvtrie_sequence sequence) noexcept {

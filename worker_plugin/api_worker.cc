@@ -145,7 +145,7 @@ const char* kvtrie_last_error(void) noexcept { return last_error(); }
 
 const char* kvtrie_code_name(kvtrie_code code) noexcept {
   const auto number = static_cast<unsigned>(code);
-  if (number > KVTRIE_E_SYSTEM || number == static_cast<unsigned>(Code::kOwnerDied))
+  if (number > KVTRIE_E_FLUSHED || number == static_cast<unsigned>(Code::kOwnerDied))
     return "unknown";
   return name_of(static_cast<Code>(number));
 }
@@ -272,6 +272,14 @@ kvtrie_code kvtrie_get_counters(kvtrie_worker worker, kvtrie_counters* counters)
   value.releases = cache.counted(Counter::kReleases);
   value.pages_given_back = cache.counted(Counter::kPagesGivenBack);
   value.corrupt_seen = cache.counted(Counter::kCorruptSeen);
+  value.partial_matches = cache.counted(Counter::kPartialMatches);
+  value.partial_tokens = cache.counted(Counter::kPartialTokens);
+  value.pending_waits = cache.counted(Counter::kPendingWaits);
+  value.forks = cache.counted(Counter::kForks);
+  value.batches = cache.counted(Counter::kBatches);
+  value.incomplete_published = cache.counted(Counter::kIncompletePublished);
+  value.flushed_refused = cache.counted(Counter::kFlushedRefused);
+  value.pages_copied = cache.counted(Counter::kPagesCopied);
   write_sized(*counters, value);
   return KVTRIE_OK;
 }
@@ -293,10 +301,14 @@ const kvtrie_api* kvtrie_get_api(uint32_t version) noexcept {
       kvtrie_code_name,      kvtrie_attach,       kvtrie_detach,       kvtrie_get_geometry,
       kvtrie_open_namespace, kvtrie_begin,        kvtrie_append,       kvtrie_allocate,
       kvtrie_get_pages,      kvtrie_page_count,   kvtrie_page_address, kvtrie_publish,
-      kvtrie_release,        kvtrie_get_counters, kvtrie_drive_clock,
+      kvtrie_release,        kvtrie_get_counters, kvtrie_drive_clock,  kvtrie_prepare_batch,
+      kvtrie_fork,           kvtrie_wait_pending, kvtrie_own_pages,    kvtrie_give_back,
+      kvtrie_copy_in,        kvtrie_copy_out,     kvtrie_publish_incomplete,
+      kvtrie_probe,          kvtrie_hash_tokens,  kvtrie_probe_hashes,
   };
-  if (version != KVTRIE_API_VERSION) {
-    fail(Code::kInvalid, "kvtrie_get_api: version {} is not known; this library has {}", version,
+  // The table only grows: who asks for version 1 reads the beginning.
+  if (version == 0 || version > KVTRIE_API_VERSION) {
+    fail(Code::kInvalid, "kvtrie_get_api: version {} is not known; this library has 1 to {}", version,
          KVTRIE_API_VERSION);
     return nullptr;
   }

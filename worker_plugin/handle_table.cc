@@ -127,6 +127,10 @@ Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
   }
 }
 
+Inside HandleTable::enter_beside(std::uint64_t sequence_id) {
+  return enter(slots_[sequence_id & kSlotMask].owner.load(std::memory_order_acquire));
+}
+
 Sequence& HandleTable::sequence(std::uint32_t slot) {
   Sequence*& sequence = slots_[slot].sequence;
   if (sequence == nullptr) sequence = new Sequence;

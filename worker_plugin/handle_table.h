@@ -95,6 +95,8 @@ class HandleTable {
   // With a spare slot, as a call without a sequence or as one that starts one.
   Inside enter(std::uint64_t attachment_id);
   Inside enter_sequence(std::uint64_t sequence_id);
+  // By who is inside `sequence_id`: another slot of the same attachment, for a second sequence.
+  Inside enter_beside(std::uint64_t sequence_id);
   // The slot's sequence; made at the first use of the slot, and kept, emptied, for the next.
   Sequence& sequence(std::uint32_t slot);
   // Stays open; returns its id.

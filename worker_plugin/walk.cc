@@ -3,6 +3,8 @@
 
 #include "worker_plugin/walk.h"
 
+#include <algorithm>
+
 #include "shm/crash_point.h"
 #include "shm/mutant.h"
 #include "shm/page_table.h"
@@ -13,9 +15,8 @@ namespace {
 
 class Walker {
  public:
-  Walker(const Segment& segment, const StripeIndex& index, Handle root, std::uint64_t root_hash,
-         std::vector<Handle>& path)
-      : segment_(segment), pages_(segment), index_(index), at_(root), root_hash_(root_hash),
+  Walker(const Segment& segment, const StripeIndex& index, WalkStart start, std::vector<Handle>& path)
+      : segment_(segment), pages_(segment), index_(index), at_(start.at), root_hash_(start.root_hash),
         path_(path) {}
 
   // Steps to the child with these tokens.
@@ -38,6 +39,21 @@ class Walker {
                                      [&](PageIndex page) { return enter(page, tokens); });
   }
 
+  // After a walk that ended before a Pending page: over it, as long as pages are announced (rule 1: nothing Live lies
+  // below). What is counted is an estimate.
+  void count_announced(std::span<const std::uint32_t> tokens) {
+    const std::size_t page_tokens = segment_.tokens_per_page();
+    end_.pending_since =
+        segment_.descriptor(end_.pending.page_index()).since_tick.load(std::memory_order_relaxed);
+    over_pending_ = true;
+    at_ = end_.pending;
+    do {
+      ++end_.pending_pages;
+      tokens = tokens.subspan(page_tokens);
+    } while (tokens.size() >= page_tokens && end_.pending_pages < segment_.page_count() &&
+             step(tokens.first(page_tokens)));
+  }
+
   WalkEnd end() const { return end_; }
 
  private:
@@ -48,12 +64,16 @@ class Walker {
       return false;
     }
     if (!same_parent(page) || !pages_.matches(page, parent_to_compare(page), tokens)) return false;
+    if (over_pending_) {
+      at_ = Handle::page(page, word);
+      return true;
+    }
     if (!word.readable()) {
-      end_.pending = true;
+      end_.pending = Handle::page(page, word);
       return false;
     }
     at_ = Handle::page(page, word);
-    end_.pending = false;
+    end_.pending = {};
     path_.push_back(at_);
     KVTRIE_CRASH_POINT("walk.after_page");
     return true;
@@ -76,20 +96,62 @@ class Walker {
   std::uint64_t root_hash_;
   std::vector<Handle>& path_;
   WalkEnd end_;
+  bool over_pending_ = false;
 };
 
 }  // namespace
 
-WalkEnd walk(const Segment& segment, const StripeIndex& index, Handle root, std::uint64_t root_hash,
+WalkEnd walk(const Segment& segment, const StripeIndex& index, WalkStart start,
              std::span<const std::uint32_t> tokens, std::vector<Handle>& path) {
-  Walker walker(segment, index, root, root_hash, path);
+  Walker walker(segment, index, start, path);
   const std::size_t page_tokens = segment.tokens_per_page();
+  std::size_t done = 0;
   // Nothing is deeper than there are pages, whatever the links say.
-  for (std::size_t done = 0; done + page_tokens <= tokens.size() && path.size() < segment.page_count();
+  for (; done + page_tokens <= tokens.size() && path.size() < segment.page_count();
        done += page_tokens) {
     if (!walker.step(tokens.subspan(done, page_tokens))) break;
   }
+  if (!walker.end().pending.none()) walker.count_announced(tokens.subspan(done));
   return walker.end();
+}
+
+CopySource start_in_hinted_child(const Segment& segment, Handle at,
+                                 std::span<const std::uint32_t> tokens) {
+  const PageTable pages(segment);
+  const AtomicU32& hint = at.is_page() ? segment.descriptor(at.page_index()).child_hint
+                                       : segment.name_space(at.namespace_id()).child_hint;
+  const PageIndex page{hint.load(std::memory_order_relaxed) - 1};
+  if (!segment.has(page)) return {};
+  const StateWord word = pages.state(page);
+  if (!word.readable() || pages.parent(page) != at) return {};
+  const std::size_t there = std::min<std::size_t>(
+      segment.descriptor(page).token_count.load(std::memory_order_acquire), segment.tokens_per_page());
+  const std::size_t most = std::min(there, tokens.size());
+  const AtomicU64* words = segment.token_words(page);
+  std::uint32_t same = 0;
+  while (same < most) {
+    const std::uint64_t two = words[same / 2].load(std::memory_order_acquire);
+    if (static_cast<std::uint32_t>(same % 2 == 0 ? two : two >> 32) != tokens[same]) break;
+    ++same;
+  }
+  return {.page = Handle::page(page, word), .tokens = same};
+}
+
+std::uint32_t cached_depth(const Segment& segment, const StripeIndex& index, Handle root,
+                           std::span<const std::uint64_t> prefix_hashes) {
+  const PageTable pages(segment);
+  const auto scope = scope_of(root.namespace_id(), root.generation());
+  const auto is_cached = [&](std::uint64_t hash) {
+    return index.for_each_candidate(index.place_of(hash), [&](PageIndex page) {
+      const Descriptor& descriptor = segment.descriptor(page);
+      return pages.state(page).readable() &&
+             descriptor.prefix_hash.load(std::memory_order_relaxed) == hash &&
+             descriptor.scope.load(std::memory_order_relaxed) == scope;
+    });
+  };
+  // What is below a page that is not cached is not cached.
+  const auto end = std::ranges::partition_point(prefix_hashes, is_cached);
+  return static_cast<std::uint32_t>(end - prefix_hashes.begin());
 }
 
 }  // namespace kvtrie

@@ -16,16 +16,34 @@
 #include "shm/ids.h"
 #include "shm/segment.h"
 #include "shm/stripe_index.h"
+#include "worker_plugin/sequence.h"
 
 namespace kvtrie {
 
 struct WalkEnd {
-  bool pending = false;  // the next page is announced by somebody and not there yet
-  bool corrupt = false;  // met a state word that cannot be
+  Handle pending;                   // the next page, announced by somebody and not there yet; none: nobody does it
+  std::uint32_t pending_pages = 0;  // announced from there on
+  std::uint32_t pending_since = 0;  // tick of the first one's announcement
+  bool corrupt = false;             // met a state word that cannot be
 };
 
-// Appends the handles of the matched pages to `path`, which is empty at the call.
-WalkEnd walk(const Segment& segment, const StripeIndex& index, Handle root, std::uint64_t root_hash,
+// Where a walk begins: a root, with its hash, or a page under the caller's lease.
+struct WalkStart {
+  Handle at;
+  std::uint64_t root_hash = 0;
+};
+
+// Appends the handles of the matched pages to `path`.
+WalkEnd walk(const Segment& segment, const StripeIndex& index, WalkStart start,
              std::span<const std::uint32_t> tokens, std::vector<Handle>& path);
+
+// The page that `at`'s child hint names, if it is a child of `at` and begins as `tokens` do, and how far. Best effort: the only
+// place where a match inside a page is looked for. Lease it before it is believed.
+CopySource start_in_hinted_child(const Segment& segment, Handle at,
+                                 std::span<const std::uint32_t> tokens);
+
+// How many pages of a path are probably cached, by their prefix hashes: a binary search in the index, an estimate.
+std::uint32_t cached_depth(const Segment& segment, const StripeIndex& index, Handle root,
+                           std::span<const std::uint64_t> prefix_hashes);
 
 }  // namespace kvtrie

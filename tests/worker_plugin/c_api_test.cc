@@ -143,7 +143,7 @@ TEST_F(CApiTest, PendingPagesAreReported) {
   ASSERT_EQ(kvtrie_allocate(first.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
   const Begun second = begin(worker_, space_, path({1, 2}));
   EXPECT_EQ(second.result.cached_pages, 0U);
-  EXPECT_EQ(second.result.pending_pages, 1U);
+  EXPECT_EQ(second.result.pending_pages, 2U);
   auto published = sized<kvtrie_publish_result>();
   ASSERT_EQ(kvtrie_allocate(second.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
   ASSERT_EQ(kvtrie_publish(second.sequence, 2 * kPageTokens, &published), KVTRIE_OK);

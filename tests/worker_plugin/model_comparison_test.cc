@@ -70,7 +70,7 @@ class Executor {
         const Status status =
             worker_.begin(LocalCache::name_space(static_cast<std::uint16_t>(command.name_space)),
                           tokens, {}, sequence, report);
-        answer = {static_cast<std::uint32_t>(status.code()), report.cached_pages, report.pending_next};
+        answer = {static_cast<std::uint32_t>(status.code()), report.cached_pages, !report.pending.none()};
         break;
       }
       case Command::Kind::kAppend:

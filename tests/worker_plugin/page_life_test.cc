@@ -87,7 +87,7 @@ TEST_F(PageLifeTest, PendingPagesAreReportedAndNotMatched) {
   Sequence theirs;
   ASSERT_TRUE(b->begin(LocalCache::name_space(), path(4, {1, 2}), {}, theirs, report));
   EXPECT_EQ(report.cached_pages, 0U);
-  EXPECT_TRUE(report.pending_next);
+  EXPECT_FALSE(report.pending.none());
   b->release(theirs);
   a->release(mine);
   EXPECT_EQ(cache_.count_state(PageState::kFree), 64U);
@@ -116,7 +116,7 @@ TEST_F(PageLifeTest, APendingPageThatIsNotCanonicalHidesNothing) {
   Sequence again;
   ASSERT_TRUE(b->begin(LocalCache::name_space(), path(4, {1, 2, 3}), {}, again, report));
   EXPECT_EQ(report.cached_pages, 3U);
-  EXPECT_FALSE(report.pending_next) << "all of it was found";
+  EXPECT_TRUE(report.pending.none()) << "all of it was found";
   b->release(again);
   (void)reap_worker(segment, {1});
   EXPECT_EQ(hits(*b, {1, 2, 3}), 3U);

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Copies between a pool and an engine's memory. Knows nothing of states: the callers look whose the pages are.
+//
+//   page bytes in a plane   layers x kv x tokens x heads x head_bytes, dense
+//   engine's bytes          base + layer * layer_stride + kv * kv_stride + token * token_stride + head * head_stride
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "worker_plugin/handle_table.h"
+#include "worker_plugin/kvtrie.h"
+
+namespace kvtrie {
+
+enum class CopyDirection : std::uint8_t { kIn, kOut };  // of the pool
+
+// Bytes of whole pages, one page after the other at `base`; neighbouring pages are copied at once.
+void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,
+                std::byte* base, CopyDirection direction);
+
+// `token_count` tokens from token `first_token` of pages[0] on; token 0 of the copy is at `base`.
+void copy_tokens(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,
+                 std::uint32_t tokens_per_page, std::uint64_t first_token, std::uint64_t token_count,
+                 const kvtrie_layout& layout, std::byte* base, CopyDirection direction);
+
+// All bytes of a page into another one, in every plane. False when a plane cannot be touched by this process.
+bool copy_page(const PoolView& pool, std::uint32_t from, std::uint32_t to);
+bool all_planes_mapped(const PoolView& pool);
+
+}  // namespace kvtrie
