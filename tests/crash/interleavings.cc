@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <vector>
 
 #include "coordinator/evictor.h"
 #include "shm/crash_point.h"
@@ -19,19 +20,10 @@
 namespace kvtrie::test {
 namespace {
 
-void expect(bool holds, const char* what) {
-  if (!holds) throw Violation(what);
-}
-
 // All but `free` pages are taken by a survivor, so that whoever takes a page gets the one that came
 // free last.
 void leave_free(CrashWorld& world, std::uint32_t free) {
   world.open(kOtherSurvivor, {99}, kWorldPages - free - 1);
-}
-
-void check_all(const CrashWorld& world) {
-  check_at_rest(world.view());
-  (void)cached_paths(world.view());
 }
 
 // Begins `path` and stays at the place `after_page` of the walk until the story went on.
@@ -353,6 +345,26 @@ void a_flushed_root_has_no_pages(CrashWorld& world) {
   expect(world.engine(1).begin(sequence, {1}) == 0, "a page of a flushed root was found");
 }
 
+void a_root_flushed_during_the_walk_has_no_pages(CrashWorld& world) {
+  world.cache(kSurvivor, {1});
+  Walker walker(world, {1});
+  world.segment().name_space({0}).root_generation.fetch_add(1);
+  walker.party.finish();
+  expect(walker.hits == 0, "begin found a page after the flush");
+  check_at_rest(world.view());
+}
+
+void what_began_before_a_flush_is_not_published(CrashWorld& world) {
+  OpenSequence& open = world.open(kSurvivor, {1});
+  world.segment().name_space({0}).root_generation.fetch_add(1);
+  PublishReport report;
+  const Status status = world.engine(kSurvivor).worker().publish(open.sequence, kWorldTokens, report);
+  expect(status.code() == Code::kFlushed, "published after the flush");
+  expect(cached_paths(world.view()).empty(), "a page of the generation before went Live");
+  world.engine(kSurvivor).release(open.sequence);
+  check_at_rest(world.view());
+}
+
 #define KVTRIE_TOLD(story) \
   { #story, story }
 constexpr Interleaving kAll[] = {
@@ -379,11 +391,30 @@ constexpr Interleaving kAll[] = {
     KVTRIE_TOLD(a_reservation_ends_without_a_coordinator),
     KVTRIE_TOLD(the_wish_of_a_stopped_waiter_binds_nobody),
     KVTRIE_TOLD(a_flushed_root_has_no_pages),
+    KVTRIE_TOLD(what_began_before_a_flush_is_not_published),
+    KVTRIE_TOLD(a_root_flushed_during_the_walk_has_no_pages),
 };
 #undef KVTRIE_TOLD
 
 }  // namespace
 
-std::span<const Interleaving> all_interleavings() { return kAll; }
+void expect(bool holds, const char* what) {
+  if (!holds) throw Violation(what);
+}
+
+void check_all(const CrashWorld& world) {
+  check_at_rest(world.view());
+  (void)cached_paths(world.view());
+}
+
+std::span<const Interleaving> all_interleavings() {
+  static const std::vector<Interleaving> all = [] {
+    std::vector<Interleaving> both(std::begin(kAll), std::end(kAll));
+    const std::span<const Interleaving> calls = call_interleavings();
+    both.insert(both.end(), calls.begin(), calls.end());
+    return both;
+  }();
+  return all;
+}
 
 }  // namespace kvtrie::test

@@ -20,6 +20,12 @@ struct Interleaving {
 };
 
 std::span<const Interleaving> all_interleavings();
+// Those of call_interleavings.cc, a part of them.
+std::span<const Interleaving> call_interleavings();
+
+// For the stories: what must hold.
+void expect(bool holds, const char* what);
+void check_all(const CrashWorld& world);
 
 // For test names.
 inline void PrintTo(const Interleaving& interleaving, std::ostream* out) {

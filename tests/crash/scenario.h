@@ -17,6 +17,7 @@
 // and `done_go` are taken as they stand.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
@@ -50,6 +51,7 @@ struct Victim {
   View view;
   Engine engine;
   Sequence sequence;
+  std::array<Sequence, 3> more;  // of forks and batches
   std::unique_ptr<Evictor> evictor;
   std::unique_ptr<RoomKeeper> keeper;
   bool interfered = false;  // for at_place

@@ -15,6 +15,10 @@ std::vector<Scenario> begin_scenarios();
 std::vector<Scenario> allocate_scenarios();
 std::vector<Scenario> publish_scenarios();
 std::vector<Scenario> release_scenarios();
+std::vector<Scenario> wait_scenarios();
+std::vector<Scenario> incomplete_scenarios();
+std::vector<Scenario> fork_scenarios();
+std::vector<Scenario> batch_scenarios();
 std::vector<Scenario> evict_scenarios();
 std::vector<Scenario> recovery_scenarios();
 std::vector<Scenario> interleaved_scenarios();  // closed under prefixes as they stand

@@ -123,7 +123,9 @@ Paths cached_paths(const View& view) {
     Path path;
     for (std::uint32_t at = page;;) {
       const std::uint64_t first = segment.token_words({at})[0].load() & 0xFFFF'FFFF;
-      path.insert(path.begin(), static_cast<std::uint32_t>(first / 1000));
+      const auto number = static_cast<std::uint32_t>(first / 1000);
+      const bool whole = segment.descriptor({at}).token_count.load() == kWorldTokens;
+      path.insert(path.begin(), whole ? number : half(number));
       const Handle parent{segment.descriptor({at}).parent.load()};
       if (parent.is_root()) break;
       const bool good = parent.is_page() && segment.has(parent.page_index()) &&

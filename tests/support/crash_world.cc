@@ -62,8 +62,9 @@ std::vector<std::uint32_t> tokens_of(const Path& path) {
   std::vector<std::uint32_t> tokens;
   tokens.reserve(path.size() * kWorldTokens);
   for (const std::uint32_t page : path) {
-    for (std::uint32_t i = 0; i < kWorldTokens; ++i)
-      tokens.push_back(page * 1000 + i);
+    const std::uint32_t number = is_half(page) ? page - half(0) : page;
+    for (std::uint32_t i = 0; i < (is_half(page) ? kWorldTokens / 2 : kWorldTokens); ++i)
+      tokens.push_back(number * 1000 + i);
   }
   return tokens;
 }
@@ -92,9 +93,9 @@ NamespaceRef View::name_space() const {
   return {{0}, segment_->name_space({0}).fields_hash.load()};
 }
 
-std::uint32_t Engine::begin(Sequence& sequence, const Path& path) {
+std::uint32_t Engine::begin(Sequence& sequence, const Path& path, const SequenceOptions& options) {
   BeginReport report;
-  const Status status = worker_.begin(view_.name_space(), tokens_of(path), {}, sequence, report);
+  const Status status = worker_.begin(view_.name_space(), tokens_of(path), options, sequence, report);
   if (!status) throw Violation(fmt::format("begin {}: {}", to_text(path), status.what()));
   return report.cached_pages;
 }
@@ -106,7 +107,8 @@ Status Engine::allocate(Sequence& sequence, std::size_t pages, std::int64_t wait
 void Engine::compute(Sequence& sequence, const Path& path) {
   const std::size_t shared = sequence.shared.size();
   for (std::size_t i = 0; i < sequence.own.size() && shared + i < path.size(); ++i) {
-    if (sequence.own[i].state == OwnState::kLive) continue;
+    const OwnPage& own = sequence.own[i];
+    if (own.borrowed || (own.state != OwnState::kPrivate && own.state != OwnState::kPending)) continue;
     const std::span<std::uint64_t> words = view_.page_words(sequence.own[i].page);
     const std::uint64_t hash = path_hash(path, shared + i + 1);
     for (std::size_t w = 0; w < words.size(); ++w)
@@ -121,6 +123,44 @@ PublishReport Engine::publish(Sequence& sequence, std::size_t pages) {
   return report;
 }
 
+PublishReport Engine::publish_incomplete(Sequence& sequence, const Path& path) {
+  PublishReport report;
+  const Status status = worker_.publish_incomplete(sequence, tokens_of(path).size(), report);
+  if (!status) throw Violation(fmt::format("publish_incomplete: {}", status.what()));
+  return report;
+}
+
+void Engine::copy(const PageCopy& copy) {
+  std::ranges::copy(view_.page_words(copy.from), view_.page_words(copy.to).begin());
+}
+
+Status Engine::fork(Sequence& parent, Sequence& child) {
+  std::vector<PageCopy> copies;
+  const Status status = worker_.fork(parent, 0, 0, child, copies);
+  for (const PageCopy& each : copies) copy(each);
+  return status;
+}
+
+Status Engine::prepare_batch(std::span<Sequence> sequences, std::span<const Path> paths, std::int64_t wait_ns) {
+  std::vector<std::vector<std::uint32_t>> tokens;
+  for (const Path& path : paths) tokens.push_back(tokens_of(path));
+  std::vector<BatchItem> items(paths.size());
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    items[i].name_space = view_.name_space();
+    items[i].tokens = tokens[i];
+    items[i].total_tokens = tokens[i].size();
+    items[i].sequence = &sequences[i];
+  }
+  return worker_.prepare_batch(items, wait_ns);
+}
+
+void Engine::copy_due(Sequence& sequence) {
+  const std::optional<PageCopy> due = worker_.copy_due(sequence);
+  if (!due) return;
+  copy(*due);
+  worker_.copied(sequence);
+}
+
 std::uint32_t Engine::prepare(Sequence& sequence, const Path& path, std::size_t spare) {
   const std::uint32_t hit = begin(sequence, path);
   if (const Status status = allocate(sequence, path.size() + spare); !status) {
@@ -133,7 +173,9 @@ std::uint32_t Engine::prepare(Sequence& sequence, const Path& path, std::size_t 
 void Engine::cache(const Path& path) {
   Sequence sequence;
   prepare(sequence, path);
-  if (publish(sequence, path.size()).pages_private != 0) {
+  const PublishReport report =
+      is_half(path.back()) ? publish_incomplete(sequence, path) : publish(sequence, path.size());
+  if (report.pages_private != 0) {
     throw Violation(fmt::format("publish {}: a page stayed private", to_text(path)));
   }
   release(sequence);

@@ -6,8 +6,9 @@
 // process. reset() puts the segment's bytes back to those of a new cache, which takes microseconds,
 // so every instruction of an operation can have a new one.
 //
-// What is cached is told by numbers: path {1, 2} is the page of number 2 below that of number 1.
-// Tokens and bytes of a page are functions of its path, so a wrong page is always seen.
+// What is cached is told by numbers: path {1, 2} is the page of number 2 below that of number 1, and {1, half(2)} an
+// incomplete page with the first tokens of that. Tokens and bytes of a page are functions of its path, so a wrong page is
+// always seen.
 #pragma once
 
 #include <cstddef>
@@ -33,6 +34,10 @@ inline constexpr std::uint32_t kWorldPages = 80;  // more than one chunk of the 
 inline constexpr std::uint32_t kWorldTokens = 4;
 inline constexpr std::uint32_t kWorldPageWords = 4;
 inline constexpr std::uint16_t kWorldWorkers = 4;
+
+// Only as the last of a path.
+constexpr std::uint32_t half(std::uint32_t number) { return number + 10'000; }
+constexpr bool is_half(std::uint32_t number) { return number >= 10'000; }
 
 // What must not be. In a victim it ends the process, which is reported as such.
 class Violation : public std::runtime_error {
@@ -68,10 +73,18 @@ class Engine {
   Engine(const View& view, WorkerId slot) : view_(view), worker_(view.segment(), slot) {}
 
   Worker& worker() { return worker_; }
-  std::uint32_t begin(Sequence& sequence, const Path& path);  // pages hit
+  std::uint32_t begin(Sequence& sequence, const Path& path,
+                      const SequenceOptions& options = {});  // pages hit
   Status allocate(Sequence& sequence, std::size_t pages, std::int64_t wait_ns = 0);
   void compute(Sequence& sequence, const Path& path);
   PublishReport publish(Sequence& sequence, std::size_t pages);
+  // Of a path that ends with a half page.
+  PublishReport publish_incomplete(Sequence& sequence, const Path& path);
+  Status fork(Sequence& parent, Sequence& child);  // with the copies
+  // Begins and allocates the paths in one call.
+  Status prepare_batch(std::span<Sequence> sequences, std::span<const Path> paths, std::int64_t wait_ns = 0);
+  // What the sequence copies before it writes on.
+  void copy_due(Sequence& sequence);
   void release(Sequence& sequence) { worker_.release(sequence); }
   // Begins, allocates and computes `path`, with `spare` pages whose tokens are unknown. Returns
   // pages hit.
@@ -80,6 +93,8 @@ class Engine {
   void cache(const Path& path);
 
  private:
+  void copy(const PageCopy& copy);
+
   const View& view_;
   Worker worker_;
 };
