@@ -67,15 +67,14 @@ Ending ending_of(pid_t pid) {
   ::_exit(0);
 }
 
-}  // namespace
-
-pid_t start_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
+void set_up(CrashWorld& world, const Scenario& scenario) {
   world.reset();
   if (scenario.setup) scenario.setup(world);
-  return fork_victim(world, scenario, options);
 }
 
-pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
+// Forked, and stopped before its operation.
+pid_t prepared_victim(const CrashWorld& world, const Scenario& scenario,
+                      const VictimOptions& options) {
   const pid_t pid = ::fork();
   if (pid < 0) throw std::runtime_error("fork");
   if (pid == 0) be_victim(world, scenario, options);
@@ -84,6 +83,18 @@ pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptio
       WSTOPSIG(status) != SIGSTOP) {
     throw Violation("the victim did not come to its operation");
   }
+  return pid;
+}
+
+}  // namespace
+
+pid_t start_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
+  set_up(world, scenario);
+  return fork_victim(world, scenario, options);
+}
+
+pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
+  const pid_t pid = prepared_victim(world, scenario, options);
   if (scenario.meanwhile) scenario.meanwhile(world);
   return pid;
 }
@@ -91,6 +102,26 @@ pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptio
 Ending finish_victim(pid_t pid) {
   ::kill(pid, SIGCONT);
   return ending_of(pid);
+}
+
+Death::Death(CrashWorld& world, const Scenario& scenario, std::uint64_t die_at_point)
+    : world_(world), scenario_(scenario) {
+  set_up(world, scenario);
+  const pid_t pid =
+      prepared_victim(world, scenario, {.traced = false, .die_at_point = die_at_point});
+  prepared_ = world.copy_bytes();
+  if (scenario.meanwhile) scenario.meanwhile(world);
+  ending_ = finish_victim(pid);
+  left_ = world.copy_bytes();
+}
+
+void Death::happen_again() {
+  set_up(world_, scenario_);
+  if (scenario_.meanwhile) {
+    world_.put_bytes(prepared_);
+    scenario_.meanwhile(world_);
+  }
+  world_.put_bytes(left_);
 }
 
 Ending run_and_die(std::uint64_t die_at_point, const std::function<void()>& work) {

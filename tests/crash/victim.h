@@ -30,6 +30,26 @@ pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptio
 // Lets an untraced victim go on and waits for its end.
 Ending finish_victim(pid_t pid);
 
+// A death that can be had again without another victim: the bytes that it left are kept, and the
+// survivors of this process are made anew. So what comes after one death can be tried many times
+// for the price of one.
+class Death {
+ public:
+  // The operation dies at its n-th crash point, if it has that many.
+  Death(CrashWorld& world, const Scenario& scenario, std::uint64_t die_at_point);
+  Ending ending() const { return ending_; }
+  // The world as it was after the victim's end.
+  void happen_again();
+
+ private:
+  CrashWorld& world_;
+  const Scenario& scenario_;
+  // Before `meanwhile`, which is done again for what the survivors keep in their own memory.
+  WorldBytes prepared_;
+  WorldBytes left_;
+  Ending ending_ = Ending::kFailed;
+};
+
 // A forked process that does `work` and dies by SIGKILL at the n-th crash point in it, if there are
 // that many.
 Ending run_and_die(std::uint64_t die_at_point, const std::function<void()>& work);

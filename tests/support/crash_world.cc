@@ -89,6 +89,8 @@ std::span<std::uint64_t> View::page_words(PageIndex page) const {
           kWorldPageWords};
 }
 
+std::span<std::byte> View::pool_bytes() const { return {pool_->data(), kPoolBytes}; }
+
 NamespaceRef View::name_space() const {
   return {{0}, segment_->name_space({0}).fields_hash.load()};
 }
@@ -217,6 +219,16 @@ void CrashWorld::reset() {
   opened_.clear();
   engines_.clear();
   std::memcpy(segment().data(), blank_.data(), blank_.size());
+}
+
+WorldBytes CrashWorld::copy_bytes() const {
+  const std::span<const std::byte> pool = view_->pool_bytes();
+  return {{bytes().begin(), bytes().end()}, {pool.begin(), pool.end()}};
+}
+
+void CrashWorld::put_bytes(const WorldBytes& bytes) {
+  std::memcpy(segment().data(), bytes.segment.data(), bytes.segment.size());
+  std::memcpy(view_->pool_bytes().data(), bytes.pool.data(), bytes.pool.size());
 }
 
 std::span<const std::byte> CrashWorld::bytes() const {

@@ -58,6 +58,7 @@ class View {
 
   const Segment& segment() const { return *segment_; }
   std::span<std::uint64_t> page_words(PageIndex page) const;
+  std::span<std::byte> pool_bytes() const;
   // Namespace 0, which the world has open.
   NamespaceRef name_space() const;
 
@@ -106,10 +107,19 @@ struct OpenSequence {
   Sequence sequence;
 };
 
+// All that processes share of a world.
+struct WorldBytes {
+  std::vector<std::byte> segment;
+  std::vector<std::byte> pool;
+};
+
 class CrashWorld {
  public:
   CrashWorld();
   void reset();
+  // The bytes as they are, and back to them; the survivors of this process stay as they are.
+  WorldBytes copy_bytes() const;
+  void put_bytes(const WorldBytes& bytes);
 
   const View& view() const { return *view_; }
   const Segment& segment() const { return view_->segment(); }
