@@ -9,6 +9,7 @@
 #include <set>
 
 #include "shm/namespace_table.h"
+#include "shm/pins.h"
 #include "shm/recovery.h"
 #include "shm/worker_table.h"
 #include "tests/support/cache_oracle.h"
@@ -151,6 +152,7 @@ void take_over(const Segment& segment, std::span<const WorkerId> dead) {
     if (!lives) reap_slot(segment, slot);
   }
   adopt_pages(segment);
+  PinTable(segment).recover();
 }
 
 void recover(const Segment& segment, const Scenario& scenario) {
