@@ -182,6 +182,7 @@ std::string judge_recovered(CrashWorld& world, const Scenario& scenario, bool re
     visit_stripes(segment, WorkerId{kSurvivor});
     segment.superblock().evictor_busy.store(0);  // by the next coordinator's RoomKeeper
     segment.superblock().reserved_until.store(0);  // by the same, or it is over by now
+    if (scenario.recovered) scenario.recovered(world);
     check_at_rest(world.view());
     check_cached(world.view(), bounds.must, bounds.may);
     finish_open_sequences(world, bounds);

@@ -17,6 +17,7 @@ std::vector<Scenario> publish_scenarios();
 std::vector<Scenario> release_scenarios();
 std::vector<Scenario> evict_scenarios();
 std::vector<Scenario> recovery_scenarios();
+std::vector<Scenario> admin_scenarios();
 std::vector<Scenario> interleaved_scenarios();  // closed under prefixes as they stand
 
 }  // namespace kvtrie::test
