@@ -31,13 +31,14 @@ constexpr char kPidNamespaceHelp[] =
 }  // namespace
 
 AttachService::AttachService(const Options& options, const CacheObjects& cache, Reaper& reaper,
-                             const LogSink& log)
+                             AdminCalls& admin, const LogSink& log)
     : options_(options),
       cache_(cache),
       segment_(*cache.segment),
       table_(segment_),
       namespaces_(segment_, [this] { (void)reaper_.reap_dead(); }),
       reaper_(reaper),
+      admin_(admin),
       log_(log),
       log_refused_(limited_log(log, kRefusalsLoggedASecond)) {
   namespaces_.recover();
@@ -94,7 +95,9 @@ Answer AttachService::answer(const Peer& peer, std::span<const std::byte> packet
   if (No no = protocol_problem(packet); no.refusal != Refusal::kNone) return refuse(peer, no);
   WireHeader header;
   std::memcpy(&header, packet.data(), sizeof header);
-  switch (static_cast<WireKind>(header.kind)) {
+  const auto kind = static_cast<WireKind>(header.kind);
+  if (AdminCalls::knows(kind)) return administer(peer, kind, packet);
+  switch (kind) {
     case WireKind::kAttach:
       return attach(peer, packet);
     case WireKind::kNamespace:
@@ -103,10 +106,17 @@ Answer AttachService::answer(const Peer& peer, std::span<const std::byte> packet
       return text_reply("pong");
     case WireKind::kStats:
       return text_reply(stats_json(segment_));
-    case WireKind::kReply:
+    default:
       break;
   }
   return refuse(peer, {Refusal::kBadRequest, fmt::format("unknown request {}", header.kind)});
+}
+
+Answer AttachService::administer(const Peer& peer, WireKind kind,
+                                 std::span<const std::byte> packet) {
+  auto answer = admin_.answer(peer, kind, packet);
+  if (const No* no = std::get_if<Refused>(&answer)) return refuse(peer, *no);
+  return {std::get<AdminCalls::Reply>(std::move(answer)), {}, {}, false};
 }
 
 AttachService::No AttachService::build_problem(const AttachRequest& request) const {
@@ -156,6 +166,10 @@ AttachService::No AttachService::place_problem(const Peer& peer,
         fmt::format(
             "the segment was given up as broken (reason {}): kvtried is making its successor, attach again",
             segment_.superblock().poison_reason.load(std::memory_order_relaxed))};
+  }
+  if (admin_.draining()) {
+    return {Refusal::kDraining,
+            "an operator drains it: nobody new may attach; kvtrie drain --undo ends that"};
   }
   return {};
 }
@@ -251,6 +265,10 @@ Answer AttachService::open_namespace(const Peer& peer, std::span<const std::byte
   const std::string_view fields(request.fields, request.fields_bytes);
   if (std::string problem = namespace_fields_problem(fields); !problem.empty()) {
     return refuse(peer, {Refusal::kNamespaceInvalid, problem});
+  }
+  if (admin_.draining() && !find_namespace(segment_, fields)) {
+    return refuse(peer, {Refusal::kDraining,
+                         "an operator drains it: no new namespaces; kvtrie drain --undo ends that"});
   }
   const std::uint64_t made_before = segment_.total(Counter::kNamespacesMade);
   const Result<OpenNamespace> opened = namespaces_.open(fields, get_text(request.label));

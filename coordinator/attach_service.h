@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Decides on requests: who may attach, which slot, which descriptors; namespaces; statistics. Every
-// refusal has a code (shm/wire.h) and a text that says what to do. It never blocks; Connections
+// Decides on requests: who may attach, which slot, which descriptors; namespaces; statistics; what an
+// administrator asks for goes to AdminCalls. Every refusal has a code (shm/wire.h) and a text that says what to do. It never blocks; Connections
 // does the talking.
 //
 // The order of checks in attach is the order in which an operator would want to hear of them:
 //   credentials -> protocol -> cache -> layout, fingerprint -> role -> PID namespace -> poisoned ->
-//   identity -> table
+//   draining -> identity -> table
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "coordinator/admin_calls.h"
 #include "coordinator/cache_store.h"
 #include "coordinator/connections.h"
 #include "coordinator/log.h"
@@ -27,7 +28,7 @@ namespace kvtrie {
 
 class AttachService final : public PacketHandler {
  public:
-  AttachService(const Options& options, const CacheObjects& cache, Reaper& reaper,
+  AttachService(const Options& options, const CacheObjects& cache, Reaper& reaper, AdminCalls& admin,
                 const LogSink& log);
 
   std::optional<Answer> greet(const Peer& peer) override;
@@ -35,13 +36,11 @@ class AttachService final : public PacketHandler {
   void closed(const SlotGrant& unconfirmed) override { reaper_.give_up(unconfirmed); }
 
  private:
-  struct No {
-    Refusal refusal = Refusal::kNone;
-    std::string text;
-  };
+  using No = Refused;
 
   Answer attach(const Peer& peer, std::span<const std::byte> packet);
   Answer open_namespace(const Peer& peer, std::span<const std::byte> packet);
+  Answer administer(const Peer& peer, WireKind kind, std::span<const std::byte> packet);
   Answer text_reply(const std::string& text) const;
   No protocol_problem(std::span<const std::byte> packet) const;
   No build_problem(const AttachRequest& request) const;
@@ -57,6 +56,7 @@ class AttachService final : public PacketHandler {
   WorkerTable table_;
   NamespaceTable namespaces_;
   Reaper& reaper_;
+  AdminCalls& admin_;
   const LogSink& log_;
   const LogSink log_refused_;  // refused clients must not fill the log
 };

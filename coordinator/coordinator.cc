@@ -3,6 +3,7 @@
 
 #include "coordinator/coordinator.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -13,7 +14,9 @@
 #include <cerrno>
 #include <chrono>
 #include <limits>
+#include <vector>
 
+#include "coordinator/reload.h"
 #include "shm/crash_point.h"
 #include "shm/futex.h"
 #include "shm/process_identity.h"
@@ -53,8 +56,9 @@ MaybeFailure Coordinator::start(int signal_fd) {
   if (MaybeFailure failure = reaper_->start()) return failure;
   if (MaybeFailure failure = take_over()) return failure;
 
-  service_.emplace(options_, cache_, *reaper_, client_log_);
   keeper_.emplace(segment(), Watermarks{options_.low_percent, options_.high_percent});
+  admin_.emplace(segment(), *keeper_, [this] { return interrupted(); }, client_log_);
+  service_.emplace(options_, cache_, *reaper_, *admin_, client_log_);
   doorbell_.emplace(segment());
   if (MaybeFailure failure = doorbell_->start()) return failure;
   connections_.emplace(*service_);
@@ -69,8 +73,34 @@ MaybeFailure Coordinator::start(int signal_fd) {
   for (const int fd : {urgent_.get(), doorbell_->event_fd(), connections_->epoll_fd()}) {
     if (MaybeFailure failure = watch(epoll_, fd)) return failure;
   }
+  if (reload_fd_ >= 0) {
+    if (MaybeFailure failure = watch(epoll_, reload_fd_)) return failure;
+  }
+  if (options_.prefault) {
+    if (MaybeFailure failure = start_prefault()) return failure;
+  }
+  // Last, so that no thread was made by a real-time one.
+  if (MaybeFailure failure = realtime_.start(options_.realtime)) return failure;
   set_state(segment(), CoordinatorState::kServing);
   return {};
+}
+
+MaybeFailure Coordinator::start_prefault() {
+  std::vector<PrefaultObject> objects;
+  const auto add = [&](int fd, std::uint64_t bytes) -> MaybeFailure {
+    FileDescriptor copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (!copy.open()) return system_failure("--prefault: copying a descriptor", errno);
+    objects.push_back({std::move(copy), bytes});
+    return {};
+  };
+  if (MaybeFailure failure = add(cache_.segment_writable.get(), segment().size_bytes())) return failure;
+  for (std::uint32_t plane = 0; plane < cache_.pools.count(); ++plane) {
+    const int pool = cache_.pools.descriptor(plane, Access::kReadWrite);
+    if (MaybeFailure failure = add(pool, cache_.pools.size_bytes())) return failure;
+  }
+  prefault_.emplace();
+  if (MaybeFailure failure = prefault_->start(std::move(objects))) return failure;
+  return watch(epoll_, prefault_->event_fd());
 }
 
 MaybeFailure Coordinator::take_over() {
@@ -89,6 +119,7 @@ MaybeFailure Coordinator::take_over() {
   if (MaybeFailure failure = reaper_->adopt(slots)) return failure;
   KVTRIE_CRASH_POINT("adopt.after_slots");
   const PageRecovery pages = adopt_pages(segment());
+  PinTable(segment()).recover();
   KVTRIE_CRASH_POINT("adopt.after_pages");
   wake_everybody();
   segment().count(kCoordinatorSlot, Counter::kAdoptions);
@@ -118,8 +149,8 @@ bool Coordinator::urgent() const {
 std::int64_t Coordinator::sleep_ms(bool due) const {
   if (due) return 0;
   std::int64_t sleep = connections_->next_deadline_ms();
-  if (const std::int64_t poll = keeper_->poll_after_ms(); poll >= 0) {
-    sleep = sleep < 0 ? poll : std::min(sleep, poll);
+  for (const std::int64_t poll : {keeper_->poll_after_ms(), admin_->poll_after_ms()}) {
+    if (poll >= 0) sleep = sleep < 0 ? poll : std::min(sleep, poll);
   }
   return std::min<std::int64_t>(sleep, std::numeric_limits<int>::max());
 }
@@ -129,58 +160,100 @@ bool Coordinator::signalled() const {
   return ::poll(&signals, 1, 0) > 0;
 }
 
-// In the midst of a pass of the evictor: the dead are reaped at once, and the pass goes on (ADR 0009,
+// In the midst of an eviction: the dead are reaped at once, and the pass goes on (ADR 0009,
 // tests/model/reap_in_scan.pml): deaths that come faster than a scan must not keep the pool full.
 bool Coordinator::interrupted() {
+  health_.works();
   if (!urgent()) return false;
+  raise_priority();
   (void)reaper_->reap_dead();
+  realtime_.lower();
   return signalled();
 }
 
+void Coordinator::raise_priority() {
+  if (!realtime_.raise()) log_("event=realtime_lost why=\"not permitted any more: the limit of real-time priority was lowered\"");
+}
+
+void Coordinator::reload_settings() {
+  Options next;
+  if (const MaybeFailure failure = read_options_(next)) {
+    log_(fmt::format("event=reload_failed why=\"{}: everything stays as it was\"", failure->text));
+    return;
+  }
+  for (const std::string& line : log_lines(reload(options_, next))) log_(line);
+  keeper_->set_watermarks({options_.low_percent, options_.high_percent});
+}
+
+// True: something happened that a pass should look at.
+bool Coordinator::attend(int fd) {
+  if (fd == urgent_.get()) {
+    stop_signalled_ = stop_signalled_ || signalled();
+  } else if (fd == doorbell_->event_fd()) {
+    doorbell_->clear();
+    (void)reaper_->reap_leaving();
+    return true;
+  } else if (fd == connections_->epoll_fd()) {
+    connections_->serve();
+  } else if (fd == reload_fd_) {
+    reload_settings();
+    return true;
+  } else {
+    log_(prefault_->result());
+    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  }
+  return false;
+}
+
+std::optional<Coordinator::End> Coordinator::ended() {
+  if (stop_signalled_ || admin_->stop_requested()) return End::kStopped;
+  if (!segment().poisoned()) return std::nullopt;
+  log_(fmt::format("event=poisoned cache={} reason={}", options_.cache,
+                   segment().superblock().poison_reason.load(std::memory_order_relaxed)));
+  return End::kPoisoned;
+}
+
 MaybeFailure Coordinator::run(End& end) {
-  using Clock = std::chrono::steady_clock;
   bool due = true;
   std::uint64_t cleared = 0;
-  Clock::time_point last_pass = Clock::now();
   for (;;) {
-    std::array<epoll_event, 4> events;
+    std::array<epoll_event, 8> events;
+    raise_priority();
+    health_.sleeps();
     const int ready = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                                    static_cast<int>(sleep_ms(due)));
+    health_.works();
     if (ready < 0 && errno != EINTR) return system_failure("epoll_wait", errno);
     (void)reaper_->reap_dead();
-    for (int i = 0; i < ready; ++i) {
-      const int fd = events[static_cast<std::size_t>(i)].data.fd;
-      if (fd == urgent_.get()) {
-        if (!signalled()) continue;
-        end = End::kStopped;
-        return {};
-      } else if (fd == doorbell_->event_fd()) {
-        doorbell_->clear();
-        (void)reaper_->reap_leaving();
-        due = true;
-      } else {
-        connections_->serve();
-      }
-    }
+    realtime_.lower();
+    for (int i = 0; i < ready; ++i) due |= attend(events[static_cast<std::size_t>(i)].data.fd);
     connections_->drop_expired();
-    const std::int64_t poll = keeper_->poll_after_ms();
-    if (poll >= 0 && Clock::now() - last_pass >= std::chrono::milliseconds(poll)) due = true;
-    if (segment().poisoned()) {
-      log_(fmt::format("event=poisoned cache={} reason={}", options_.cache,
-                       segment().superblock().poison_reason.load(std::memory_order_relaxed)));
-      end = End::kPoisoned;
+    admin_->look_after_pins();
+    if (const std::optional<End> how = ended()) {
+      end = *how;
       return {};
     }
+    due |= admin_->pages_changed();
+    due |= keeper_->poll_after_ms() == 0;
     if (due || reaper_->cleared() != cleared) {
       cleared = reaper_->cleared();
       (void)keeper_->pass([this] { return interrupted(); });
-      last_pass = Clock::now();
       due = keeper_->poll_after_ms() == 0 || reaper_->cleared() != cleared;
     }
   }
 }
 
+std::string Coordinator::ready_problem() const {
+  if (std::string problem = health_.problem(); !problem.empty()) return problem;
+  if (segment().poisoned()) return "the segment was given up as broken: its successor is being made";
+  const auto state = static_cast<CoordinatorState>(
+      segment().superblock().coordinator_state.load(std::memory_order_relaxed));
+  if (state == CoordinatorState::kDraining) return "draining: no new workers (kvtrie drain --undo ends that)";
+  return state == CoordinatorState::kServing ? "" : "not serving: stopping, or not started yet";
+}
+
 void Coordinator::stop() {
+  if (prefault_) prefault_->stop();
   connections_.reset();
   doorbell_.reset();
   segment().superblock().coordinator_pid.store(0, std::memory_order_relaxed);

@@ -9,6 +9,7 @@
 #include "shm/crash_point.h"
 #include "shm/lease_table.h"
 #include "shm/mutant.h"
+#include "shm/namespace_table.h"
 #include "shm/page_table.h"
 #include "shm/recovery.h"
 
@@ -36,7 +37,7 @@ Evictor::Evictor(const Segment& segment)
     : segment_(segment), words_(segment.page_count()), parents_(segment.page_count()),
       stamps_(segment.page_count()), children_(segment.page_count()),
       counters_(segment.page_count()), batch_place_(segment.page_count()),
-      leased_(segment.page_count()) {}
+      marks_(segment.page_count()) {}
 
 std::uint32_t Evictor::parent_index(std::uint32_t page) const {
   const Handle parent = parents_[page];
@@ -45,11 +46,17 @@ std::uint32_t Evictor::parent_index(std::uint32_t page) const {
   return parent.same_life(words_[index]) ? index : kNoPage;
 }
 
-// A scope that names no namespace is corrupt; its page goes first too.
-bool Evictor::flushed(std::uint32_t scope) const {
-  const NamespaceId id = namespace_in(scope);
-  return id.value >= segment_.namespace_count() ||
-         scope_of(id, segment_.name_space(id).root_generation.load(std::memory_order_relaxed)) != scope;
+// A page and its children have one scope, so a choice is closed: what is chosen has no children that are not.
+bool Evictor::chosen(std::uint32_t scope) const {
+  switch (choice_.of) {
+    case EvictChoice::Of::kNamespace:
+      return namespace_in(scope) == choice_.name_space;
+    case EvictChoice::Of::kFlushed:
+      return !scope_is_current(segment_, scope);
+    case EvictChoice::Of::kAll:
+      break;
+  }
+  return true;
 }
 
 // An incomplete page is found through its parent's child hint alone: when that names another, nobody finds it again.
@@ -92,28 +99,31 @@ void Evictor::look_at(std::uint32_t page) {
   words_[page] = {descriptor.state.load(std::memory_order_seq_cst)};
   children_[page] = 0;
   batch_place_[page] = 0;
-  leased_[page] = 0;
+  marks_[page] = 0;
   if (!words_[page].canonical()) return;
   parents_[page] = {descriptor.parent.load(std::memory_order_acquire)};
   const std::uint32_t scope = descriptor.scope.load(std::memory_order_relaxed);
-  // Pages of a flushed root go first (rule 18), and what has given way to a page that continues it.
-  stamps_[page] = flushed(scope) || out_of_reach(descriptor, page)
-                      ? 0
-                      : TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp();
+  if (!chosen(scope)) marks_[page] = kNotChosen;
+  // First go pages of a flushed root (rule 18), of a scope that names no namespace, which is corrupt, and those that have
+  // given way to one that continues them.
+  stamps_[page] = scope_is_current(segment_, scope) && !out_of_reach(descriptor, page)
+                      ? TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp()
+                      : 0;
 }
 
 // Leased pages are not worth condemning. Only a saving: step 5 decides.
 void Evictor::mark_leased() {
-  LeaseTable(segment_).for_each([&](WorkerId, Handle handle) {
+  LeaseTable(segment_).for_each([&](WorkerId worker, Handle handle) {
     const std::uint32_t page = handle.page_index().value;
-    if (handle.same_life(words_[page])) leased_[page] = 1;
+    if (handle.same_life(words_[page])) marks_[page] |= worker == kCoordinatorSlot ? kPinned : kLeased;
   });
 }
 
 bool Evictor::worth_ranking(std::uint32_t page) const {
   if (words_[page].state() != PageState::kLive) return false;
   if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) return false;
-  if (leased_[page] != 0 && !KVTRIE_MUTANT(evict_without_lease_scan)) return false;
+  if ((marks_[page] & kNotChosen) != 0) return false;
+  if (marks_[page] != 0 && !KVTRIE_MUTANT(evict_without_lease_scan)) return false;
   const std::uint32_t retain = segment_.descriptor({page}).retain_until.load(std::memory_order_relaxed);
   return retain == 0 || retain <= tick_ || stamps_[page] == 0;
 }
@@ -230,6 +240,7 @@ void Evictor::retire(EvictReport& report) {
       continue;
     }
     ++report.rescued;
+    marks_[page.value] |= kRescued;
     // It lives on, so its parent must (rule 11), in this batch and in later ones of this scan.
     const std::uint32_t parent = parent_index(page.value);
     if (parent == kNoPage) continue;
@@ -240,8 +251,9 @@ void Evictor::retire(EvictReport& report) {
 }
 
 EvictReport Evictor::evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
-                           const std::function<void(double)>& on_pause) {
+                           const std::function<void(double)>& on_pause, const EvictChoice& choice) {
   EvictReport report;
+  choice_ = choice;
   for (int scans = 0; scans < kScansMax && report.evicted < wanted && !report.interrupted; ++scans) {
     if (!scan(interrupted)) {
       report.interrupted = true;
@@ -260,6 +272,21 @@ EvictReport Evictor::evict(std::uint64_t wanted, const std::function<bool()>& in
   segment_.count(kCoordinatorSlot, Counter::kEvictions, report.evicted);
   segment_.count(kCoordinatorSlot, Counter::kEvictionRescued, report.rescued);
   return report;
+}
+
+EvictLeft Evictor::left() const {
+  EvictLeft left;
+  for (std::uint32_t i = 0; i < segment_.page_count(); ++i) {
+    if (!words_[i].canonical() || (marks_[i] & kNotChosen) != 0) continue;
+    std::uint64_t& reason = (marks_[i] & kPinned) != 0                 ? left.pinned
+                            : (marks_[i] & kLeased) != 0               ? left.leased
+                            : words_[i].state() == PageState::kPending ? left.pending
+                            : children_[i] != 0                        ? left.interior
+                            : (marks_[i] & kRescued) != 0              ? left.leased
+                                                                       : left.other;
+    ++reason;
+  }
+  return left;
 }
 
 void Evictor::evict_ranked(std::uint64_t wanted, const std::function<bool()>& interrupted,

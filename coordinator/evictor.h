@@ -52,6 +52,23 @@ struct EvictReport {
   bool interrupted = false;
 };
 
+// Which pages a call may take.
+struct EvictChoice {
+  enum class Of : std::uint8_t { kAll, kNamespace, kFlushed };
+  Of of = Of::kAll;
+  NamespaceId name_space{};  // kNamespace
+};
+
+// Of the pages that the last call might take, those that stayed, each by the first reason that holds.
+struct EvictLeft {
+  std::uint64_t pinned = 0;
+  std::uint64_t leased = 0;    // or used while it ran
+  std::uint64_t pending = 0;
+  std::uint64_t interior = 0;  // pages below them stayed
+  std::uint64_t other = 0;     // retained, or not reached
+  std::uint64_t all() const { return pinned + leased + pending + interior + other; }
+};
+
 // Zeros, from the system and so not touched before the first scan: a coordinator starts without waiting for them.
 template <typename T>
 class ByPage {
@@ -79,9 +96,17 @@ class Evictor {
   // scans anew.
   // `on_pause` is told how long each batch was Condemned, in seconds.
   EvictReport evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
-                    const std::function<void(double)>& on_pause);
+                    const std::function<void(double)>& on_pause, const EvictChoice& choice = {});
+  // By what the last call saw; means nothing when its scan was interrupted. One line of private memory a page.
+  EvictLeft left() const;
 
  private:
+  // What a page is marked with during a call.
+  static constexpr std::uint8_t kLeased = 1;
+  static constexpr std::uint8_t kPinned = 2;
+  static constexpr std::uint8_t kNotChosen = 4;  // not of the call's choice
+  static constexpr std::uint8_t kRescued = 8;    // somebody used it while it was condemned, or a page below it
+
   struct Candidate {
     std::uint64_t stamp;
     std::uint32_t page;
@@ -94,7 +119,7 @@ class Evictor {
   // Calls visit(page index) for every page; false when it was interrupted.
   template <typename Visit>
   bool for_each_page(const std::function<bool()>& interrupted, Visit visit) const;
-  bool flushed(std::uint32_t scope) const;
+  bool chosen(std::uint32_t scope) const;
   bool out_of_reach(const Descriptor& descriptor, std::uint32_t page) const;
   bool scan(const std::function<bool()>& interrupted);
   void look_at(std::uint32_t page);
@@ -122,7 +147,8 @@ class Evictor {
   ByPage<std::uint32_t> children_;  // Live, Pending or Condemned, not retired by this evictor
   ByPage<std::uint32_t> counters_;  // announce counters before the scan
   ByPage<std::uint32_t> batch_place_;  // place in batch_ + 1; 0: not in it
-  ByPage<std::uint8_t> leased_;
+  ByPage<std::uint8_t> marks_;
+  EvictChoice choice_;
   std::vector<Candidate> heap_;
   std::uint64_t choices_ = 0;  // left before leaves that were not kept in the heap would count
   bool more_leaves_ = false;   // than are kept

@@ -6,7 +6,8 @@
 //
 //   stdout   one line, event=ready ..., when it serves, and one more for each successor of a poisoned segment
 //   stderr   event=... lines, and why it did not start
-//   exit     0 stopped by SIGTERM or SIGINT, 1 failure, 2 flags or file, 3 another coordinator runs
+//   signals  SIGTERM, SIGINT: clean stop, the cache stays; SIGHUP: flags and file are read again (reload.h)
+//   exit     0 stopped by a signal or `kvtrie stop`, 1 failure, 2 flags or file, 3 another coordinator runs
 
 #include <fmt/format.h>
 #include <poll.h>
@@ -21,6 +22,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
@@ -31,6 +33,7 @@
 #include "coordinator/settings.h"
 #include "metrics/metrics_server.h"
 #include "metrics/pause_histogram.h"
+#include "metrics/prefault_collector.h"
 #include "metrics/segment_collector.h"
 #include "shm/runtime_directory.h"
 
@@ -148,16 +151,38 @@ int start_again(char** argv) {
   return fail(kvtrie::system_failure("starting once more (execv)", errno));
 }
 
-int serve(const kvtrie::Options& options, char** argv) {
-  sigset_t ends;
-  ::sigemptyset(&ends);
-  ::sigaddset(&ends, SIGTERM);
-  ::sigaddset(&ends, SIGINT);
-  // Before any thread, so that none of them is interrupted.
-  ::sigprocmask(SIG_BLOCK, &ends, nullptr);
+// A descriptor that is readable when one of these came, which do nothing else from now on. Before any thread is made, so
+// that none of them is interrupted.
+kvtrie::FileDescriptor take_signals(std::initializer_list<int> numbers) {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int number : numbers) ::sigaddset(&set, number);
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  return kvtrie::FileDescriptor(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+void clear_signal(int signal_fd) {
+  signalfd_siginfo which;
+  while (::read(signal_fd, &which, sizeof which) > 0) {
+  }
+}
+
+void serve_metrics(kvtrie::MetricsServer& server, const kvtrie::Coordinator& coordinator,
+                   const kvtrie::PauseHistogram& pauses) {
+  server.serve({std::make_shared<kvtrie::SegmentCollector>(coordinator.segment(), pauses, KVTRIE_VERSION),
+                std::make_shared<kvtrie::PrefaultCollector>([&coordinator] {
+                  const kvtrie::PrefaultFigures figures = coordinator.prefault_figures();
+                  return kvtrie::PrefaultCollector::Bytes{figures.done_bytes, figures.total_bytes};
+                })},
+               {[&coordinator] { return coordinator.alive_problem(); },
+                [&coordinator] { return coordinator.ready_problem(); }});
+}
+
+int serve(const kvtrie::Options& options, const CommandLine& command, char** argv) {
+  const kvtrie::FileDescriptor signals = take_signals({SIGTERM, SIGINT});
+  const kvtrie::FileDescriptor hangups = take_signals({SIGHUP});
   std::signal(SIGPIPE, SIG_IGN);
-  const kvtrie::FileDescriptor signals(::signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!signals.open()) return fail(kvtrie::system_failure("signalfd", errno));
+  if (!signals.open() || !hangups.open()) return fail(kvtrie::system_failure("signalfd", errno));
 
   kvtrie::Coordinator coordinator(options,
                                   [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
@@ -168,12 +193,13 @@ int serve(const kvtrie::Options& options, char** argv) {
   if (options.metrics != "off") {
     if (std::string problem = metrics.listen(options.metrics); !problem.empty()) return fail({problem});
   }
+  coordinator.reload_on(hangups.get(), [&command, fd = hangups.get()](kvtrie::Options& next) {
+    clear_signal(fd);
+    return command.apply(next);
+  });
   if (MaybeFailure failure = coordinator.start(signals.get())) return fail(*failure);
   coordinator.on_pause([&pauses](double seconds) { pauses.observe(seconds); });
-  if (options.metrics != "off") {
-    metrics.serve(
-        std::make_shared<kvtrie::SegmentCollector>(coordinator.segment(), pauses, KVTRIE_VERSION));
-  }
+  if (options.metrics != "off") serve_metrics(metrics, coordinator, pauses);
   const kvtrie::Segment& segment = coordinator.segment();
   fmt::print(
       "event=ready cache={} pages={} page_bytes={} segment_bytes={} socket={} metrics={} "
@@ -212,5 +238,5 @@ int main(int argc, char** argv) {
   if (const MaybeFailure failure = command.apply(options)) return fail(*failure);
   if (command.check_only) return check(options);
   raise_descriptor_limit();
-  return serve(options, argv);
+  return serve(options, command, argv);
 }

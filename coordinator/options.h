@@ -28,6 +28,8 @@ struct Options {
   std::vector<gid_t> allow_gids;
   double low_percent = 1;
   double high_percent = 2;
+  bool prefault = false;
+  int realtime = 0;  // SCHED_RR priority of the loop while it waits and reaps; 0: ordinary
 
   // Fixed in the segment. Empty: not given, so an existing cache keeps what it has.
   std::optional<std::uint64_t> pages;

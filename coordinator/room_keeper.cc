@@ -11,11 +11,12 @@
 namespace kvtrie {
 namespace {
 
-constexpr std::int64_t kPollFirstMs = 2;
-constexpr std::int64_t kPollLastMs = 1000;
+constexpr std::int64_t kRestFirstMs = 2;  // between looks for pages that could not be had
+constexpr std::int64_t kRestLastMs = 1000;
 constexpr auto kKeptFor = std::chrono::milliseconds(5);  // pages that a waiter was called for
 constexpr auto kGrowsIn = std::chrono::seconds(2);  // else the reservation is lifted
 constexpr auto kLiftedFor = std::chrono::milliseconds(100);  // two looks of a waiter
+constexpr auto kFlushPart = std::chrono::milliseconds(50);  // of pages of a flushed namespace, then the others are looked after
 constexpr int kRoundsAPass = 4;  // then the loop looks at its sockets before it goes on
 
 std::uint64_t share(std::uint64_t pages, double percent) {
@@ -26,14 +27,23 @@ std::uint64_t share(std::uint64_t pages, double percent) {
 
 RoomKeeper::RoomKeeper(const Segment& segment, Watermarks watermarks)
     : segment_(segment), free_pages_(segment), evictor_(segment),
-      low_pages_(share(segment.page_count(), watermarks.low_percent)),
-      high_pages_(share(segment.page_count(), watermarks.high_percent)),
       calls_(segment.slot_count()) {
   Superblock& block = segment_.superblock();
-  block.low_pages.store(low_pages_, std::memory_order_relaxed);
-  block.high_pages.store(high_pages_, std::memory_order_relaxed);
+  set_watermarks(watermarks);
+  // A coordinator that died may have left pages of a flushed namespace: one look tells.
+  for (std::uint32_t id = 0; id < segment_.namespace_count(); ++id) {
+    const NamespaceRecord& record = segment_.name_space({static_cast<std::uint16_t>(id)});
+    if (record.root_generation.load(std::memory_order_relaxed) > 1) flushed();
+  }
   block.evictor_busy.store(0, std::memory_order_seq_cst);
   block.reserved_until.store(0, std::memory_order_relaxed);
+}
+
+void RoomKeeper::set_watermarks(Watermarks watermarks) {
+  low_pages_ = share(segment_.page_count(), watermarks.low_percent);
+  high_pages_ = share(segment_.page_count(), watermarks.high_percent);
+  segment_.superblock().low_pages.store(low_pages_, std::memory_order_relaxed);
+  segment_.superblock().high_pages.store(high_pages_, std::memory_order_relaxed);
 }
 
 // Oldest first; those who asked without waiting come last.
@@ -120,11 +130,56 @@ void RoomKeeper::call(const std::vector<Waiter>& waiting, std::uint64_t free) {
   segment_.superblock().pages_waiters.store(unserved, std::memory_order_seq_cst);
 }
 
+// The time counts from the first batch on: so each call makes progress, however long its scan takes.
+EvictReport RoomKeeper::evict(std::uint64_t wanted, const EvictChoice& choice,
+                              std::chrono::milliseconds time_max,
+                              const std::function<bool()>& interrupted,
+                              std::optional<EvictLeft>& left) {
+  Superblock& block = segment_.superblock();
+  std::optional<Clock::time_point> end;
+  block.evictor_busy.store(1, std::memory_order_seq_cst);
+  const EvictReport report = evictor_.evict(
+      wanted, [&] { return interrupted() || (end && Clock::now() >= *end); },
+      [&](double seconds) {
+        on_pause_(seconds);
+        if (!end) end = Clock::now() + time_max;
+      },
+      choice);
+  block.evictor_busy.store(0, std::memory_order_seq_cst);
+  if (!report.interrupted || end) left = evictor_.left();
+  return report;
+}
+
+void RoomKeeper::flushed() {
+  next_flush_look_ = Clock::now();
+  flush_rest_ = {};
+}
+
+void RoomKeeper::evict_flushed(const std::function<bool()>& interrupted) {
+  constexpr auto kRestFirst = std::chrono::milliseconds(kRestFirstMs);
+  constexpr auto kRestLast = std::chrono::milliseconds(kRestLastMs);
+  constexpr int kRestPerScan = 9;  // so a tenth of one core at most
+  const Clock::time_point start = Clock::now();
+  std::optional<EvictLeft> left;
+  const EvictReport report = evict(segment_.page_count(), {EvictChoice::Of::kFlushed}, kFlushPart,
+                                   interrupted, left);
+  const Clock::time_point now = Clock::now();
+  if (report.interrupted) {
+    next_flush_look_ = now;
+  } else if (left->all() == 0) {
+    next_flush_look_.reset();
+  } else {
+    flush_rest_ = std::clamp<std::chrono::nanoseconds>(2 * flush_rest_, kRestFirst, kRestLast);
+    next_flush_look_ = now + std::max<std::chrono::nanoseconds>(flush_rest_, kRestPerScan * (now - start));
+  }
+}
+
 PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   Superblock& block = segment_.superblock();
   PassReport report;
   std::vector<Waiter> waiting;
   bool settled = false;
+  if (next_flush_look_ && Clock::now() >= *next_flush_look_) evict_flushed(interrupted);
   for (int round = 0; round < kRoundsAPass && !settled && !report.interrupted; ++round) {
     // That somebody waits is said before wishes are read and pages counted: who gives back looks for waiters last, so
     // it rings, or this pass sees its pages and that it does not wait any more.
@@ -172,15 +227,30 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   if (report.shortfall == 0) block.eviction_shortfall.store(0, std::memory_order_relaxed);
   call(waiting, report.free);
   const bool unserved = block.pages_waiters.load(std::memory_order_relaxed) != 0;
-  if (report.interrupted || !settled) {
-    poll_ms_ = 0;
-  } else if (unserved || report.shortfall > 0) {
-    poll_ms_ = poll_ms_ <= 0 ? kPollFirstMs : std::min(poll_ms_ * 2, kPollLastMs);
-    if (unserved) poll_ms_ = std::min<std::int64_t>(poll_ms_, 64);
-  } else {
-    poll_ms_ = -1;
-  }
+  plan_next_look(report.interrupted || !settled, unserved, report.shortfall > 0);
   return report;
+}
+
+void RoomKeeper::plan_next_look(bool again, bool unserved, bool short_of_pages) {
+  if (again || unserved || short_of_pages) {
+    rest_ms_ = again ? 0 : rest_ms_ == 0 ? kRestFirstMs : std::min(rest_ms_ * 2, kRestLastMs);
+    if (unserved) rest_ms_ = std::min<std::int64_t>(rest_ms_, 64);
+    next_look_ = Clock::now() + std::chrono::milliseconds(rest_ms_);
+  } else {
+    rest_ms_ = 0;
+    next_look_.reset();
+  }
+}
+
+std::int64_t RoomKeeper::poll_after_ms() const {
+  std::int64_t poll = -1;
+  for (const auto& look : {next_look_, next_flush_look_}) {
+    if (!look) continue;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(*look - Clock::now()).count();
+    const std::int64_t wait = std::max<std::int64_t>(left, 0);
+    poll = poll < 0 ? wait : std::min(poll, wait);
+  }
+  return poll;
 }
 
 }  // namespace kvtrie

@@ -18,6 +18,10 @@
 // evictor_busy is 1 while it evicts. A worker that takes pages meanwhile does not ring: the count is made once more
 // after the word is 0 again (both sides seq_cst), so a take is seen by one of the two.
 //
+// Pages of a flushed namespace go as the leases on them fall (rule 18): while some are left, they are looked for again
+// and again, the sooner the cheaper a scan is (a tenth of one core at most). What a worker announces in a flushed
+// namespace after that goes first when room is made.
+//
 // Crash: a waiter's wait word and wish stay; the next coordinator's first pass serves them. evictor_busy stays 1 and
 // reserved_until what it is, which ends by itself: the next coordinator clears both.
 #pragma once
@@ -25,6 +29,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "coordinator/evictor.h"
@@ -51,9 +56,16 @@ class RoomKeeper {
   RoomKeeper(const Segment& segment, Watermarks watermarks);
 
   PassReport pass(const std::function<bool()>& interrupted);
-  // How long the loop may sleep when nobody rings; -1: for ever. Short while somebody waits for pages that could not
-  // be had (a lease dropped later frees them), doubling up to a second.
-  std::int64_t poll_after_ms() const { return poll_ms_; }
+  // Evicts up to `wanted` pages of the choice now, whatever the watermarks say; a pass is to follow. After the first
+  // batch it ends within `time_max`. `left` is what of the choice stayed; not set when a scan was interrupted.
+  EvictReport evict(std::uint64_t wanted, const EvictChoice& choice, std::chrono::milliseconds time_max,
+                    const std::function<bool()>& interrupted, std::optional<EvictLeft>& left);
+  // A namespace was flushed: the next passes take its pages.
+  void flushed();
+  void set_watermarks(Watermarks watermarks);
+  // How long from now the loop may sleep when nobody rings; -1: for ever. Short while somebody waits for pages that could
+  // not be had, or pages of a flushed namespace are left (a lease dropped later frees them), doubling up to a second.
+  std::int64_t poll_after_ms() const;
   void on_pause(std::function<void(double)> observer) { on_pause_ = std::move(observer); }
 
  private:
@@ -85,15 +97,20 @@ class RoomKeeper {
   std::uint64_t target(std::uint64_t free, const std::vector<Waiter>& waiting) const;
   void reserve(const std::vector<Waiter>& waiting, std::uint64_t free);
   void call(const std::vector<Waiter>& waiting, std::uint64_t free);
+  void evict_flushed(const std::function<bool()>& interrupted);
+  void plan_next_look(bool again, bool unserved, bool short_of_pages);
 
   const Segment& segment_;
   FreePages free_pages_;
   Evictor evictor_;
-  std::uint64_t low_pages_;
-  std::uint64_t high_pages_;
-  std::int64_t poll_ms_ = -1;
+  std::uint64_t low_pages_ = 0;
+  std::uint64_t high_pages_ = 0;
+  std::optional<Clock::time_point> next_look_;  // none: when somebody rings
+  std::int64_t rest_ms_ = 0;
   std::vector<Call> calls_;  // by slot
   Growth growth_;
+  std::optional<Clock::time_point> next_flush_look_;  // none: no page of a flushed namespace is left
+  std::chrono::nanoseconds flush_rest_{};
   Clock::time_point not_before_{};  // after a fruitless scan, the next one waits a while
   std::function<void(double)> on_pause_ = [](double) {};
 };

@@ -92,9 +92,17 @@ std::string mode(Options& options, const std::string& text) {
   return {};
 }
 
-std::string fresh(Options& options, const std::string& text) {
+template <bool Options::*Member>
+std::string truth(Options& options, const std::string& text) {
   if (text != "true" && text != "false") return "must be true or false";
-  options.fresh = text == "true";
+  options.*Member = text == "true";
+  return {};
+}
+
+std::string realtime(Options& options, const std::string& text) {
+  int value = 0;
+  if (!parse_number(text, value).empty() || value < 0 || value > 99) return "must be 0 (off) to 99";
+  options.realtime = value;
   return {};
 }
 
@@ -126,7 +134,11 @@ constexpr Setting kSettings[] = {
     {"allow-uid", kList, "UID...", "Users that may attach, besides the own and root",
      add_id<&Options::allow_uids>},
     {"allow-gid", kList, "GID...", "Groups that may attach", add_id<&Options::allow_gids>},
-    {"fresh", kSwitch, "", "Throw an existing cache away", fresh},
+    {"fresh", kSwitch, "", "Throw an existing cache away", truth<&Options::fresh>},
+    {"prefault", kSwitch, "", "Make the memory of segment and pools ready in the background",
+     truth<&Options::prefault>},
+    {"realtime", kValue, "PRIORITY",
+     "Wait for deaths and reap at this SCHED_RR priority, 1 to 99; needs LimitRTPRIO or CAP_SYS_NICE (0: off)", realtime},
 };
 
 // The texts of a TOML value as flags would give them.

@@ -85,6 +85,7 @@ constexpr CounterLine kCounterLines[] = {
     {kAttachRefused, "kvtrie_attach_refusals_total",
      "Requests to the coordinator that were refused."},
     {kNamespacesMade, "kvtrie_namespaces_made_total", "Namespaces made."},
+    {kFlushes, "kvtrie_flushes_total", "Namespaces flushed: none of their pages is matched again."},
 };
 
 ClientMetric labelled(const char* label_name, std::string label_value) {
@@ -177,6 +178,12 @@ std::vector<MetricFamily> SegmentCollector::Collect() const {
   families.push_back(pauses(pauses_.snapshot()));
   families.push_back(
       gauge("kvtrie_leases", "Leases held, the operator's pins among them.", census.leases.all()));
+  families.push_back(gauge("kvtrie_pins", "Prefixes that an operator pinned.", census.leases.pins));
+  families.push_back(gauge("kvtrie_draining", "1 while no new workers may attach (kvtrie drain).",
+                           block.coordinator_state.load(std::memory_order_relaxed) ==
+                                   static_cast<std::uint32_t>(CoordinatorState::kDraining)
+                               ? 1
+                               : 0));
   families.push_back(
       gauge("kvtrie_namespaces", "Namespaces open.", NamespaceTable(segment_).stats().open));
   families.push_back(gauge("kvtrie_page_size_bytes", "Bytes of a page over all planes.",

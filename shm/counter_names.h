@@ -92,6 +92,8 @@ constexpr const char* name_of(Counter counter) {
       return "attach_refused";
     case kNamespacesMade:
       return "namespaces_made";
+    case kFlushes:
+      return "flushes";
   }
   return nullptr;
 }

@@ -158,7 +158,14 @@ static_assert(offsetof(Superblock, poison_state) % kLineBytes == 0);
 static_assert(offsetof(Superblock, reserved_until) / kLineBytes == offsetof(Superblock, poison_state) / kLineBytes,
               "an allocation reads that line anyhow");
 
-enum class CoordinatorState : std::uint32_t { kNone = 0, kAdopting = 1, kServing = 2, kStopped = 3 };
+// Append-only. Draining: serves those who are attached, takes nobody new; ends with --undo or with the process.
+enum class CoordinatorState : std::uint32_t {
+  kNone = 0,
+  kAdopting = 1,
+  kServing = 2,
+  kStopped = 3,
+  kDraining = 4,
+};
 
 // One page: its state, its place in the trie, its recency. `tokens_per_page` token ids follow at once,
 // read as 64-bit words, padded with zero to a multiple of 64 bytes. Protocol: page_table.h.
@@ -245,6 +252,7 @@ enum class Counter : std::uint8_t {
   kAdoptions = 38,
   kAttachRefused = 39,
   kNamespacesMade = 40,
+  kFlushes = 41,  // of namespaces
 };
 inline constexpr std::size_t kCounters = 48;
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "shm/crash_point.h"
+#include "shm/page_table.h"
 #include "shm/prefix_hash.h"
 
 namespace kvtrie {
@@ -140,6 +141,12 @@ Result<OpenNamespace> find_namespace(const Segment& segment, std::string_view fi
   return Status{Code::kNotFound, "no such namespace yet"};
 }
 
+bool scope_is_current(const Segment& segment, std::uint32_t scope) {
+  const NamespaceId id = namespace_in(scope);
+  return id.value < segment.namespace_count() &&
+         scope_of(id, segment.name_space(id).root_generation.load(std::memory_order_relaxed)) == scope;
+}
+
 Result<OpenNamespace> NamespaceTable::open(std::string_view fields, std::string_view label) {
   if (!namespace_fields_problem(fields).empty()) {
     return Status{Code::kInvalid, "namespace fields are not canonical"};
@@ -197,6 +204,43 @@ OpenNamespace NamespaceTable::fill(NamespaceId id, std::string_view fields,
   KVTRIE_CRASH_POINT("namespace.before_open");
   record.state.store(static_cast<std::uint32_t>(NamespaceState::kOpen), std::memory_order_release);
   return {id, generation, seed, hash};
+}
+
+// The first later one whose low 16 bits no page of the namespace has (N4). Until they come round, that is the next.
+Result<std::uint64_t> NamespaceTable::generation_after(NamespaceId id, std::uint64_t generation) const {
+  constexpr std::uint64_t kScopes = std::uint64_t{1} << 16;
+  if (generation + 1 < kScopes) return generation + 1;
+  std::vector<bool> used(kScopes);
+  used[generation % kScopes] = true;
+  for (std::uint32_t page = 0; page < segment_.page_count(); ++page) {
+    if (page % kPagesBetween == 0) between_();
+    const Descriptor& descriptor = segment_.descriptor({page});
+    const StateWord word{descriptor.state.load(std::memory_order_acquire)};
+    const std::uint32_t scope = descriptor.scope.load(std::memory_order_relaxed);
+    if (word.state() != PageState::kFree && namespace_in(scope) == id) used[scope % kScopes] = true;
+  }
+  for (std::uint64_t next = generation + 1; next < generation + kScopes; ++next) {
+    if (!used[next % kScopes]) return next;
+  }
+  return Status{Code::kFull, "pages of every earlier flush are still there"};
+}
+
+bool NamespaceTable::holds(std::uint32_t id, std::uint64_t fields_hash) const {
+  return id < segment_.namespace_count() && is_open(segment_.name_space(id_of(id))) &&
+         segment_.name_space(id_of(id)).fields_hash.load(std::memory_order_relaxed) == fields_hash;
+}
+
+Result<std::uint64_t> NamespaceTable::flush(NamespaceId id, std::uint64_t fields_hash) const {
+  if (!holds(id.value, fields_hash)) return Status{Code::kNotFound, "no such namespace"};
+  NamespaceRecord& record = segment_.name_space(id);
+  const Result<std::uint64_t> next =
+      generation_after(id, record.root_generation.load(std::memory_order_relaxed));
+  if (!next) return next;
+  KVTRIE_CRASH_POINT("flush.before_generation");
+  record.root_generation.store(*next, std::memory_order_seq_cst);
+  KVTRIE_CRASH_POINT("flush.after_generation");
+  segment_.count(kCoordinatorSlot, Counter::kFlushes);
+  return next;
 }
 
 void NamespaceTable::recover() const {

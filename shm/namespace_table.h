@@ -11,13 +11,18 @@
 // Invariants
 //   N1 At most one kOpen record has a given field text.
 //   N2 fields, fields_hash, hash_seed and label are constant while (kOpen, root_generation) is.
-//   N3 root_generation only grows: at each open and reuse (and later at each flush).
+//   N3 root_generation only grows: at each open, reuse and flush.
+//   N4 No page that is not Free has the low 16 bits of a generation that a flush gives (Descriptor::scope has no more),
+//      unless a sequence that began 65,536 flushes ago announces it later: it is never matched all the same, since its
+//      parent handle has the whole generation; the evictor takes it as late as a page of the present one.
 //
 // States, moved by the coordinator alone:
 //   kFree -> kOpen            release store, after all else
 //   kOpen -> kFree -> kOpen   reuse, with the next root generation: only when the table is full,
 //                             and only of a namespace without a page. A handle of its old
 //                             root is of a dead generation then (rule 18).
+//   kOpen -> kOpen            flush: one seq_cst store of the next generation, and nothing else. Workers read it again at
+//                             each begin, announce and publish; what they read before it is of a dead generation.
 // Reuse stores kFree, the generation, the fields, kOpen. A reader loads the generation, then the
 // state, then the fields, then the generation again: a new generation shows kFree or all new fields,
 // a new field shows the new generation at the second look; so open and equal belong together.
@@ -26,6 +31,7 @@
 //   open, namespace.before_open / kFree with fields / recover clears them / CoordinatorDiesInOpen
 //   reuse, namespace.after_close / kFree, old generation / recover; the next open takes it /
 //       CoordinatorDiesInReuse
+//   flush, before or after its store / not flushed, or flushed / nothing to repair / step_kill admin.flush
 //
 // Cost: finding and opening read one line a record, at most 65,536; reuse also one line a page.
 #pragma once
@@ -64,6 +70,10 @@ std::string namespace_fields_problem(std::string_view text);
 // Lock-free; for workers and read-only mappings. kNotFound: ask the coordinator.
 Result<OpenNamespace> find_namespace(const Segment& segment, std::string_view fields);
 
+// Whether pages of this scope (Descriptor::scope) can still be matched: not those of a flushed or reused root, and not
+// one that names no namespace of this segment.
+bool scope_is_current(const Segment& segment, std::uint32_t scope);
+
 struct NamespaceStats {
   std::uint32_t open = 0;
 };
@@ -87,10 +97,17 @@ class NamespaceTable {
 
   // Finds or makes. kInvalid: not canonical. kFull: no free record, and none without pages.
   Result<OpenNamespace> open(std::string_view fields, std::string_view label);
+  // Whether this id is of a namespace of this segment that is open with these fields.
+  bool holds(std::uint32_t id, std::uint64_t fields_hash) const;
+  // Nothing published before is matched from now on (rule 18). Returns the new root generation. kNotFound: not open
+  // with these fields. kFull: pages of 65,535 flushed generations are still there (N4): wait until they went.
+  // Usually one store; after 65,535 flushes of the same namespace also one line a page.
+  Result<std::uint64_t> flush(NamespaceId id, std::uint64_t fields_hash) const;
 
  private:
   OpenNamespace fill(NamespaceId id, std::string_view fields, std::string_view label);
   Result<NamespaceId> id_to_fill();
+  Result<std::uint64_t> generation_after(NamespaceId id, std::uint64_t generation) const;
 
   const Segment& segment_;
   std::function<void()> between_;

@@ -73,7 +73,7 @@ namespace kvtrie {
   X(kSlotHolds, "W3.holds", "a free slot holds no page, lease or wait")                            \
   X(kNamespace, "N2.namespace", "namespace records are whole")                                     \
   X(kNamespaceTwice, "N1.twice", "no two open namespaces have the same fields")                    \
-  X(kPin, "W.pin", "the reason of a pin has an end")                                               \
+  X(kPin, "W.pin", "a pin has a reason with an end, or is zero")                           \
   X(kLock, "L.lock", "stripe locks are robust mutexes that can be had")
 // clang-format on
 

@@ -87,7 +87,6 @@ const std::byte* end_of(const Field& field) {
   return end_of(&field, sizeof field);
 }
 
-inline bool has_end(const char* text, std::size_t bytes) { return byte_at(text + bytes - 1) == 0; }
 
 struct Totals {
   std::array<std::uint64_t, kPageStates> pages{};

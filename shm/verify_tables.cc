@@ -122,7 +122,7 @@ void Checks::check_superblock(Wrongs& wrongs) const {
     add(Invariant::kPoisoned, &b.poison_state, reason, fmt::format("given up, reason {}", reason));
   }
   const std::uint32_t state = b.coordinator_state.load(kRelaxed);
-  if (state > static_cast<std::uint32_t>(CoordinatorState::kStopped)) {
+  if (state > static_cast<std::uint32_t>(CoordinatorState::kDraining)) {
     add(Invariant::kWords, &b.coordinator_state, state, fmt::format("coordinator state {}", state));
   }
   const std::uint32_t busy = b.evictor_busy.load(kRelaxed);

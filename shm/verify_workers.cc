@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "shm/counter_names.h"
+#include "shm/pins.h"
 #include "shm/prefix_hash.h"
 #include "shm/process_identity.h"
 #include "shm/verify_checks.h"
@@ -94,10 +95,8 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   }
   if (worker.value == 0) {
     for (std::size_t i = 0; i < segment_.pins().size(); ++i) {
-      const PinRecord& pin = segment_.pins()[i];
-      if (!has_end(pin.reason, sizeof pin.reason)) {
-        wrongs.add(Invariant::kPin, Subject::kLease, i, 0, "the reason of a pin has no end");
-      }
+      std::string problem = PinTable(segment_).validate(static_cast<std::uint32_t>(i), at_rest_);
+      if (!problem.empty()) wrongs.add(Invariant::kPin, Subject::kLease, i, 0, std::move(problem));
     }
   }
   check_leases(worker, word, wrongs);

@@ -13,6 +13,8 @@
 //
 //   NamespaceRequest, PlainRequest ->     ping and statistics; any number a connection
 //                                 <-      one reply each
+//   administrative requests       ->      admin_wire.h
+//                                 <-      one reply each
 //
 // Every message begins with WireHeader, every reply with ReplyHead, in every version: so any two
 // builds can at least refuse each other in words. Fixed widths, host byte order (one host), unused
@@ -44,7 +46,13 @@ enum class WireKind : std::uint16_t {
   kAttach = 1,
   kNamespace = 2,
   kPing = 3,
-  kStats = 4
+  kStats = 4,
+  kEvict = 5,
+  kFlush = 6,
+  kPin = 7,
+  kUnpin = 8,
+  kDrain = 9,
+  kStop = 10,
 };
 
 // Why the coordinator said no. Append-only; each comes with a message that says what to do.
@@ -64,14 +72,22 @@ enum class Refusal : std::uint32_t {
   kNamespaceInvalid = 12,
   kNamespacesFull = 13,
   kInternal = 14,  // a system call of the coordinator failed
+  kDraining = 15,  // an operator drains the cache: nobody new
+  kAdminOnly = 16,  // not for this process: see admin_wire.h
+  kNoSuchNamespace = 17,
+  kNotCached = 18,  // the page that was to be pinned is gone
+  kPinsFull = 19,
+  kNoSuchPin = 20,
 };
-inline constexpr std::uint32_t kRefusals = 15;
+inline constexpr std::uint32_t kRefusals = 21;
 
 constexpr const char* name_of(Refusal refusal) {
   constexpr const char* kNames[] = {
       "none",          "bad_request", "protocol",   "layout",          "fingerprint",
       "pid_namespace", "not_allowed", "table_full", "poisoned",        "role",
-      "identity",      "other_cache", "namespace",  "namespaces_full", "internal"};
+      "identity",      "other_cache", "namespace",  "namespaces_full", "internal",
+      "draining",      "admin_only",  "no_namespace", "not_cached",    "pins_full",
+      "no_pin"};
   const auto i = static_cast<std::uint32_t>(refusal);
   return i < kRefusals ? kNames[i] : "unknown";
 }
@@ -86,7 +102,12 @@ constexpr Code code_of(Refusal refusal) {
       return Code::kInvalid;
     case Refusal::kTableFull:
     case Refusal::kNamespacesFull:
+    case Refusal::kPinsFull:
       return Code::kFull;
+    case Refusal::kNoSuchNamespace:
+    case Refusal::kNotCached:
+    case Refusal::kNoSuchPin:
+      return Code::kNotFound;
     case Refusal::kPoisoned:
       return Code::kPoisoned;
     default:

@@ -200,7 +200,9 @@ TEST_F(AttachTest, PoisonedSegmentIsNotHandedOutAndGetsNoNamespaces) {
   ASSERT_FALSE(open_or_make_cache(options, host, log, objects));
   Reaper reaper(*objects.segment, log);
   ASSERT_FALSE(reaper.start());
-  AttachService service(options, objects, reaper, log);
+  RoomKeeper keeper(*objects.segment, {});
+  AdminCalls admin(*objects.segment, keeper, [] { return false; }, log);
+  AttachService service(options, objects, reaper, admin, log);
   objects.segment->poison(PoisonReason::kCorruptStructure);
 
   Peer peer;

@@ -65,6 +65,8 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
     allow-uid = [1000, 1001]
     allow-gid = 50
     fresh = true
+    prefault = true
+    realtime = 5
   )"));
   EXPECT_EQ(options_.cache, "prod");
   EXPECT_EQ(options_.pages, 4096U);
@@ -79,6 +81,8 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
   EXPECT_EQ(options_.allow_uids, (std::vector<uid_t>{1000, 1001}));
   EXPECT_EQ(options_.allow_gids, (std::vector<gid_t>{50}));
   EXPECT_TRUE(options_.fresh);
+  EXPECT_TRUE(options_.prefault);
+  EXPECT_EQ(options_.realtime, 5);
   EXPECT_EQ(options_problem(options_), "");
 }
 

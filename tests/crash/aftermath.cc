@@ -9,6 +9,7 @@
 #include <set>
 
 #include "shm/namespace_table.h"
+#include "shm/pins.h"
 #include "shm/recovery.h"
 #include "shm/worker_table.h"
 #include "tests/support/cache_oracle.h"
@@ -151,6 +152,7 @@ void take_over(const Segment& segment, std::span<const WorkerId> dead) {
     if (!lives) reap_slot(segment, slot);
   }
   adopt_pages(segment);
+  PinTable(segment).recover();
 }
 
 void recover(const Segment& segment, const Scenario& scenario) {
@@ -180,6 +182,7 @@ std::string judge_recovered(CrashWorld& world, const Scenario& scenario, bool re
     visit_stripes(segment, WorkerId{kSurvivor});
     segment.superblock().evictor_busy.store(0);  // by the next coordinator's RoomKeeper
     segment.superblock().reserved_until.store(0);  // by the same, or it is over by now
+    if (scenario.recovered) scenario.recovered(world);
     check_at_rest(world.view());
     check_cached(world.view(), bounds.must, bounds.may);
     finish_open_sequences(world, bounds);

@@ -76,6 +76,7 @@ struct Scenario {
   std::vector<WorkerId> dead = {};  // beside a victim that is a worker: slots whose process is dead
   bool adopts = false;  // the coordinator died too (a page was Condemned, say): adoption follows
   bool sleeps = false;  // may sleep in the kernel, up to milliseconds a run
+  std::function<void(CrashWorld&)> recovered = {};  // after the recovery: what an operator does then
   // Only where crash points are compiled in: called in the victim at each of them, before it may
   // die there.
   std::function<void(Victim&, std::string_view place)> at_place = {};

@@ -21,6 +21,7 @@ std::vector<Scenario> fork_scenarios();
 std::vector<Scenario> batch_scenarios();
 std::vector<Scenario> evict_scenarios();
 std::vector<Scenario> recovery_scenarios();
+std::vector<Scenario> admin_scenarios();
 std::vector<Scenario> interleaved_scenarios();  // closed under prefixes as they stand
 
 }  // namespace kvtrie::test

@@ -16,7 +16,8 @@ std::vector<Scenario> make_all() {
   std::vector<Scenario> all;
   for (std::vector<Scenario> part :
        {begin_scenarios(), allocate_scenarios(), publish_scenarios(), release_scenarios(),
-        wait_scenarios(), incomplete_scenarios(), fork_scenarios(), batch_scenarios(), evict_scenarios(), recovery_scenarios()}) {
+        wait_scenarios(), incomplete_scenarios(), fork_scenarios(), batch_scenarios(),
+        evict_scenarios(), recovery_scenarios(), admin_scenarios()}) {
     std::ranges::move(part, std::back_inserter(all));
   }
   for (Scenario& scenario : all) {

@@ -139,7 +139,7 @@ TEST_F(MetricsServerTest, ServesOnAFreePortAndSaysWhich) {
   MetricsServer server;
   EXPECT_EQ(server.address(), "off");
   ASSERT_EQ(server.listen("127.0.0.1:0"), "");
-  server.serve(collector_);
+  server.serve({collector_}, {});
   EXPECT_TRUE(server.address().starts_with("127.0.0.1:"));
   EXPECT_NE(server.address(), "127.0.0.1:0");
 }
@@ -161,7 +161,7 @@ TEST_F(MetricsServerTest, PromtoolIsSilent) {
   pauses_.observe(1e-3);
   MetricsServer server;
   ASSERT_EQ(server.listen("127.0.0.1:0"), "");
-  server.serve(collector_);
+  server.serve({collector_}, {});
   const test::TemporaryCache files("promtool");
   const std::string scraped = files.directory() + "/metrics";
   const std::string said = files.directory() + "/said";

@@ -7,7 +7,7 @@ set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 find_package(Boost 1.81 REQUIRED)                  # Boost::headers
 find_package(fmt 9 REQUIRED)                       # fmt::fmt
-find_package(prometheus-cpp CONFIG REQUIRED)       # prometheus-cpp::pull
+find_package(prometheus-cpp CONFIG REQUIRED)       # prometheus-cpp::core, and civetweb::civetweb-cpp that it is built on
 find_package(tomlplusplus CONFIG REQUIRED)         # tomlplusplus::tomlplusplus
 find_package(CLI11 CONFIG REQUIRED)                # CLI11::CLI11
 find_package(nlohmann_json 3 CONFIG REQUIRED)      # nlohmann_json::nlohmann_json

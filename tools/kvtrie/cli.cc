@@ -10,11 +10,14 @@
 #include <new>
 #include <sstream>
 #include <string_view>
+#include <vector>
 
 #include "shm/runtime_directory.h"
 #include "tools/kvtrie/caches.h"
+#include "tools/kvtrie/command_admin.h"
 #include "tools/kvtrie/command_destroy.h"
 #include "tools/kvtrie/command_page.h"
+#include "tools/kvtrie/command_pins.h"
 #include "tools/kvtrie/command_status.h"
 #include "tools/kvtrie/command_tree.h"
 #include "tools/kvtrie/command_verify.h"
@@ -39,6 +42,7 @@ struct Commands {
   CLI::App* page;
   CLI::App* verify;
   CLI::App* destroy;
+  std::vector<Command> others;  // that run themselves
 };
 
 Commands set_up(CLI::App& app, Arguments& arguments) {
@@ -46,7 +50,7 @@ Commands set_up(CLI::App& app, Arguments& arguments) {
   app.add_option("--cache", arguments.cache,
                  "Cache to look at; may be left out when the host has one");
   app.add_option("--dir", arguments.directory,
-                 "Directory of the caches' sockets and locks, as given to kvtried (destroy)");
+                 "Directory of the caches' sockets and locks, as given to kvtried");
   app.add_flag("--json", arguments.json, "Answer in JSON (docs/kvtrie-json.md)");
   app.fallthrough();  // so the options above may stand behind a command too
   app.require_subcommand(1);
@@ -80,6 +84,8 @@ Commands set_up(CLI::App& app, Arguments& arguments) {
       ->capture_default_str();
   commands.destroy = app.add_subcommand(
       "destroy", "Remove a cache that no coordinator serves: memory and directory");
+  commands.others = {add_pins_command(app),  add_pin_command(app),   add_unpin_command(app), add_evict_command(app),
+                     add_flush_command(app), add_drain_command(app), add_stop_command(app)};
   return commands;
 }
 
@@ -131,6 +137,9 @@ Outcome dispatch(const Commands& commands, const Environment& environment,
   if (*commands.destroy && arguments.cache.empty()) {
     return failure(Exit::kUsage, "destroy removes a cache for good: name it with --cache",
                    arguments.json);
+  }
+  for (const Command& command : commands.others) {
+    if (*command.app) return command.run({environment, arguments.cache, arguments.directory, arguments.json});
   }
   const CacheChoice choice = choose_cache(environment, arguments.cache, arguments.json);
   if (choice.cache.empty()) return choice.failure;

@@ -19,6 +19,7 @@ enum class Exit : int {
   kCorrupt = 4,
   kRefused = 5,
   kSystem = 6,
+  kNoCoordinator = 7,
 };
 
 struct ExitMeaning {
@@ -30,10 +31,11 @@ inline constexpr ExitMeaning kExitTable[] = {
     {Exit::kOk, "done; verify: nothing found"},
     {Exit::kFindings, "verify found something"},
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
-    {Exit::kNotFound, "no such cache, page or namespace"},
+    {Exit::kNotFound, "no such cache, page, namespace or pin, or a prefix that is not cached"},
     {Exit::kCorrupt, "the segment cannot be read: damaged, truncated or not a segment"},
-    {Exit::kRefused, "not allowed, made by another build, or a coordinator runs (destroy)"},
+    {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, or a coordinator runs (destroy)"},
     {Exit::kSystem, "a system call failed"},
+    {Exit::kNoCoordinator, "no coordinator answers: evict, flush, pin, unpin, drain and stop need one"},
 };
 
 inline std::string exit_table_text() {
@@ -52,6 +54,8 @@ constexpr Exit exit_of(Status status) {
       return Exit::kUsage;
     case Code::kNotFound:
       return Exit::kNotFound;
+    case Code::kNoCoordinator:
+      return Exit::kNoCoordinator;
     case Code::kCorrupt:
     case Code::kPoisoned:
       return Exit::kCorrupt;

@@ -110,7 +110,7 @@ CoordinatorView read_coordinator(const Segment& segment, const HostView& host) {
 }
 
 const char* coordinator_state_name(std::uint32_t state) {
-  constexpr const char* kNames[] = {"none", "adopting", "serving", "stopped"};
+  constexpr const char* kNames[] = {"none", "adopting", "serving", "stopped", "draining"};
   return state < std::size(kNames) ? kNames[state] : "impossible";
 }
 
