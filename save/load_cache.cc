@@ -49,7 +49,7 @@ class Loader {
       if (Status status = load_record(static_cast<std::uint32_t>(number)); !status) return status;
       KVTRIE_CRASH_POINT("load.after_page");
     }
-    FreePages(segment_).recover();
+    clear_free_bits();
     return {};
   }
 
@@ -100,6 +100,16 @@ class Loader {
       ++report_.pages;
     }
     return {};
+  }
+
+  // Of what was loaded: pages 0 and up.
+  void clear_free_bits() {
+    for (std::uint32_t i = 0; i < report_.pages; ++i) {
+      segment_.free_bits(i / kChunkPages)
+          .fetch_and(~(std::uint64_t{1} << i % kChunkPages), std::memory_order_relaxed);
+    }
+    segment_.superblock().free_hint.store(static_cast<std::int64_t>(FreePages(segment_).count()),
+                                          std::memory_order_relaxed);
   }
 
   // Steps 1 and 2. What it writes, record and tokens_ too, is nobody's until `intact`.

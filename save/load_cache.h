@@ -12,7 +12,7 @@
 //   3 parent, namespace, token count: cannot be: left out     4 announce_page: Pending, index entry (announce.h)
 //   5 Live
 //
-// At the end the free bits of all pages (FreePages::recover). Pages come to lie in the file's order, so a path is a run.
+// At the end the free bits of these pages. Pages come to lie in the file's order, so a path is a run.
 //
 // Crash: anywhere / temporary objects / the next build / WarmStartTest.DiesWhileItLoads
 // Memory: 4 bytes a record read, a buffer. Not thread-safe.

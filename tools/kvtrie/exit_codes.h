@@ -32,7 +32,8 @@ inline constexpr ExitMeaning kExitTable[] = {
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
     {Exit::kNotFound, "no such cache, page or namespace"},
     {Exit::kCorrupt, "the segment cannot be read: damaged, truncated or not a segment"},
-    {Exit::kRefused, "not allowed, made by another build, or a coordinator runs (destroy)"},
+    {Exit::kRefused, "not allowed, made by another build, a coordinator runs (destroy), or a flush came between or "
+                     "another save writes the file (save)"},
     {Exit::kSystem, "a system call failed"},
 };
 
