@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <vector>
 
 #include "coordinator/warm_start.h"
 #include "shm/crash_point.h"
@@ -234,7 +235,7 @@ class Store {
       KVTRIE_CRASH_POINT("store.after_old_removed");
       failure = make(shape, *claimed);
     }
-    if (!failure) failure = warm_start.load(*objects_.segment, objects_.pools, stopped_, log_);
+    if (!failure) failure = warm_start.load(*objects_.segment, plane_bytes(), stopped_, log_);
     if (!failure) {
       give_up_old();
       failure = objects_.pools.publish();
@@ -289,6 +290,14 @@ class Store {
     objects_.segment.emplace(std::move(*segment));
     objects_.segment_writable = std::move(*fd);
     return {};
+  }
+
+  PlaneBytes plane_bytes() const {
+    std::vector<int> descriptors;
+    for (std::uint32_t plane = 0; plane < objects_.pools.count(); ++plane) {
+      descriptors.push_back(objects_.pools.descriptor(plane, Access::kReadWrite));
+    }
+    return {std::move(descriptors), objects_.segment->geometry().page_bytes};
   }
 
   Failure other_builds() const {

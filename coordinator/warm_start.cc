@@ -5,9 +5,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
-#include <utility>
-#include <vector>
 
 #include "save/load_cache.h"
 
@@ -17,14 +16,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kBetweenLines = std::chrono::seconds(2);
-
-PlaneBytes planes_of(const HostPools& pools, const Geometry& geometry) {
-  std::vector<int> descriptors;
-  for (std::uint32_t plane = 0; plane < pools.count(); ++plane) {
-    descriptors.push_back(pools.descriptor(plane, Access::kReadWrite));
-  }
-  return {std::move(descriptors), geometry.page_bytes};
-}
 
 std::string in_words(const LoadReport& report) {
   return fmt::format(
@@ -46,8 +37,9 @@ MaybeFailure WarmStart::open(const Options& options, const Geometry& geometry, W
     return failure;
   }
   if (file->head_state() == SavedFile::HeadState::kOtherVersion) {
-    return Failure{what + ": it has another format version; load it with the kvtried of the build "
-                          "that saved it, or leave --load out"};
+    return Failure{what +
+                   ": it has another format version; load it with the kvtried of the build "
+                   "that saved it, or leave --load out"};
   }
   if (file->head_state() == SavedFile::HeadState::kIntact) {
     if (const std::string difference = file->difference(geometry); !difference.empty()) {
@@ -63,7 +55,7 @@ MaybeFailure WarmStart::open(const Options& options, const Geometry& geometry, W
   return {};
 }
 
-MaybeFailure WarmStart::load(const Segment& segment, const HostPools& pools,
+MaybeFailure WarmStart::load(const Segment& segment, const PlaneBytes& planes,
                              const std::function<bool()>& stopped, const LogSink& log) {
   if (!file_) return {};
   const std::string whose = fmt::format("cache={} file={}", cache_, log_value(path_));
@@ -80,17 +72,16 @@ MaybeFailure WarmStart::load(const Segment& segment, const HostPools& pools,
     }
     return stopped();
   };
-  const Result<LoadReport> report =
-      load_cache(*file_, segment, planes_of(pools, segment.geometry()), watch);
+  const Result<LoadReport> report = load_cache(*file_, segment, planes, watch);
   if (!report && report.error().code() == Code::kRefused) {
     return Failure{"stopped by a signal while it loaded: nothing was made", kExitStopped};
   }
   if (!report) return failure_of("--load '" + path_ + "'", report.error());
-  const std::chrono::duration<double> took = Clock::now() - start;
+  const double took_s = std::max(1e-6, std::chrono::duration<double>(Clock::now() - start).count());
   const double bytes = static_cast<double>(report->pages) *
                        static_cast<double>(saved_record_bytes(segment.geometry()));
   log(fmt::format("event=load {} {} took_ms={:.0f} mb_s={:.0f}", whose, in_words(*report),
-                  took.count() * 1e3, bytes / 1e6 / took.count()));
+                  took_s * 1e3, bytes / 1e6 / took_s));
   return {};
 }
 

@@ -45,7 +45,8 @@ class Loader {
         report_.no_room = report_.records - number;
         break;
       }
-      if (number % between == 0 && stopped(report_)) return {Code::kRefused, "the load was stopped"};
+      if (number % between == 0 && stopped(report_))
+        return {Code::kRefused, "the load was stopped"};
       if (Status status = load_record(static_cast<std::uint32_t>(number)); !status) return status;
       KVTRIE_CRASH_POINT("load.after_page");
     }
@@ -65,7 +66,8 @@ class Loader {
     std::uint32_t depth;
   };
 
-  // Never one more than the table has records for: it would take an empty one from a namespace that was just opened.
+  // Never one more than the table has records for: it would take an empty one from a namespace that
+  // was just opened.
   void open_namespaces() {
     NamespaceTable table(segment_);
     namespaces_.resize(file_.head().namespaces);
@@ -161,8 +163,8 @@ class Loader {
     node.root_generation = place.root_generation;
     node.depth = place.depth;
     node.priority = record.priority;
-    node.touch = time_.recency(record.recency, static_cast<double>(record.number) /
-                                                   static_cast<double>(report_.records));
+    node.touch = time_.recency(
+        record.recency, static_cast<double>(record.number) / static_cast<double>(report_.records));
     node.tick = time_.now();
     node.retain_until = time_.retain_until(record.retain_ticks);
     node.publisher = kCoordinatorSlot;
@@ -203,7 +205,7 @@ class Loader {
   std::vector<std::optional<OpenNamespace>> namespaces_;  // by number in the file
   std::vector<std::uint32_t> page_of_;                    // by record
   RecordChecksum checksum_;
-  std::vector<std::uint32_t> tokens_;                     // of the record at hand
+  std::vector<std::uint32_t> tokens_;  // of the record at hand
 };
 
 }  // namespace

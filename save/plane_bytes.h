@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The bytes of page p in plane q: the one place of this folder that knows how a plane is reached. Here by its object's
-// descriptor: nothing is mapped, so a pool that was cut short is an error and not a SIGBUS. (A device whose
-// planes have no such descriptor gets its branch here.)
+// The bytes of page p in plane q: the one place of this folder that knows how a plane is reached.
+// Here by its object's descriptor: nothing is mapped, so a pool that was cut short is an error and
+// not a SIGBUS. (A device whose planes have no such descriptor gets its branch here.)
 //
 // Thread-safe; the descriptors must outlive it.
 #pragma once

@@ -189,8 +189,8 @@ class Saver {
   Status copy_bytes(PageIndex page, std::uint32_t plane) {
     piece_.resize(static_cast<std::size_t>(std::min(kPieceBytes, planes_.page_bytes())));
     for (std::uint64_t at = 0; at < planes_.page_bytes(); at += piece_.size()) {
-      const auto count =
-          static_cast<std::size_t>(std::min<std::uint64_t>(piece_.size(), planes_.page_bytes() - at));
+      const auto count = static_cast<std::size_t>(
+          std::min<std::uint64_t>(piece_.size(), planes_.page_bytes() - at));
       const std::span<std::byte> piece(piece_.data(), count);
       if (Status status = planes_.read(page, plane, at, piece); !status) return status;
       if (Status status = add(piece.data(), count); !status) return status;
@@ -198,10 +198,11 @@ class Saver {
     return {};
   }
 
-  // Of the roots and of the segment itself: else the file would bring back what was given up meanwhile, or holds bytes of
-  // a successor's pools.
+  // Of the roots and of the segment itself: else the file would bring back what was given up
+  // meanwhile, or holds bytes of a successor's pools.
   Status check_still_true() const {
-    if (segment_.poisoned()) return {Code::kPoisoned, "the segment was given up while it was saved"};
+    if (segment_.poisoned())
+      return {Code::kPoisoned, "the segment was given up while it was saved"};
     for (const PlannedNamespace& planned : plan_.namespaces) {
       const NamespaceRecord& record = segment_.name_space(planned.root.namespace_id());
       if (record.root_generation.load(std::memory_order_acquire) != planned.root.generation()) {

@@ -22,7 +22,8 @@ constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 
 Status failed(const char* what) { return {Code::kSystem, what, errno}; }
 
-// Whether `path` still names what `fd` has open: another save may have renamed it before we had the lock.
+// Whether `path` still names what `fd` has open: another save may have renamed it before we had the
+// lock.
 bool same_file(int fd, const std::string& path) {
   struct stat ours {};
   struct stat named {};
@@ -50,8 +51,15 @@ Result<SaveFile> SaveFile::create(const std::string& path) {
   if (!locked || !same_file(fd.get(), name)) {
     return Status{Code::kBusy, "another save writes this file at the moment"};
   }
+  // One that somebody else made, or made readable for others, would give the pages away.
+  struct stat about {};
+  if (::fstat(fd.get(), &about) != 0 || about.st_uid != ::geteuid()) {
+    return Status{Code::kRefused, "FILE.tmp belongs to another user; remove it, or save elsewhere"};
+  }
   SaveFile file(path, std::move(fd));
-  if (::ftruncate(file.file_.get(), 0) != 0) return failed("emptying the temporary file");
+  if (::fchmod(file.file_.get(), 0600) != 0 || ::ftruncate(file.file_.get(), 0) != 0) {
+    return failed("emptying the temporary file");
+  }
   return file;
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A file that is there whole or not at all: FILE.tmp, locked (flock) while it is written, synced, renamed to FILE.
-// A place in it can be gone back to, since a page may turn out to be lost when half of it is written.
+// A file that is there whole or not at all: FILE.tmp, locked (flock) while it is written, synced,
+// renamed to FILE. A place in it can be gone back to, since a page may turn out to be lost when
+// half of it is written.
 //
 // Crash: FILE as it was, perhaps FILE.tmp with nobody's lock / the next save writes it anew /
 // SaveCacheTest.DiesWhileItSaves
@@ -23,7 +24,8 @@ namespace kvtrie {
 
 class SaveFile {
  public:
-  // kBusy: another process writes the same file. Readable and writable by its owner only.
+  // Readable and writable by its owner only. kBusy: another process writes the same file. kRefused:
+  // FILE.tmp is another user's.
   static Result<SaveFile> create(const std::string& path);
   SaveFile(SaveFile&&) noexcept = default;
   SaveFile& operator=(SaveFile&&) = delete;
@@ -36,7 +38,8 @@ class SaveFile {
   Status commit();
 
  private:
-  SaveFile(std::string path, FileDescriptor file) : path_(std::move(path)), file_(std::move(file)) {}
+  SaveFile(std::string path, FileDescriptor file)
+      : path_(std::move(path)), file_(std::move(file)) {}
   std::string temporary() const { return path_ + ".tmp"; }
   Status flush();
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Every byte of a save file. docs/save-format.md draws it and says what a reader does with each part; a change
-// here raises kSaveVersion.
+// Every byte of a save file. docs/save-format.md draws it and says what a reader does with each
+// part; a change here raises kSaveVersion.
 //
 //   prefix | head | SavedNamespace x namespaces | records | tail
 //   record := SavedPage | tokens, filled up to 8 bytes | bytes of each plane | checksum 8
 //
-// The file's own words, in the host's byte order, which is little-endian. Every part ends with the XXH3-64 of its
-// other bytes.
+// The file's own words, in the host's byte order, which is little-endian. Every part ends with the
+// XXH3-64 of its other bytes.
 #pragma once
 
 #include <bit>
@@ -22,10 +22,11 @@
 
 namespace kvtrie {
 
-inline constexpr std::uint64_t kSaveMagic = 0x4556'4153'5254'564bULL;      // "KVTRSAVE" in file order
+inline constexpr std::uint64_t kSaveMagic = 0x4556'4153'5254'564bULL;  // "KVTRSAVE" in file order
 inline constexpr std::uint64_t kSaveTailMagic = 0x3144'4e45'5254'564bULL;  // "KVTREND1"
 inline constexpr std::uint32_t kSaveVersion = 1;
-inline constexpr std::uint32_t kRootBit = 1U << 31;  // in SavedPage::parent: the rest is a namespace's number
+inline constexpr std::uint32_t kRootBit =
+    1U << 31;  // in SavedPage::parent: the rest is a namespace's number
 
 static_assert(std::endian::native == std::endian::little, "save files are little-endian");
 
@@ -98,8 +99,9 @@ constexpr std::uint64_t saved_record_bytes(const Geometry& geometry) {
 // Of a part whose last member is its checksum.
 template <typename Part>
 std::uint64_t part_checksum(const Part& part, std::uint64_t seed) {
-  static_assert(std::is_trivially_copyable_v<Part> && std::has_unique_object_representations_v<Part>,
-                "every byte of it is in the file");
+  static_assert(
+      std::is_trivially_copyable_v<Part> && std::has_unique_object_representations_v<Part>,
+      "every byte of it is in the file");
   return hash_bytes(seed, &part, offsetof(Part, checksum));
 }
 

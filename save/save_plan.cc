@@ -21,7 +21,8 @@ constexpr std::uint32_t kFlushed = kNotPlanned - 1;
 template <std::size_t N>
 std::string copy_text(const char (&field)[N], std::size_t bytes) {
   std::string text(std::min(bytes, N), '\0');
-  for (std::size_t i = 0; i < text.size(); ++i) text[i] = __atomic_load_n(field + i, __ATOMIC_ACQUIRE);
+  for (std::size_t i = 0; i < text.size(); ++i)
+    text[i] = __atomic_load_n(field + i, __ATOMIC_ACQUIRE);
   return text;
 }
 
@@ -64,7 +65,9 @@ class Planner {
   SavePlan run() {
     find_namespaces();
     find_pages();
-    const auto by_depth = [](const PlannedPage& a, const PlannedPage& b) { return a.depth < b.depth; };
+    const auto by_depth = [](const PlannedPage& a, const PlannedPage& b) {
+      return a.depth < b.depth;
+    };
     std::ranges::sort(plan_.pages, by_depth);
     keep_what_reaches_a_root();
     pass_recency_up();
@@ -76,7 +79,8 @@ class Planner {
   }
 
  private:
-  // The stamp's order is the evictor's; touches and flags do not count. A parent has its child's source or a smaller one.
+  // The stamp's order is the evictor's; touches and flags do not count. A parent has its child's
+  // source or a smaller one.
   static bool more_recent_first(const PlannedPage& a, const PlannedPage& b) {
     const auto key = [](const PlannedPage& p) {
       return std::make_tuple(~TouchWord{p.recency}.stamp(), p.source, p.depth);
@@ -149,15 +153,17 @@ class Planner {
       const std::uint64_t mine = TouchWord{page->recency}.stamp();
       const std::uint64_t its = TouchWord{parent->recency}.stamp();
       if (mine > its) parent->recency = page->recency;
-      if (mine > its || (mine == its && page->source < parent->source)) parent->source = page->source;
+      if (mine > its || (mine == its && page->source < parent->source))
+        parent->source = page->source;
     }
   }
 
   const Segment& segment_;
   SavePlan plan_;
-  std::vector<Handle> roots_;       // by namespace; none: not open
-  std::vector<bool> has_pages_;     // by namespace
-  std::vector<std::uint32_t> place_;  // by page: where it is in plan_.pages, until that is sorted anew
+  std::vector<Handle> roots_;    // by namespace; none: not open
+  std::vector<bool> has_pages_;  // by namespace
+  std::vector<std::uint32_t>
+      place_;  // by page: where it is in plan_.pages, until that is sorted anew
 };
 
 }  // namespace

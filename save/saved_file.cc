@@ -19,7 +19,8 @@ Result<SavedFile> SavedFile::open(const std::string& path) {
   FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.open()) return Status{Code::kSystem, "opening the save file", errno};
   struct stat about {};
-  if (::fstat(fd.get(), &about) != 0) return Status{Code::kSystem, "looking at the save file", errno};
+  if (::fstat(fd.get(), &about) != 0)
+    return Status{Code::kSystem, "looking at the save file", errno};
   if (!S_ISREG(about.st_mode)) return Status{Code::kInvalid, "a save file is a regular file"};
   SavedFile file(std::move(fd));
   file.size_bytes_ = static_cast<std::uint64_t>(about.st_size);
@@ -63,9 +64,10 @@ std::string SavedFile::difference(const Geometry& geometry) const {
     return saved == here ? std::string{}
                          : fmt::format("it has {} {}, the cache {}", what, saved, here);
   };
-  for (const std::string& text : {other("tokens-per-page", head_.tokens_per_page, geometry.tokens_per_page),
-                            other("page-bytes", head_.page_bytes, geometry.page_bytes),
-                            other("planes", head_.planes, geometry.planes)}) {
+  for (const std::string& text :
+       {other("tokens-per-page", head_.tokens_per_page, geometry.tokens_per_page),
+        other("page-bytes", head_.page_bytes, geometry.page_bytes),
+        other("planes", head_.planes, geometry.planes)}) {
     if (!text.empty()) return text;
   }
   return {};

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A save file as its reader sees it: bytes that anybody may have damaged. Nothing here trusts a size in it: parts have fixed
-// sizes, records the one that the reader's own geometry gives them.
+// A save file as its reader sees it: bytes that anybody may have damaged. Nothing here trusts a
+// size in it: parts have fixed sizes, records the one that the reader's own geometry gives them.
 //
-// Not thread-safe. The file is read, not mapped: one that is cut short meanwhile is short, not a SIGBUS. A read error
-// counts as the end of the file.
+// Not thread-safe. The file is read, not mapped: one that is cut short meanwhile is short, not a
+// SIGBUS. A read error counts as the end of the file.
 #pragma once
 
 #include <cstddef>
@@ -37,12 +37,14 @@ class SavedFile {
   HeadState head_state() const { return head_state_; }
   // Requires kIntact, as all below.
   const SaveHead& head() const { return head_; }
-  // First value that is not `geometry`'s, in words: its pages would be other pages. Empty: they fit.
+  // First value that is not `geometry`'s, in words: its pages would be other pages. Empty: they
+  // fit.
   std::string difference(const Geometry& geometry) const;
 
   // Empty: damaged.
   std::optional<SavedNamespace> name_space(std::uint32_t number);
-  // Whole records of this geometry that the file has room for, at most kPagesMax; and their first byte.
+  // Whole records of this geometry that the file has room for, at most kPagesMax; and their first
+  // byte.
   std::uint64_t records(const Geometry& geometry) const;
   std::uint64_t record_offset(const Geometry& geometry, std::uint64_t number) const;
   // It was finished: the tail stands where it belongs.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie save` and `kvtried --load` through real processes: a cache that was saved, thrown away and loaded serves what the
-// kept one would have served.
+// `kvtrie save` and `kvtried --load` through real processes: a cache that was saved, thrown away
+// and loaded serves what the kept one would have served.
 
 #include <filesystem>
 #include <memory>
@@ -31,8 +31,8 @@ Words operator+(Words words, const Words& more) {
 class WarmStartE2eTest : public testing::Test {
  protected:
   static Words daemon_words() {
-    return {"--pages",   "3000", "--page-bytes", "128",    "--planes", "2",  "--workers", "8",
-            "--metrics", "off",  "--clock",      "driven", "--low",    "2",  "--high",    "5"};
+    return {"--pages",   "3000", "--page-bytes", "128",    "--planes", "2", "--workers", "8",
+            "--metrics", "off",  "--clock",      "driven", "--low",    "2", "--high",    "5"};
   }
   static nlohmann::json replayed(const test::TemporaryCache& cache, const Words& more) {
     ReplayProcess replay(cache.directory(), on(cache) + more);
@@ -107,7 +107,8 @@ TEST_F(WarmStartE2eTest, ADeadCacheCanBeSaved) {
   EXPECT_EQ(live_pages(loaded_), live_pages(kept_));
 }
 
-// Pages are evicted and written anew all the time while it is saved; the replay compares every byte that it reuses.
+// Pages are evicted and written anew all the time while it is saved; the replay compares every byte
+// that it reuses.
 TEST_F(WarmStartE2eTest, SavedWhileFourWorkersEvictItHasNoWrongPage) {
   KvtriedProcess kept(kept_, daemon_words());
   ASSERT_TRUE(kept.ready()) << kept.err();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A damaged or short file gives misses, never wrong pages: each byte flipped, each length cut to, blocks of other files, and
-// records that are intact and cannot be.
+// A damaged or short file gives misses, never wrong pages: each byte flipped, each length cut to,
+// blocks of other files, and records that are intact and cannot be.
 
 #include <algorithm>
 #include <cstring>
@@ -38,14 +38,15 @@ class DamageTest : public testing::Test {
     return test::read_file(path_);
   }
 
-  // Loads these bytes and looks at every page that is there: right bytes (contents()), one of the saved ones, nothing that
-  // verify finds. Without a value: the head is damaged.
+  // Loads these bytes and looks at every page that is there: right bytes (contents()), one of the
+  // saved ones, nothing that verify finds. Without a value: the head is damaged.
   std::optional<LoadReport> load(const std::string& bytes) {
     test::write_file(path_, bytes);
     MemoryCache loaded;
     const auto report = test::load_into(loaded, path_);
     const std::map<PageKey, PageIndex> found = loaded.contents();
-    for (const auto& [key, page] : found) EXPECT_TRUE(expected_.contains(key)) << key;
+    for (const auto& [key, page] : found)
+      EXPECT_TRUE(expected_.contains(key)) << key;
     EXPECT_EQ(found.size(), report ? report->pages : 0);
     EXPECT_EQ(loaded.findings(), "");
     return report;
@@ -152,7 +153,8 @@ TEST_F(DamageTest, RandomDamageNeverGivesAWrongPage) {
         bytes.replace(random() % (bytes.size() - count + 1), count, intact_.substr(at, count));
         break;
       default:
-        for (std::size_t i = 0; i < count; ++i) bytes[at + i] = static_cast<char>(random());
+        for (std::size_t i = 0; i < count; ++i)
+          bytes[at + i] = static_cast<char>(random());
     }
     (void)load(bytes);
     if (HasFailure()) return;
@@ -181,15 +183,15 @@ TEST_F(DamageTest, RecordsThatChangedPlacesAreDamage) {
 
 TEST_F(DamageTest, IntactRecordsThatCannotBeAreLeftOut) {
   const std::function<void(SavedPage&)> changes[] = {
-      [](SavedPage& r) { r.parent = r.number; },         // itself
-      [](SavedPage& r) { r.parent = 1000; },             // not yet
-      [](SavedPage& r) { r.parent = kRootBit - 1; },     //
-      [](SavedPage& r) { r.parent = kRootBit | 2; },     // no such namespace
-      [](SavedPage& r) { r.parent = ~0U; },              //
-      [](SavedPage& r) { r.token_count = 0; },           //
-      [](SavedPage& r) { r.token_count = 6; },           //
-      [](SavedPage& r) { r.token_count = 0xFFFF; },      //
-      [](SavedPage& r) { r.priority = 16; },             //
+      [](SavedPage& r) { r.parent = r.number; },      // itself
+      [](SavedPage& r) { r.parent = 1000; },          // not yet
+      [](SavedPage& r) { r.parent = kRootBit - 1; },  //
+      [](SavedPage& r) { r.parent = kRootBit | 2; },  // no such namespace
+      [](SavedPage& r) { r.parent = ~0U; },           //
+      [](SavedPage& r) { r.token_count = 0; },        //
+      [](SavedPage& r) { r.token_count = 6; },        //
+      [](SavedPage& r) { r.token_count = 0xFFFF; },   //
+      [](SavedPage& r) { r.priority = 16; },          //
   };
   for (const auto& change : changes) {
     const auto report = load(forge(0, change));
@@ -211,8 +213,8 @@ TEST_F(DamageTest, TheSamePageTwiceIsLeftOut) {
   EXPECT_EQ(report->impossible, 1U);
 }
 
-// Records with random fields and checksums that fit: whoever can write the file can make a wrong page, but not a broken
-// cache.
+// Records with random fields and checksums that fit: whoever can write the file can make a wrong
+// page, but not a broken cache.
 TEST_F(DamageTest, ForgedRecordsGiveASoundCache) {
   std::mt19937_64 random(11);
   for (int round = 0; round < 300; ++round) {

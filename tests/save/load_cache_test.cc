@@ -25,7 +25,8 @@ class LoadCacheTest : public testing::Test {
   }
   static std::vector<PageKey> keys(const MemoryCache& cache) {
     std::vector<PageKey> found;
-    for (const auto& [key, page] : cache.contents()) found.push_back(key);
+    for (const auto& [key, page] : cache.contents())
+      found.push_back(key);
     return found;
   }
   // Random paths in two namespaces, touched in random order.
@@ -34,7 +35,8 @@ class LoadCacheTest : public testing::Test {
     const NamespaceId ids[] = {cache.open_namespace("a"), cache.open_namespace("b")};
     for (std::uint32_t i = 0; i < requests; ++i) {
       test::Numbers path;
-      for (std::uint32_t depth = 0; depth <= random() % 5; ++depth) path.push_back(static_cast<std::uint32_t>(random() % 4));
+      for (std::uint32_t depth = 0; depth <= random() % 5; ++depth)
+        path.push_back(static_cast<std::uint32_t>(random() % 4));
       if (FreePages(cache.segment()).count() < path.size()) return;
       cache.publish(ids[random() % 2], path);
     }
@@ -90,7 +92,8 @@ TEST_F(LoadCacheTest, KeepsWhatAPageSaysBesideItsTokens) {
   EXPECT_STREQ(loaded.segment().name_space({0}).label, "a");
 }
 
-// The oracle is the evictor: what is left of the source when it holds as many pages as the target has.
+// The oracle is the evictor: what is left of the source when it holds as many pages as the target
+// has.
 TEST_F(LoadCacheTest, ASmallerPoolGetsWhatExactLruWouldHaveKept) {
   for (std::uint32_t seed = 1; seed <= 10; ++seed) {
     MemoryCache cache({.pages = 256});
@@ -137,9 +140,11 @@ TEST_F(LoadCacheTest, AgesStayAsFarAsTheClockAllows) {
   MemoryCache cache;
   const NamespaceId a = cache.open_namespace("a");
   cache.set_tick(1'000'000'000);
-  for (std::uint32_t i = 0; i < 10; ++i) cache.publish(a, {i});
+  for (std::uint32_t i = 0; i < 10; ++i)
+    cache.publish(a, {i});
   save(cache);
-  // A host that is up for less than that: the driven clock's milliseconds become whole seconds, all in tick "now".
+  // A host that is up for less than that: the driven clock's milliseconds become whole seconds, all
+  // in tick "now".
   MemoryCache loaded({.clock = ClockKind::kSystem});
   const std::uint32_t now = loaded.segment().now_tick();
   ASSERT_TRUE(test::load_into(loaded, path_));
@@ -166,7 +171,8 @@ TEST_F(LoadCacheTest, AgesStayAsFarAsTheClockAllows) {
 
 TEST_F(LoadCacheTest, TwoNamespacesMoreThanTheTableHasAreLeftOut) {
   MemoryCache cache({.namespaces = 3});
-  for (const char* name : {"a", "b", "c"}) cache.publish(cache.open_namespace(name), {1, 2});
+  for (const char* name : {"a", "b", "c"})
+    cache.publish(cache.open_namespace(name), {1, 2});
   save(cache);
   MemoryCache loaded({.namespaces = 1});
   const auto report = test::load_into(loaded, path_);
@@ -186,8 +192,8 @@ TEST_F(LoadCacheTest, StopsWhenItIsToldTo) {
   MemoryCache loaded;
   Result<SavedFile> file = SavedFile::open(path_);
   ASSERT_TRUE(file);
-  const Result<LoadReport> report = load_cache(*file, loaded.segment(), loaded.planes(),
-                                               [](const LoadReport&) { return true; });
+  const Result<LoadReport> report =
+      load_cache(*file, loaded.segment(), loaded.planes(), [](const LoadReport&) { return true; });
   ASSERT_FALSE(report);
   EXPECT_EQ(report.error().code(), Code::kRefused);
 }

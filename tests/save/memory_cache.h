@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A cache in nameless memory, without processes, whose bytes tell what they are: every byte of a page is a function of its
-// namespace's fields and of all tokens on its path. So whatever a save and a load do, contents() can say of each page that is there
-// whether it is the right one.
+// A cache in nameless memory, without processes, whose bytes tell what they are: every byte of a
+// page is a function of its namespace's fields and of all tokens on its path. So whatever a save
+// and a load do, contents() can say of each page that is there whether it is the right one.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -62,8 +62,9 @@ class MemoryCache {
     identity.hash_secret = options.hash_secret;
     identity.clock = options.clock;
     identity.tick_ns = options.clock == ClockKind::kDriven ? 1'000'000 : 1'000'000'000;
-    segment_.emplace(std::move(*Segment::build(
-        std::move(*Mapping::map(segment_fd_.get(), bytes, Access::kReadWrite)), geometry, identity)));
+    segment_.emplace(std::move(
+        *Segment::build(std::move(*Mapping::map(segment_fd_.get(), bytes, Access::kReadWrite)),
+                        geometry, identity)));
     for (std::uint32_t plane = 0; plane < options.planes; ++plane) {
       pools_.push_back(std::move(*nameless_object(pool_bytes(geometry))));
     }
@@ -83,7 +84,8 @@ class MemoryCache {
   }
   PlaneBytes planes() const {
     std::vector<int> descriptors;
-    for (const FileDescriptor& pool : pools_) descriptors.push_back(pool.get());
+    for (const FileDescriptor& pool : pools_)
+      descriptors.push_back(pool.get());
     return {std::move(descriptors), segment_->geometry().page_bytes};
   }
   void set_tick(std::uint32_t tick) const { segment_->superblock().driven_tick.store(tick); }
@@ -92,18 +94,19 @@ class MemoryCache {
     return NamespaceTable(*segment_).open("model=" + name + "\n", name)->id;
   }
 
-  // Publishes what is missing of a path: {1, 2} is the page of number 2 below that of number 1. Each call touches the last
-  // page, a tick later than the call before. `last_tokens`: of an incomplete last page.
+  // Publishes what is missing of a path: {1, 2} is the page of number 2 below that of number 1.
+  // Each call touches the last page, a tick later than the call before. `last_tokens`: of an
+  // incomplete last page.
   PageIndex publish(NamespaceId id, const Numbers& path, std::uint32_t last_tokens = 0,
                     const PageNode& extra = {}) {
     set_tick(segment_->now_tick() + 1);
-    Handle above =
-        Handle::root(id, segment_->name_space(id).root_generation.load());
+    Handle above = Handle::root(id, segment_->name_space(id).root_generation.load());
     std::uint64_t hash = segment_->name_space(id).hash_seed.load();
     PageIndex page{};
     for (std::uint32_t depth = 1; depth <= path.size(); ++depth) {
       std::vector<std::uint32_t> tokens(segment_->tokens_per_page());
-      for (std::uint32_t i = 0; i < tokens.size(); ++i) tokens[i] = path[depth - 1] * 1000 + i;
+      for (std::uint32_t i = 0; i < tokens.size(); ++i)
+        tokens[i] = path[depth - 1] * 1000 + i;
       if (depth == path.size() && last_tokens != 0) tokens.resize(last_tokens);
       PageNode node = extra;
       node.parent = above;
@@ -163,7 +166,8 @@ class MemoryCache {
 
   void evict_down_to(std::uint64_t pages) const {
     const std::uint64_t live = segment_->page_count() - FreePages(*segment_).count();
-    (void)Evictor(*segment_).evict(live - pages, [] { return false; }, [](double) {});
+    (void)Evictor(*segment_).evict(
+        live - pages, [] { return false; }, [](double) {});
   }
 
  private:

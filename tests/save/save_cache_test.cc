@@ -31,6 +31,8 @@ class SaveCacheTest : public testing::Test {
 TEST_F(SaveCacheTest, LeavesNothingBesideTheFileWhichOnlyItsOwnerMayRead) {
   MemoryCache cache;
   cache.publish(cache.open_namespace("a"), {1, 2});
+  test::write_file(path_ + ".tmp", "left by a save that died, readable by everybody");
+  ASSERT_EQ(::chmod((path_ + ".tmp").c_str(), 0644), 0);
   const Result<SaveReport> report = save(cache);
   ASSERT_TRUE(report) << report.error().what();
   EXPECT_EQ(report->pages, 2U);
@@ -110,13 +112,15 @@ TEST_F(SaveCacheTest, AShortPoolIsAnErrorAndLeavesTheOldFile) {
   EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
 }
 
-// Any bytes in the descriptors: no crash, no endless loop, and a file that loads into a sound cache.
+// Any bytes in the descriptors: no crash, no endless loop, and a file that loads into a sound
+// cache.
 TEST_F(SaveCacheTest, SurvivesDamagedSegments) {
   std::mt19937_64 random(20260101);
   for (int round = 0; round < 60; ++round) {
     MemoryCache cache;
     const NamespaceId a = cache.open_namespace("a");
-    for (std::uint32_t i = 0; i < 20; ++i) cache.publish(a, {i % 3, i % 5, i});
+    for (std::uint32_t i = 0; i < 20; ++i)
+      cache.publish(a, {i % 3, i % 5, i});
     for (int i = 0; i < 200; ++i) {
       auto* words = reinterpret_cast<AtomicU64*>(&cache.segment().descriptor({0}));
       const std::uint64_t count =
@@ -187,9 +191,8 @@ TEST_F(SaveCacheTest, AFlushMeanwhileEndsTheSave) {
   MemoryCache cache;
   const NamespaceId a = cache.open_namespace("a");
   cache.publish(a, {1, 2, 3});
-  Interference flush{"save.after_page", 2, [&] {
-                       cache.segment().name_space(a).root_generation.fetch_add(1);
-                     }};
+  Interference flush{"save.after_page", 2,
+                     [&] { cache.segment().name_space(a).root_generation.fetch_add(1); }};
   const Interfere hook(flush);
   EXPECT_EQ(save(cache).error().code(), Code::kRefused);
   EXPECT_FALSE(std::filesystem::exists(path_));

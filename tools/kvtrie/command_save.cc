@@ -57,7 +57,8 @@ Outcome run_save(const Segment& segment, const std::string& cache, const std::st
   const std::vector<FileDescriptor> pools = open_pools(segment, cache, problem, object);
   if (!problem) return failure(exit_of(problem), in_words(object, problem), json);
   std::vector<int> descriptors;
-  for (const FileDescriptor& pool : pools) descriptors.push_back(pool.get());
+  for (const FileDescriptor& pool : pools)
+    descriptors.push_back(pool.get());
   const PlaneBytes planes(std::move(descriptors), segment.geometry().page_bytes);
 
   SaveOutput output{cache, file, {}, 0};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie save FILE`: the Live pages of a cache, live or dead, into a file that `kvtried --load` starts with. Reads only: the
-// objects of the cache are opened read-only, no coordinator is asked, no lease is taken (save/save_cache.h).
+// `kvtrie save FILE`: the Live pages of a cache, live or dead, into a file that `kvtried --load`
+// starts with. Reads only: the objects of the cache are opened read-only, no coordinator is asked,
+// no lease is taken (save/save_cache.h).
 #pragma once
 
 #include <string>
