@@ -12,7 +12,9 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <vector>
 
+#include "coordinator/warm_start.h"
 #include "shm/crash_point.h"
 #include "shm/free_pages.h"
 #include "shm/lease_table.h"
@@ -69,8 +71,9 @@ std::uint32_t coordinator_pid(const FileDescriptor& segment) {
 // One store at work on one cache.
 class Store {
  public:
-  Store(const Options& options, const HostIdentity& host, const LogSink& log, CacheObjects& objects)
-      : options_(options), host_(host), log_(log), objects_(objects) {}
+  Store(const Options& options, const HostIdentity& host, const LogSink& log, CacheObjects& objects,
+        const std::function<bool()>& stopped)
+      : options_(options), host_(host), log_(log), objects_(objects), stopped_(stopped) {}
 
   MaybeFailure run() {
     if (MaybeFailure failure = random_bytes(identity_.cache_id, sizeof identity_.cache_id))
@@ -166,6 +169,10 @@ class Store {
       return failure;
     }
     objects_.adopted = true;
+    if (!options_.load.empty()) {
+      log_(fmt::format("event=not_loaded cache={} file={} reason=adopted", options_.cache,
+                       log_value(options_.load)));
+    }
     // What a build that died left. A claim that somebody has is of one that will find the segment there.
     if (const Result<FileDescriptor> claimed = claim_object(name_)) {
       discard_pools(options_.cache);
@@ -206,6 +213,8 @@ class Store {
 
   // The names change last: pools first, then the segment.
   MaybeFailure build(const CacheShape& shape) {
+    WarmStart warm_start;
+    if (MaybeFailure refused = WarmStart::open(options_, shape.geometry, warm_start)) return refused;
     Result<FileDescriptor> claimed = claim_object(name_);
     if (!claimed && claimed.error().code() == Code::kBusy) return other_builds();
     if (!claimed) return failure_of("/dev/shm/" + name_, claimed.error());
@@ -226,6 +235,7 @@ class Store {
       KVTRIE_CRASH_POINT("store.after_old_removed");
       failure = make(shape, *claimed);
     }
+    if (!failure) failure = warm_start.load(*objects_.segment, plane_bytes(), stopped_, log_);
     if (!failure) {
       give_up_old();
       failure = objects_.pools.publish();
@@ -282,6 +292,14 @@ class Store {
     return {};
   }
 
+  PlaneBytes plane_bytes() const {
+    std::vector<int> descriptors;
+    for (std::uint32_t plane = 0; plane < objects_.pools.count(); ++plane) {
+      descriptors.push_back(objects_.pools.descriptor(plane, Access::kReadWrite));
+    }
+    return {std::move(descriptors), objects_.segment->geometry().page_bytes};
+  }
+
   Failure other_builds() const {
     return Failure{fmt::format("another coordinator, with another --dir, is making cache '{}' at this moment: give "
                                "both one --dir, or this cache another name",
@@ -300,6 +318,7 @@ class Store {
   const HostIdentity& host_;
   const LogSink& log_;
   CacheObjects& objects_;
+  const std::function<bool()>& stopped_;
   const std::string name_ = segment_object_name(options_.cache);
   SegmentIdentity identity_;
   std::optional<Segment> old_;
@@ -322,8 +341,9 @@ CacheShape shape_there(const Superblock& superblock) {
 }
 
 MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host,
-                                const LogSink& log, CacheObjects& objects) {
-  return Store(options, host, log, objects).run();
+                                const LogSink& log, CacheObjects& objects,
+                                const std::function<bool()>& stopped) {
+  return Store(options, host, log, objects, stopped).run();
 }
 
 }  // namespace kvtrie

@@ -10,7 +10,7 @@
 // can be tried again.
 //
 // What is found                            what is done
-//   no segment                             build
+//   no segment                             build; every build starts with the pages of --load (warm_start.h)
 //   --fresh                                old one poisoned and pointed at its successor, build
 //   held by a coordinator in another dir   refused (exit code 3)
 //   options given that differ              refused: --fresh, or leave them out
@@ -24,10 +24,11 @@
 //
 // Crash: died after / left behind / repaired by / test (CacheStoreTest.DiesInBuild)
 //   store.after_old_removed / a poisoned segment without pools / the next build
-//   store.after_pools_made / temporary objects / the next build throws them away
+//   store.after_pools_made, load.after_page / temporary objects / the next build throws them away
 //   store.after_pools_published / pools without a segment, or of a poisoned one / the next build
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -57,9 +58,10 @@ struct CacheObjects {
 };
 
 // Holding the cache's directory. On success `objects` is complete; an adopted segment is not
-// recovered yet.
-MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host,
-                                const LogSink& log, CacheObjects& objects);
+// recovered yet. `stopped` is asked while a save file is loaded; true ends it, and nothing is made.
+MaybeFailure open_or_make_cache(
+    const Options& options, const HostIdentity& host, const LogSink& log, CacheObjects& objects,
+    const std::function<bool()>& stopped = [] { return false; });
 
 CacheShape shape_there(const Superblock& superblock);
 

@@ -50,7 +50,10 @@ MaybeFailure Coordinator::lock() {
 MaybeFailure Coordinator::start(int signal_fd) {
   signal_fd_ = signal_fd;
   if (MaybeFailure failure = read_host_identity(host_)) return failure;
-  if (MaybeFailure failure = open_or_make_cache(options_, host_, log_, cache_)) return failure;
+  if (MaybeFailure failure =
+          open_or_make_cache(options_, host_, log_, cache_, [this] { return signalled(); })) {
+    return failure;
+  }
   client_log_ = limited_log(log_, kClientLinesASecond);
   reaper_.emplace(segment(), client_log_);
   if (MaybeFailure failure = reaper_->start()) return failure;

@@ -13,6 +13,7 @@
 
 namespace kvtrie {
 
+inline constexpr int kExitStopped = 0;         // by a signal, before it served
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;         // flags or configuration file
 inline constexpr int kExitOtherRunning = 3;  // another coordinator serves this cache

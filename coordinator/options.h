@@ -22,6 +22,7 @@ struct Options {
   std::string directory;  // holds NAME/; see shm/runtime_directory.h
   std::string metrics = "127.0.0.1:9464";
   std::string policy = "lru";
+  std::string load;  // save file that a cache which has to be made starts with; empty: none
   bool fresh = false;
   unsigned mode = 0600;           // of the objects and the socket
   std::vector<uid_t> allow_uids;  // besides the coordinator's own and root

@@ -134,6 +134,8 @@ constexpr Setting kSettings[] = {
     {"allow-uid", kList, "UID...", "Users that may attach, besides the own and root",
      add_id<&Options::allow_uids>},
     {"allow-gid", kList, "GID...", "Groups that may attach", add_id<&Options::allow_gids>},
+    {"load", kValue, "FILE", "Save file (kvtrie save) that a new cache starts with",
+     text_of<&Options::load>},
     {"fresh", kSwitch, "", "Throw an existing cache away", truth<&Options::fresh>},
     {"prefault", kSwitch, "", "Make the memory of segment and pools ready in the background",
      truth<&Options::prefault>},

@@ -180,7 +180,7 @@ struct alignas(kLineBytes) Descriptor {
   AtomicU32 retain_until;  // tick before which the evictor passes it by; 0: none
   AtomicU32 child_hint;    // page index + 1 of the child published last; 0: none
   AtomicU16 token_count;   // tokens_per_page, or fewer: an incomplete page without children
-  AtomicU16 publisher;     // worker slot that wrote it
+  AtomicU16 publisher;     // worker slot that wrote it; 0: the coordinator, from a save file
   AtomicU64 checksum;      // of the page's bytes; 0: not computed
 };
 static_assert(sizeof(Descriptor) == 64, "a header is one line, tokens of a 16-token page the next");

@@ -142,7 +142,8 @@ void Checks::check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs) 
   if (v.child_hint > segment_.page_count()) {
     add(Invariant::kDescriptor, v.child_hint, fmt::format("child hint {}", v.child_hint));
   }
-  if (v.publisher == 0 || v.publisher >= segment_.slot_count()) {
+  // Slot 0: from a save file.
+  if (v.publisher >= segment_.slot_count() || (v.publisher == 0 && v.word.owned())) {
     add(Invariant::kDescriptor, v.publisher,
         fmt::format("published by worker slot {}", v.publisher));
   }

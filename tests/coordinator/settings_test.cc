@@ -64,6 +64,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
     mode = "0660"
     allow-uid = [1000, 1001]
     allow-gid = 50
+    load = "/srv/kv.save"
     fresh = true
     prefault = true
     realtime = 5
@@ -80,6 +81,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
   EXPECT_EQ(options_.mode, 0660U);
   EXPECT_EQ(options_.allow_uids, (std::vector<uid_t>{1000, 1001}));
   EXPECT_EQ(options_.allow_gids, (std::vector<gid_t>{50}));
+  EXPECT_EQ(options_.load, "/srv/kv.save");
   EXPECT_TRUE(options_.fresh);
   EXPECT_TRUE(options_.prefault);
   EXPECT_EQ(options_.realtime, 5);
@@ -88,7 +90,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
 
 TEST_F(SettingsTest, EverySettingHasAnExampleAbove) {
   // A new setting must be added to FileGivesEverySetting and to coordinator/README.md.
-  EXPECT_EQ(settings().size(), 20U);
+  EXPECT_EQ(settings().size(), 21U);
 }
 
 TEST_F(SettingsTest, UnknownKeysAreErrorsThatNameThem) {

@@ -13,3 +13,9 @@ kvtrie_add_test(e2e_replay_test
   PROGRAMS kvtried kvtrie-replay kvtrie_worker
   LABELS e2e
   TIMEOUT 120)
+kvtrie_add_test(e2e_warm_start_test
+  SOURCES warm_start_test.cc
+  DEPS kvtrie::shm nlohmann_json::nlohmann_json
+  PROGRAMS kvtrie kvtried kvtrie-replay kvtrie_worker
+  LABELS e2e
+  TIMEOUT 120)

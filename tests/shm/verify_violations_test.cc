@@ -354,8 +354,8 @@ std::vector<Violation> violations() {
     return f.a_.value;
   });
   add("PublisherNobody", kDescriptor, Subject::kPage, [](F& f) {
-    f.segment_->descriptor(f.a_).publisher.store(0);
-    return f.a_.value;
+    f.segment_->descriptor(f.pending_).publisher.store(0);
+    return f.pending_.value;
   });
 
   // Index.

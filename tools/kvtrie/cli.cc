@@ -18,6 +18,7 @@
 #include "tools/kvtrie/command_destroy.h"
 #include "tools/kvtrie/command_page.h"
 #include "tools/kvtrie/command_pins.h"
+#include "tools/kvtrie/command_save.h"
 #include "tools/kvtrie/command_status.h"
 #include "tools/kvtrie/command_tree.h"
 #include "tools/kvtrie/command_verify.h"
@@ -33,6 +34,7 @@ struct Arguments {
   TreeOptions tree;
   std::uint64_t page = 0;
   VerifyOptions verify;
+  std::string save_file;
 };
 
 struct Commands {
@@ -41,6 +43,7 @@ struct Commands {
   CLI::App* tree;
   CLI::App* page;
   CLI::App* verify;
+  CLI::App* save;
   CLI::App* destroy;
   std::vector<Command> others;  // that run themselves
 };
@@ -82,6 +85,11 @@ Commands set_up(CLI::App& app, Arguments& arguments) {
       ->add_option("--findings", arguments.verify.findings_max, "Findings to show at most")
       ->check(CLI::Range(1U, 1'000'000U))
       ->capture_default_str();
+  commands.save = app.add_subcommand(
+      "save", "Save what is cached to a file, for kvtried --load; the cache may be in use");
+  commands.save->add_option("file", arguments.save_file, "File to write; replaced when all is written")
+      ->type_name("FILE")
+      ->required();
   commands.destroy = app.add_subcommand(
       "destroy", "Remove a cache that no coordinator serves: memory and directory");
   commands.others = {add_pins_command(app),  add_pin_command(app),   add_unpin_command(app), add_evict_command(app),
@@ -114,6 +122,7 @@ Outcome run_on_segment(const Commands& commands, const Environment& environment,
     return render(gather_status(segment, cache, environment.shm_directory), arguments.json);
   }
   if (*commands.workers) return render(gather_workers(segment), arguments.json);
+  if (*commands.save) return run_save(segment, cache, arguments.save_file, arguments.json);
   if (*commands.tree) {
     const std::optional<TreeReport> report = gather_tree(segment, arguments.tree);
     if (report) return render(*report, arguments.json);

@@ -33,7 +33,8 @@ inline constexpr ExitMeaning kExitTable[] = {
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
     {Exit::kNotFound, "no such cache, page, namespace or pin, or a prefix that is not cached"},
     {Exit::kCorrupt, "the segment cannot be read: damaged, truncated or not a segment"},
-    {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, or a coordinator runs (destroy)"},
+    {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, a coordinator runs (destroy), or a flush "
+                     "came between or another save writes the file (save)"},
     {Exit::kSystem, "a system call failed"},
     {Exit::kNoCoordinator, "no coordinator answers: evict, flush, pin, unpin, drain and stop need one"},
 };
