@@ -49,7 +49,7 @@ MaybeFailure Coordinator::start(int signal_fd) {
   if (MaybeFailure failure = read_host_identity(host_)) return failure;
   if (MaybeFailure failure = open_or_make_cache(options_, host_, log_, cache_)) return failure;
   client_log_ = limited_log(log_, kClientLinesASecond);
-  reaper_.emplace(segment(), client_log_);
+  reaper_.emplace(segment(), *cache_.device, client_log_);
   if (MaybeFailure failure = reaper_->start()) return failure;
   if (MaybeFailure failure = take_over()) return failure;
 
@@ -119,6 +119,9 @@ std::int64_t Coordinator::sleep_ms(bool due) const {
   if (due) return 0;
   std::int64_t sleep = connections_->next_deadline_ms();
   if (const std::int64_t poll = keeper_->poll_after_ms(); poll >= 0) {
+    sleep = sleep < 0 ? poll : std::min(sleep, poll);
+  }
+  if (const std::int64_t poll = reaper_->poll_after_ms(); poll >= 0) {
     sleep = sleep < 0 ? poll : std::min(sleep, poll);
   }
   return std::min<std::int64_t>(sleep, std::numeric_limits<int>::max());

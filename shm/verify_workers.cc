@@ -105,8 +105,8 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   auto zero = [&](const void* from, const void* to) {
     expect_zero(from, to, Subject::kWorker, worker.value, "worker record", wrongs);
   };
-  zero(&r.reserved_identity, end_of(r.reserved_identity));
   if (r.role.load(kRelaxed) != static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)) {
+    zero(&r.scheduler, end_of(r.scheduler));
     zero(&r.plane_mask, end_of(r.plane_mask));
   }
   zero(&r.recorder_head, &r.image);

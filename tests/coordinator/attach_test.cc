@@ -198,7 +198,7 @@ TEST_F(AttachTest, PoisonedSegmentIsNotHandedOutAndGetsNoNamespaces) {
   const LogSink log = [](std::string_view) {};
   CacheObjects objects;
   ASSERT_FALSE(open_or_make_cache(options, host, log, objects));
-  Reaper reaper(*objects.segment, log);
+  Reaper reaper(*objects.segment, *objects.device, log);
   ASSERT_FALSE(reaper.start());
   AttachService service(options, objects, reaper, log);
   objects.segment->poison(PoisonReason::kCorruptStructure);
