@@ -32,7 +32,7 @@ struct AttachOptions {
   std::string name;  // for people, in `kvtrie workers`
   WorkerRole role = WorkerRole::kWorker;
   std::uint64_t plane_mask = 0;  // of a plane writer: planes that it fills
-  WorkerTag scheduler;           // of a plane writer: into whose pages
+  WorkerTag scheduler{};         // of a plane writer: into whose pages
 };
 
 struct Attachment {

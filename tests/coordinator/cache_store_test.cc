@@ -208,8 +208,8 @@ TEST_F(CacheStoreTest, SuccessorThatDoesNotFitBesideItsPredecessorWaitsForItsMem
     {
       std::optional<CacheObjects> old(std::in_place);
       if (open(*old)) return 1;
-      Result<Mapping> worker = Mapping::map(old->pools.descriptor(0, Access::kReadWrite),
-                                            old->pools.size_bytes(), Access::kReadWrite);
+      Result<Mapping> worker = Mapping::map(old->device->descriptor(0, Access::kReadWrite),
+                                            old->device->plane_bytes(), Access::kReadWrite);
       if (!worker) return 2;
       old->segment->poison(PoisonReason::kCorruptStructure);
       old.reset();

@@ -30,7 +30,7 @@ using test::RunningCoordinator;
 
 constexpr std::uint32_t kPages = 64;
 constexpr std::uint32_t kPageBytes = 64;
-constexpr std::uint32_t kDelayMs = 300;
+constexpr std::uint32_t kDelayMs = 600;
 
 // One process's attachment.
 std::unique_ptr<AttachedCache> attach_as(const test::TemporaryCache& cache, WorkerRole role = WorkerRole::kWorker,
