@@ -25,7 +25,7 @@
 //
 // Crash: died after / left behind / repaired by / test
 //   kReaping, fence not over / all of it / the next coordinator's adopt() asks its own device and the same slots /
-//       LateCopyTest.ACoordinatorThatDiesMeanwhileLeavesTheFenceToTheNext,
+//       QueuedDeviceTest.CoordinatorThatDiesMeanwhileLeavesTheFenceToTheNext,
 //       PlaneWriterTest.PagesOfADeadSchedulerComeBackWhenItsLastRankIsGone
 //   a plane writer's slot kFree, its scheduler's not looked at again / kReaping / adopt() / the same
 #pragma once

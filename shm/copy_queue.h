@@ -24,10 +24,10 @@
 //
 // Crash: died after / left behind / repaired by / test (CopyQueueTest, else named)
 //   submit 1 / half an entry above submitted, which nobody reads / the next submit / HalfASubmitIsNoCopy
-//   submit 2 / a copy without a ring / the engine looks itself every 50 ms / LateCopyTest.LandsBeforeThePageOfADeadWorkerIsFree
+//   submit 2 / a copy without a ring / the engine looks itself every 50 ms / DeviceFenceTest.CopyThatLandsAfterTheKillChangesNoReusedPage
 //   perform 2, copy.after_bytes / a page with the bytes, done not raised: the fence holds / the engine of the next
 //       coordinator writes the same bytes again / EngineMayDieBetweenBytesAndDone,
-//       LateCopyTest.ACoordinatorThatDiesMeanwhileLeavesTheFenceToTheNext
+//       QueuedDeviceTest.CoordinatorThatDiesMeanwhileLeavesTheFenceToTheNext
 //
 // What the engine reads is input (C7): an entry that does not fit the cache is dropped and counted as done; rings
 // that claim more than 8 copies are cut to none.
