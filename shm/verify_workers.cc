@@ -108,6 +108,9 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   if (r.role.load(kRelaxed) != static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)) {
     zero(&r.scheduler, end_of(r.scheduler));
     zero(&r.plane_mask, end_of(r.plane_mask));
+  } else if (const std::uint32_t scheduler = r.scheduler.load(kRelaxed);
+             slot.state() == SlotState::kActive && !slot_in_use(WorkerId{static_cast<std::uint16_t>(scheduler)})) {
+    add(Invariant::kIdentity, scheduler, fmt::format("plane writer of worker slot {}, which is free", scheduler));
   }
   zero(&r.recorder_head, &r.image);
   for (std::size_t i = 0; i < kCounters; ++i) {

@@ -94,6 +94,13 @@ class PlaneWriterTest : public testing::Test {
 
 TEST_F(PlaneWriterTest, SchedulerPublishesAfterBothRanksReported) {
   start();
+  for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+    const WorkerRecord& record = segment_->worker(WorkerTag{engine_->rank_id(rank)}.grant().slot);
+    EXPECT_EQ(record.role.load(), static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)) << "kvtrie workers shows it";
+    EXPECT_EQ(record.pid.load(), static_cast<std::uint32_t>(ranks_[rank]->pid()));
+    EXPECT_EQ(record.plane_mask.load(), std::uint64_t{1} << rank);
+    EXPECT_EQ(record.scheduler.load(), WorkerTag{engine_->scheduler_id()}.grant().slot.value);
+  }
   ranks_[0]->line().say();
   ASSERT_EQ(ranks_[0]->line().hear(), 'w');
   EXPECT_EQ(count(PageState::kLive), 0U) << "one rank has not written";

@@ -146,9 +146,16 @@ TEST_F(QueuedDeviceTest, CacheKeepsItsDevice) {
   EXPECT_NE(host.wait(), 0);
   EXPECT_NE(host.err().find("--device host was given, but the cache there has queued"), std::string::npos)
       << host.err();
-  KvtriedProcess same(cache_, {"--metrics", "off"});
-  ASSERT_TRUE(same.ready()) << same.err();
-  EXPECT_TRUE(same.logs("device=host planes=2 plane_bytes=65536 locked=0 queued=1"));
+  {
+    KvtriedProcess same(cache_, {"--metrics", "off"});
+    ASSERT_TRUE(same.ready()) << same.err();
+    EXPECT_TRUE(same.logs("device=host planes=2 plane_bytes=65536 locked=0 queued=1"));
+    EXPECT_EQ(same.stop(), 0);
+  }
+  EXPECT_TRUE(open_object(queue_object_name(cache_.name()), Access::kReadOnly));
+  KvtriedProcess fresh(cache_, with({"--device", "host", "--fresh"}));
+  ASSERT_TRUE(fresh.ready()) << fresh.err();
+  EXPECT_FALSE(open_object(queue_object_name(cache_.name()), Access::kReadOnly)) << "the queue went with its cache";
 }
 
 // --- CUDA planes, through the stub of the driver

@@ -137,6 +137,7 @@ class RankProcesses {
     for (auto& report : reports_) report = {};
   }
   std::uint64_t scheduler_id() const { return board_->scheduler.load(); }
+  std::uint64_t rank_id(std::uint32_t rank) const { return board_->ranks[rank].load(); }
   const std::uint32_t* pages() const { return board_->pages; }
 
  private:
