@@ -138,11 +138,48 @@ AttachService::No AttachService::build_problem(const AttachRequest& request) con
             "both from one build"};
   }
   const auto role = static_cast<WorkerRole>(request.role);
-  if (role != WorkerRole::kWorker && role != WorkerRole::kObserver) {
+  if (role != WorkerRole::kWorker && role != WorkerRole::kObserver && role != WorkerRole::kPlaneWriter) {
     return {Refusal::kRoleNotServed,
-            fmt::format("role {} is not served yet; there are worker and observer", request.role)};
+            fmt::format("role {} is not served; there are worker, observer and plane_writer", request.role)};
   }
   return {};
+}
+
+AttachService::No AttachService::writer_problem(const AttachRequest& request) const {
+  if (static_cast<WorkerRole>(request.role) != WorkerRole::kPlaneWriter) {
+    if (request.plane_mask == 0 && request.scheduler == 0) return {};
+    return {Refusal::kBadRequest, "a plane mask and a scheduler are for plane writers"};
+  }
+  const std::uint32_t planes = segment_.geometry().planes;
+  const std::uint64_t there = planes == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << planes) - 1;
+  if (request.plane_mask == 0 || (request.plane_mask & ~there) != 0) {
+    return {Refusal::kBadRequest,
+            fmt::format("plane mask {:#x}: name one or more of the {} planes, bit 0 is plane 0", request.plane_mask,
+                        planes)};
+  }
+  const SlotGrant scheduler = WorkerTag{request.scheduler}.grant();
+  const SlotWord active = SlotWord::make(SlotState::kActive, scheduler.incarnation);
+  const auto worker = static_cast<std::uint32_t>(WorkerRole::kWorker);
+  if (scheduler.slot.value == 0 || scheduler.slot.value >= segment_.slot_count() ||
+      table_.word(scheduler.slot) != active ||
+      segment_.worker(scheduler.slot).role.load(std::memory_order_relaxed) != worker) {
+    return {Refusal::kBadRequest,
+            fmt::format("scheduler {:#x} is not an attached worker: give the id (kvtrie_worker_id) of the worker "
+                        "that allocates and publishes the pages, while it is attached",
+                        request.scheduler)};
+  }
+  return {};
+}
+
+Access AttachService::access_to(const AttachRequest& request, std::uint32_t plane) {
+  switch (static_cast<WorkerRole>(request.role)) {
+    case WorkerRole::kWorker:
+      return Access::kReadWrite;
+    case WorkerRole::kPlaneWriter:
+      return (request.plane_mask >> plane & 1) != 0 ? Access::kReadWrite : Access::kReadOnly;
+    default:
+      return Access::kReadOnly;
+  }
 }
 
 AttachService::No AttachService::place_problem(const Peer& peer,
@@ -181,8 +218,9 @@ Answer AttachService::attach(const Peer& peer, std::span<const std::byte> packet
   }
   if (No no = build_problem(request); no.refusal != Refusal::kNone) return refuse(peer, no);
   if (No no = place_problem(peer, request); no.refusal != Refusal::kNone) return refuse(peer, no);
+  if (No no = writer_problem(request); no.refusal != Refusal::kNone) return refuse(peer, no);
   const auto role = static_cast<WorkerRole>(request.role);
-  if (role == WorkerRole::kObserver) return attached(peer, request, {}, Access::kReadOnly);
+  if (role == WorkerRole::kObserver) return attached(peer, request, {});
   return grant(peer, request, role);
 }
 
@@ -212,7 +250,7 @@ Answer AttachService::grant(const Peer& peer, const AttachRequest& request, Work
     if (attempt == 1 && reaper_.reap_dead() + reaper_.reap_leaving() == 0) break;
     slot = table_.give(
         {peer.pid, request.start_time, peer.uid, role, get_text(request.name), request.plane_mask,
-         request.image});
+         request.image, WorkerTag{request.scheduler}.grant().slot});
   }
   if (!slot) {
     return refuse(
@@ -226,25 +264,27 @@ Answer AttachService::grant(const Peer& peer, const AttachRequest& request, Work
     reaper_.give_up(*slot);
     return refuse(peer, {Refusal::kInternal, failure->text});
   }
-  return attached(peer, request, *slot, Access::kReadWrite);
+  return attached(peer, request, *slot);
 }
 
-Answer AttachService::attached(const Peer& peer, const AttachRequest& request, SlotGrant grant,
-                               Access access) const {
+Answer AttachService::attached(const Peer& peer, const AttachRequest& request, SlotGrant grant) const {
+  const bool observes = static_cast<WorkerRole>(request.role) == WorkerRole::kObserver;
+  const Device& device = *cache_.device;
   auto reply = make_message<AttachReply>(WireKind::kReply);
   reply.slot = grant.slot.value;
   reply.incarnation = grant.incarnation;
-  reply.pool_count = cache_.pools.count();
+  reply.pool_count = device.plane_count();
   reply.segment_bytes = segment_.size_bytes();
-  reply.pool_bytes = cache_.pools.size_bytes();
+  reply.pool_bytes = device.plane_bytes();
+  reply.queue_count = device.queue_descriptor() >= 0 && !observes ? 1 : 0;
   std::copy_n(segment_.superblock().cache_id, 2, reply.cache_id);
   Answer answer;
   answer.packet = packet_of(reply);
-  answer.descriptors.push_back(access == Access::kReadWrite ? cache_.segment_writable.get()
-                                                            : cache_.segment_read_only.get());
-  for (std::uint32_t plane = 0; plane < cache_.pools.count(); ++plane) {
-    answer.descriptors.push_back(cache_.pools.descriptor(plane, access));
+  answer.descriptors.push_back(observes ? cache_.segment_read_only.get() : cache_.segment_writable.get());
+  for (std::uint32_t plane = 0; plane < device.plane_count(); ++plane) {
+    answer.descriptors.push_back(device.descriptor(plane, access_to(request, plane)));
   }
+  if (reply.queue_count == 1) answer.descriptors.push_back(device.queue_descriptor());
   if (grant.slot.value != 0) answer.unconfirmed = grant;
   log_(fmt::format("event=attach worker={} pid={} uid={} role={} name={}", grant.slot.value,
                    peer.pid, peer.uid, name_of(static_cast<WorkerRole>(request.role)),

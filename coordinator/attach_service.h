@@ -7,7 +7,11 @@
 //
 // The order of checks in attach is the order in which an operator would want to hear of them:
 //   credentials -> protocol -> cache -> layout, fingerprint -> role -> PID namespace -> poisoned ->
-//   draining -> identity -> table
+//   draining -> plane writer's mask and scheduler -> identity -> table
+//
+// Who gets which planes writable: workers all of them, plane writers those of their mask, observers none. (On a queued
+// device nobody: they get the copy queue. A plane writer's segment is writable too: its slot's state and its wish to
+// leave are stores there, and one segment is one trust domain.)
 #pragma once
 
 #include <cstdint>
@@ -45,9 +49,10 @@ class AttachService final : public PacketHandler {
   No protocol_problem(std::span<const std::byte> packet) const;
   No build_problem(const AttachRequest& request) const;
   No place_problem(const Peer& peer, const AttachRequest& request) const;
+  No writer_problem(const AttachRequest& request) const;
   Answer grant(const Peer& peer, const AttachRequest& request, WorkerRole role);
-  Answer attached(const Peer& peer, const AttachRequest& request, SlotGrant grant,
-                  Access access) const;
+  Answer attached(const Peer& peer, const AttachRequest& request, SlotGrant grant) const;
+  static Access access_to(const AttachRequest& request, std::uint32_t plane);
   Answer refuse(const Peer& peer, const No& no);
 
   const Options& options_;

@@ -133,7 +133,8 @@ class Store {
 
   MaybeFailure judge() {
     const Superblock& block = objects_.segment->superblock();
-    const CacheShape there = shape_there(block);
+    CacheShape there = shape_there(block);
+    there.device = objects_.segment->device();  // what was checked
     if (const std::string conflict = shape_conflict(options_, there); !conflict.empty()) {
       return Failure{fmt::format("{}: leave the option out to adopt the cache, {} to change it",
                                  conflict, kGiveUp)};
@@ -152,19 +153,25 @@ class Store {
     if (objects_.segment->poisoned()) {
       return succeed(there, "poisoned");
     }
-    return adopt();
+    const Geometry& geometry = there.geometry;
+    if (std::string problem = device_problem(options_, there.device, geometry.planes); !problem.empty()) {
+      return Failure{problem, kExitUsage};
+    }
+    if (!planes_outlive_coordinator(there.device)) return succeed(there, "planes_gone");
+    return adopt(there);
   }
 
   // Nothing is changed before all of it was looked at.
-  MaybeFailure adopt() {
+  MaybeFailure adopt(const CacheShape& there) {
     const Segment& segment = *objects_.segment;
     std::string problem = first_problem(segment);
     if (problem.empty()) problem = first_finding(segment);
     if (!problem.empty()) {
       return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
     }
-    if (MaybeFailure failure =
-            HostPools::open(options_.cache, segment.geometry(), objects_.pools)) {
+    std::copy_n(segment.superblock().cache_id, 2, identity_.cache_id);
+    objects_.device = make_device(options_, there.device);
+    if (MaybeFailure failure = objects_.device->adopt(planes_of(there))) {
       failure->text += fmt::format("; {}", kGiveUp);
       return failure;
     }
@@ -175,10 +182,10 @@ class Store {
     }
     // What a build that died left. A claim that somebody has is of one that will find the segment there.
     if (const Result<FileDescriptor> claimed = claim_object(name_)) {
-      discard_pools(options_.cache);
+      discard_planes(options_.cache);
       (void)discard_object(name_);
     }
-    return open_read_only();
+    return start();
   }
 
   // The segment that is there is given up for a new one of the same name; not before the new one is whole, unless
@@ -208,7 +215,14 @@ class Store {
     if (const std::string problem = geometry_problem(shape.geometry); !problem.empty()) {
       return Failure{problem, kExitUsage};
     }
+    if (const std::string problem = device_problem(options_, shape.device, shape.geometry.planes); !problem.empty()) {
+      return Failure{problem, kExitUsage};
+    }
     return {};
+  }
+
+  PlanesWanted planes_of(const CacheShape& shape) const {
+    return {options_.cache, shape.geometry, {identity_.cache_id[0], identity_.cache_id[1]}, options_.mode};
   }
 
   // The names change last: pools first, then the segment.
@@ -231,14 +245,14 @@ class Store {
     if (failure && !nothing_there) {
       // Workers that are still attached to the old cache keep its memory until they detach.
       give_up_old();
-      remove_pools(options_.cache);
+      remove_planes(options_.cache);
       KVTRIE_CRASH_POINT("store.after_old_removed");
       failure = make(shape, *claimed);
     }
     if (!failure) failure = warm_start.load(*objects_.segment, plane_bytes(), stopped_, log_);
     if (!failure) {
       give_up_old();
-      failure = objects_.pools.publish();
+      failure = objects_.device->publish();
     }
     KVTRIE_CRASH_POINT("store.after_pools_published");
     if (!failure) {
@@ -246,26 +260,25 @@ class Store {
         failure = failure_of("/dev/shm/" + name_, status);
     }
     if (failure) {
-      discard_pools(options_.cache);
+      discard_planes(options_.cache);
       (void)discard_object(name_);
       return failure;
     }
-    remove_pools(options_.cache, shape.geometry.planes);  // the old one may have had more planes
+    // The old one may have had more planes, or a queue.
+    const std::uint32_t named = planes_outlive_coordinator(shape.device) ? shape.geometry.planes : 0;
+    remove_planes(options_.cache, named, objects_.device->queue_descriptor() >= 0);
     objects_.guard = std::move(*claimed);
     objects_.adopted = false;
-    return open_read_only();
+    return start();
   }
 
   // Pools and segment under their temporary names, memory reserved.
   MaybeFailure make(const CacheShape& shape, const FileDescriptor& claimed) {
-    objects_.pools = {};
-    if (MaybeFailure failure =
-            HostPools::create(options_.cache, shape.geometry, options_.mode, objects_.pools)) {
-      return failure;
-    }
+    objects_.device = make_device(options_, shape.device);
+    if (MaybeFailure failure = objects_.device->make(planes_of(shape))) return failure;
     KVTRIE_CRASH_POINT("store.after_pools_made");
     MaybeFailure failure = make_segment(shape, claimed);
-    if (failure) discard_pools(options_.cache);
+    if (failure) discard_planes(options_.cache);
     return failure;
   }
 
@@ -285,6 +298,7 @@ class Store {
     identity_.pid_namespace = host_.pid_namespace;
     identity_.clock = shape.clock;
     identity_.tick_ns = shape.tick_ns;
+    identity_.device = shape.device;
     Result<Segment> segment = Segment::build(std::move(*mapping), shape.geometry, identity_);
     if (!segment) return failure_of(what, segment.error());
     objects_.segment.emplace(std::move(*segment));
@@ -307,11 +321,13 @@ class Store {
                    kExitOtherRunning};
   }
 
-  MaybeFailure open_read_only() {
+  MaybeFailure start() {
     Result<FileDescriptor> fd = open_object(name_, Access::kReadOnly);
     if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
     objects_.segment_read_only = std::move(*fd);
-    return objects_.pools.open_read_only();
+    if (MaybeFailure failure = objects_.device->start()) return failure;
+    log_(fmt::format("event=device cache={} {}", options_.cache, objects_.device->describe()));
+    return {};
   }
 
   const Options& options_;
@@ -336,8 +352,8 @@ MaybeFailure read_host_identity(HostIdentity& host) {
 }
 
 CacheShape shape_there(const Superblock& superblock) {
-  return {geometry_of(superblock), static_cast<ClockKind>(superblock.clock_kind),
-          superblock.tick_ns};
+  return {geometry_of(superblock), static_cast<ClockKind>(superblock.clock_kind), superblock.tick_ns,
+          static_cast<DeviceKind>(superblock.incompatible_features)};
 }
 
 MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host,

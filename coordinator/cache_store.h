@@ -17,6 +17,8 @@
 //   another boot id                        nothing in it is true any more: build with its shape
 //   another PID namespace                  refused: robust mutexes do not work between the two
 //   poisoned                               successor of its shape; old workers serve misses
+//   planes that ended with their           successor of its shape (device.h, D4)
+//   coordinator (CUDA)
 //   a pool missing or of another size,     refused: kvtrie destroy, or --fresh
 //   or anything that `verify` finds, but
 //   for what the dead may leave
@@ -29,11 +31,12 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
+#include "coordinator/device.h"
 #include "coordinator/failure.h"
-#include "coordinator/host_pools.h"
 #include "coordinator/log.h"
 #include "coordinator/options.h"
 #include "shm/process_identity.h"
@@ -53,7 +56,7 @@ struct CacheObjects {
   FileDescriptor segment_writable;
   FileDescriptor segment_read_only;
   FileDescriptor guard;  // flock on the segment: its own descriptor, never handed out
-  HostPools pools;
+  std::unique_ptr<Device> device;  // the planes, started
   bool adopted = false;
 };
 

@@ -167,7 +167,7 @@ bool Connections::send(const Connection& connection, const Answer& answer) {
   msghdr header{};
   header.msg_iov = &part;
   header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE((kPlanesMax + 1) * sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE((kPlanesMax + 2) * sizeof(int))] = {};
   const std::size_t bytes = answer.descriptors.size() * sizeof(int);
   if (bytes != 0) {
     header.msg_control = control;

@@ -55,7 +55,7 @@ MaybeFailure Coordinator::start(int signal_fd) {
     return failure;
   }
   client_log_ = limited_log(log_, kClientLinesASecond);
-  reaper_.emplace(segment(), client_log_);
+  reaper_.emplace(segment(), *cache_.device, client_log_);
   if (MaybeFailure failure = reaper_->start()) return failure;
   if (MaybeFailure failure = take_over()) return failure;
 
@@ -154,6 +154,9 @@ std::int64_t Coordinator::sleep_ms(bool due) const {
   std::int64_t sleep = connections_->next_deadline_ms();
   for (const std::int64_t poll : {keeper_->poll_after_ms(), admin_->poll_after_ms()}) {
     if (poll >= 0) sleep = sleep < 0 ? poll : std::min(sleep, poll);
+  }
+  if (const std::int64_t poll = reaper_->poll_after_ms(); poll >= 0) {
+    sleep = sleep < 0 ? poll : std::min(sleep, poll);
   }
   return std::min<std::int64_t>(sleep, std::numeric_limits<int>::max());
 }

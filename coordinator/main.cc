@@ -122,7 +122,9 @@ void raise_descriptor_limit() {
 int check(kvtrie::Options options) {
   if (!options.pages) options.pages = kvtrie::kPagesMin;
   if (!options.page_bytes) options.page_bytes = 8;
-  const std::string problem = kvtrie::geometry_problem(kvtrie::shape_of(options, {}).geometry);
+  const kvtrie::CacheShape shape = kvtrie::shape_of(options, {});
+  std::string problem = kvtrie::geometry_problem(shape.geometry);
+  if (problem.empty()) problem = kvtrie::device_problem(options, shape.device, shape.geometry.planes);
   if (!problem.empty()) return fail({problem, kExitUsage});
   fmt::print("event=config_ok cache={}\n", options.cache);
   return 0;

@@ -46,6 +46,47 @@ void compare(const char* name, const std::optional<Given>& given, const There& t
 
 }  // namespace
 
+std::string device_name(DeviceKind kind) {
+  constexpr const char* kNames[] = {"host", "queued", "cuda"};
+  return kNames[static_cast<std::size_t>(kind)];
+}
+
+Result<DeviceChoice> parse_device(std::string_view text) {
+  constexpr std::string_view kCuda = "cuda:";
+  if (text == "host") return DeviceChoice{};
+  if (text == "queued") return DeviceChoice{DeviceKind::kQueued, {}};
+  const Status bad{Code::kInvalid, "must be host, queued, cuda:N, or cuda:N,M,... with one N for each plane"};
+  if (!text.starts_with(kCuda)) return bad;
+  DeviceChoice choice{DeviceKind::kCuda, {}};
+  const char* at = text.data() + kCuda.size();
+  const char* const end = text.data() + text.size();
+  for (;;) {
+    unsigned ordinal = 0;
+    const auto [stopped, error] = std::from_chars(at, end, ordinal);
+    if (error != std::errc{} || ordinal > 255 || choice.ordinals.size() == kPlanesMax) return bad;
+    choice.ordinals.push_back(static_cast<int>(ordinal));
+    if (stopped == end) return choice;
+    if (*stopped != ',') return bad;
+    at = stopped + 1;
+  }
+}
+
+std::string device_problem(const Options& options, DeviceKind kind, std::uint32_t planes) {
+  const bool memory = options.memory.huge_pages || options.memory.lock || options.memory.numa_node;
+  if (kind == DeviceKind::kCuda && memory) {
+    return "--huge-pages, --numa-node and --mlock are for host memory: leave them out with --device cuda";
+  }
+  if (kind != DeviceKind::kQueued && options.queue_delay_ms) {
+    return "--queue-delay-ms is for --device queued";
+  }
+  if (kind != DeviceKind::kCuda) return {};
+  if (!options.device) return "the cache is on CUDA devices: say on which with --device cuda:N";
+  if (const std::size_t given = options.device->ordinals.size(); given != 1 && given != planes) {
+    return fmt::format("--device names {} CUDA devices for {} planes: name one, or one for each plane", given, planes);
+  }
+  return {};
+}
+
 std::string options_problem(const Options& options) {
   if (options.cache.empty()) return "--cache NAME is needed";
   if (std::string text = cache_name_problem(options.cache); !text.empty()) return text;
@@ -87,6 +128,7 @@ CacheShape shape_of(const Options& options, const std::optional<CacheShape>& bas
     shape.tick_ns = shape.clock == ClockKind::kDriven ? kDrivenTickNs : kSystemTickNs;
   }
   take(options.tick_ns, shape.tick_ns);
+  if (options.device) shape.device = options.device->kind;
   return shape;
 }
 
@@ -105,6 +147,10 @@ std::string shape_conflict(const Options& options, const CacheShape& there) {
   if (conflict.empty() && options.clock && *options.clock != there.clock) {
     conflict = fmt::format("--clock {} was given, but the cache there has {}",
                            clock_name(*options.clock), clock_name(there.clock));
+  }
+  if (conflict.empty() && options.device && options.device->kind != there.device) {
+    conflict = fmt::format("--device {} was given, but the cache there has {}", device_name(options.device->kind),
+                           device_name(there.device));
   }
   return conflict;
 }

@@ -10,12 +10,30 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "shm/format.h"
 #include "shm/geometry.h"
+#include "shm/status.h"
 
 namespace kvtrie {
+
+// Where the pages' bytes are (device.h).
+struct DeviceChoice {
+  DeviceKind kind = DeviceKind::kHost;
+  std::vector<int> ordinals;  // CUDA devices: one for each plane, or one for all
+};
+std::string device_name(DeviceKind kind);
+// "host", "queued", "cuda:0" or "cuda:0,1".
+Result<DeviceChoice> parse_device(std::string_view text);
+
+// How the memory of host planes lies (host_memory.h).
+struct HostMemory {
+  bool huge_pages = false;
+  bool lock = false;
+  std::optional<unsigned> numa_node;
+};
 
 struct Options {
   std::string cache;
@@ -31,6 +49,8 @@ struct Options {
   double high_percent = 2;
   bool prefault = false;
   int realtime = 0;  // SCHED_RR priority of the loop while it waits and reaps; 0: ordinary
+  HostMemory memory;
+  std::optional<std::uint32_t> queue_delay_ms;
 
   // Fixed in the segment. Empty: not given, so an existing cache keeps what it has.
   std::optional<std::uint64_t> pages;
@@ -43,6 +63,7 @@ struct Options {
   std::optional<std::uint32_t> stripes;
   std::optional<ClockKind> clock;
   std::optional<std::uint64_t> tick_ns;
+  std::optional<DeviceChoice> device;  // the ordinals are not fixed
 };
 
 inline constexpr std::uint64_t kSystemTickNs = 1'000'000'000;
@@ -51,11 +72,15 @@ inline constexpr std::uint64_t kDrivenTickNs = 1'000'000;
 // What fits together only as a whole; empty when all is well.
 std::string options_problem(const Options& options);
 
-// Geometry and clock of a segment to be made: what was given, else `base`'s.
+// The same for options of one kind of device; of the cache that is there, say.
+std::string device_problem(const Options& options, DeviceKind kind, std::uint32_t planes);
+
+// Geometry, clock and device of a segment to be made: what was given, else `base`'s.
 struct CacheShape {
   Geometry geometry;
   ClockKind clock = ClockKind::kSystem;
   std::uint64_t tick_ns = kSystemTickNs;
+  DeviceKind device = DeviceKind::kHost;
   bool operator==(const CacheShape&) const = default;
 };
 CacheShape shape_of(const Options& options, const std::optional<CacheShape>& base);

@@ -6,16 +6,19 @@
 #include <fmt/format.h>
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 
+#include "shm/mutant.h"
 #include "shm/process_identity.h"
 
 namespace kvtrie {
 namespace {
 
 constexpr int kEventsAtOnce = 64;
+constexpr std::int64_t kFencePollMs = 5;
 
 }  // namespace
 
@@ -59,50 +62,99 @@ void Reaper::forget(WorkerId slot) {
 
 bool Reaper::reap(WorkerId slot, SlotWord expected, Why why) {
   const auto start = std::chrono::steady_clock::now();
-  const WorkerRecord& record = segment_.worker(slot);
-  const std::uint32_t pid = record.pid.load(std::memory_order_relaxed);
-  const std::optional<ReapReport> report = reap_slot(segment_, slot, expected, why == Why::kDied || why == Why::kExec);
-  if (!report) return false;
-  ++cleared_;
+  if (!table_.begin_reap(slot, expected)) return false;
+  // Its process is dead, or does not use the slot any more: nothing to wait for there.
   forget(slot);
-  const auto took = std::chrono::steady_clock::now() - start;
-  log_(fmt::format("event={} worker={} pid={} pages={} leases={} took_us={}", event_name(why),
-                   slot.value, pid, report->pages, report->leases,
-                   std::chrono::duration_cast<std::chrono::microseconds>(took).count()));
+  const Fenced one{slot, expected.with(SlotState::kReaping), why, waits_for(slot), start};
+  if (one.waits_for == WaitsFor::kNothing) {
+    finish(one);
+    return true;
+  }
+  fenced_.push_back(one);
+  log_(fmt::format("event=fence worker={} pid={} waits_for={}", slot.value,
+                   segment_.worker(slot).pid.load(std::memory_order_relaxed),
+                   one.waits_for == WaitsFor::kDevice ? "device" : "plane_writers"));
   return true;
 }
 
-std::uint32_t Reaper::reap_dead() {
+// Writers first: what they asked the device for ends with their own slots.
+Reaper::WaitsFor Reaper::waits_for(WorkerId slot) const {
+  if (!KVTRIE_MUTANT(no_writer_fence) && table_.has_plane_writers(slot)) return WaitsFor::kPlaneWriters;
+  return device_.fence(slot) ? WaitsFor::kNothing : WaitsFor::kDevice;
+}
+
+void Reaper::finish(const Fenced& one) {
+  const std::uint32_t pid = segment_.worker(one.slot).pid.load(std::memory_order_relaxed);
+  const bool died = one.why == Why::kDied || one.why == Why::kExec;
+  const std::optional<ReapReport> report = reap_slot(segment_, one.slot, one.word, died);
+  if (!report) {  // the slot was ours alone: somebody wrote over it
+    log_(fmt::format("event=corrupt worker={} word={:#x}", one.slot.value, table_.word(one.slot).raw));
+    segment_.poison(PoisonReason::kCorruptStructure);
+    return;
+  }
+  ++cleared_;
+  const auto took = std::chrono::steady_clock::now() - one.since;
+  log_(fmt::format("event={} worker={} pid={} pages={} leases={} took_us={}", event_name(one.why),
+                   one.slot.value, pid, report->pages, report->leases,
+                   std::chrono::duration_cast<std::chrono::microseconds>(took).count()));
+}
+
+// A plane writer that goes may be what its scheduler waits for, so until nothing moves.
+std::uint32_t Reaper::reap_fenced() {
   std::uint32_t reaped = 0;
+  for (std::size_t i = 0; i < fenced_.size();) {
+    fenced_[i].waits_for = waits_for(fenced_[i].slot);
+    if (fenced_[i].waits_for != WaitsFor::kNothing) {
+      ++i;
+      continue;
+    }
+    const Fenced one = fenced_[i];
+    fenced_.erase(fenced_.begin() + static_cast<std::ptrdiff_t>(i));
+    finish(one);
+    ++reaped;
+    i = 0;
+  }
+  return reaped;
+}
+
+std::int64_t Reaper::poll_after_ms() const {
+  const bool device = std::ranges::any_of(
+      fenced_, [](const Fenced& one) { return one.waits_for == WaitsFor::kDevice; });
+  return device ? kFencePollMs : -1;
+}
+
+std::uint32_t Reaper::reap_dead() {
+  const std::uint64_t cleared = cleared_;
   std::array<epoll_event, kEventsAtOnce> events;
   for (;;) {
     const int ready = ::epoll_wait(epoll_.get(), events.data(), kEventsAtOnce, 0);
-    if (ready <= 0) return reaped;
+    if (ready <= 0) break;
     for (int i = 0; i < ready; ++i) {
       const WorkerId slot{static_cast<std::uint16_t>(events[static_cast<std::size_t>(i)].data.u32)};
       // The process is dead, so nobody but us moves the word; a word that does not know its worker
       // was written over.
       const SlotWord now = table_.word(slot);
       const bool left = now.state() == SlotState::kLeaving;  // and ended before we looked at the doorbell
-      if (reap(slot, now, left ? Why::kLeft : Why::kDied)) {
-        ++reaped;
-      } else {
+      if (!reap(slot, now, left ? Why::kLeft : Why::kDied)) {
         log_(fmt::format("event=corrupt worker={} word={:#x}", slot.value, table_.word(slot).raw));
         segment_.poison(PoisonReason::kCorruptStructure);
+        forget(slot);
       }
-      forget(slot);
     }
   }
+  (void)reap_fenced();
+  return static_cast<std::uint32_t>(cleared_ - cleared);
 }
 
 std::uint32_t Reaper::reap_leaving() {
-  std::uint32_t reaped = 0;
+  const std::uint64_t cleared = cleared_;
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
     const SlotWord now = table_.word(slot);
-    if (now.state() == SlotState::kLeaving && reap(slot, now, Why::kLeft)) ++reaped;
+    if (now.state() == SlotState::kLeaving) (void)reap(slot, now, Why::kLeft);
   }
-  return reaped;
+  (void)reap_fenced();
+  return static_cast<std::uint32_t>(cleared_ - cleared);
 }
 
 void Reaper::reap_other_images(std::uint32_t pid, std::uint64_t start_time, std::uint64_t image) {
@@ -158,6 +210,9 @@ MaybeFailure Reaper::adopt(AdoptSlots& slots) {
       --i;
     }
   }
+  // A dead scheduler was looked at before its dead plane writers.
+  (void)reap_fenced();
+  slots.reaped -= static_cast<std::uint32_t>(fenced_.size());
   return {};
 }
 

@@ -6,14 +6,36 @@
 // A process that replaced its program (execve) has ended as a worker too; the kernel does not report that, so it is
 // seen when the new program attaches, or when the process ends.
 //
-// Order for one slot: kReaping, then its pages, leases and waits, then its identity, last kFree. A
+// Order for one slot: kReaping, then the fence, then its pages, leases and waits, then its identity, last kFree. A
 // coordinator that dies in between leaves kReaping (or the slot as it was), and adopt() of the next
-// one does it again.
+// one does it again, fence and all.
+//
+// The fence: what a worker's pages are given back for is that nobody can write into them any more. Two may:
+//   the device    copies that the worker asked for are still under way: Device::fence (device.h) has not said true
+//   plane writers that filled pages for it (W5 of worker_table.h) and have a slot: they detach, or die and are reaped,
+//                 each behind its own fence
+// Until both are over the slot stays kReaping with everything in it: pages Writing or Pending of the dead owner, leases,
+// the slot's number. Nothing of it is reused, everybody else's is at once; nobody waits for it here: every look at the
+// dead (reap_dead) looks again, and poll_after_ms() says when to come if nothing else happens. To other workers a
+// Pending page of it looks like one of a slow owner.
+//
+//   kActive, kLeaving, kAttaching --CAS--> kReaping --fence--> pages, leases, waits --> kFree
+//                                           |    ^
+//                                           +----+ not over: event=fence, once
+//
+// Crash: died after / left behind / repaired by / test
+//   kReaping, fence not over / all of it / the next coordinator's adopt() asks its own device and the same slots /
+//       QueuedDeviceTest.CoordinatorThatDiesMeanwhileLeavesTheFenceToTheNext,
+//       PlaneWriterTest.PagesOfADeadSchedulerComeBackWhenItsLastRankIsGone
+//   a plane writer's slot kFree, its scheduler's not looked at again / kReaping / adopt() / the same
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "coordinator/device.h"
 #include "coordinator/failure.h"
 #include "coordinator/log.h"
 #include "shm/ids.h"
@@ -26,8 +48,8 @@ namespace kvtrie {
 
 class Reaper {
  public:
-  Reaper(const Segment& segment, const LogSink& log)
-      : segment_(segment), table_(segment), log_(log) {}
+  Reaper(const Segment& segment, Device& device, const LogSink& log)
+      : segment_(segment), table_(segment), device_(device), log_(log) {}
 
   MaybeFailure start();
   // Readable when a watched process is dead.
@@ -35,7 +57,8 @@ class Reaper {
 
   // `pidfd` is the process that `grant` was given to.
   MaybeFailure watch(SlotGrant grant, FileDescriptor pidfd);
-  // Reaps the dead; one system call when there are none. Returns how many.
+  // Reaps the dead, and those before it whose fence is over now; one system call when there are none. Returns how many
+  // slots are free again.
   std::uint32_t reap_dead();
   // Clears the slots of workers that detached.
   std::uint32_t reap_leaving();
@@ -52,20 +75,39 @@ class Reaper {
   MaybeFailure adopt(AdoptSlots& slots);
 
   std::uint32_t watched() const { return watched_; }
+  // Slots whose fence is not over.
+  std::size_t fenced() const { return fenced_.size(); }
+  // When to call reap_dead() again though no process died: the device has copies under way. -1: not needed.
+  std::int64_t poll_after_ms() const;
   // Slots cleared since the start: who sees it grow looks whether somebody waits for the pages.
   std::uint64_t cleared() const { return cleared_; }
 
  private:
   enum class Why : std::uint8_t { kDied, kExec, kLeft, kGivenUp };
+  enum class WaitsFor : std::uint8_t { kNothing, kDevice, kPlaneWriters };
+  // Reaping, since when, and what for.
+  struct Fenced {
+    WorkerId slot;
+    SlotWord word;
+    Why why;
+    WaitsFor waits_for;
+    std::chrono::steady_clock::time_point since;
+  };
   static const char* event_name(Why why);
+  // False when its word is not `expected` any more. True: the slot is free, or fenced.
   bool reap(WorkerId slot, SlotWord expected, Why why);
+  WaitsFor waits_for(WorkerId slot) const;
+  void finish(const Fenced& one);
+  std::uint32_t reap_fenced();
   void forget(WorkerId slot);
 
   const Segment& segment_;
   WorkerTable table_;
+  Device& device_;
   const LogSink& log_;
   FileDescriptor epoll_;
   std::vector<FileDescriptor> pidfds_;  // by slot
+  std::vector<Fenced> fenced_;
   std::uint32_t watched_ = 0;
   std::uint64_t cleared_ = 0;
 };

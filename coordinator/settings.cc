@@ -92,11 +92,15 @@ std::string mode(Options& options, const std::string& text) {
   return {};
 }
 
-template <bool Options::*Member>
-std::string truth(Options& options, const std::string& text) {
+std::string truth(bool& value, const std::string& text) {
   if (text != "true" && text != "false") return "must be true or false";
-  options.*Member = text == "true";
+  value = text == "true";
   return {};
+}
+
+template <bool Options::*Member>
+std::string switch_of(Options& options, const std::string& text) {
+  return truth(options.*Member, text);
 }
 
 std::string realtime(Options& options, const std::string& text) {
@@ -104,6 +108,24 @@ std::string realtime(Options& options, const std::string& text) {
   if (!parse_number(text, value).empty() || value < 0 || value > 99) return "must be 0 (off) to 99";
   options.realtime = value;
   return {};
+}
+
+std::string device(Options& options, const std::string& text) {
+  Result<DeviceChoice> choice = parse_device(text);
+  if (!choice) return choice.error().what();
+  options.device = std::move(*choice);
+  return {};
+}
+
+std::string huge_pages(Options& options, const std::string& text) { return truth(options.memory.huge_pages, text); }
+
+std::string lock_memory(Options& options, const std::string& text) { return truth(options.memory.lock, text); }
+
+std::string numa_node(Options& options, const std::string& text) {
+  unsigned node = 0;
+  std::string problem = parse_number(text, node);
+  if (problem.empty()) options.memory.numa_node = node;
+  return problem;
 }
 
 using enum SettingKind;
@@ -119,6 +141,12 @@ constexpr Setting kSettings[] = {
     {"leases", kValue, "N", "Lease slots of a worker: its open sequences, and one; 2 to 65536 (1024)", number<&Options::leases>},
     {"namespaces", kValue, "N", "Namespaces, 1 to 65536 (1024)", number<&Options::namespaces>},
     {"stripes", kValue, "N", "Locks of the index, 1 to 65536 (1024)", number<&Options::stripes>},
+    {"device", kValue, "DEVICE", "Where the pages' bytes are: host, queued, cuda:N, cuda:N,M,... (host)", device},
+    {"huge-pages", kSwitch, "", "Host planes in huge pages; /dev/shm must be mounted with huge=advise", huge_pages},
+    {"numa-node", kValue, "N", "Host planes in the memory of this NUMA node", numa_node},
+    {"mlock", kSwitch, "", "Lock host planes in memory", lock_memory},
+    {"queue-delay-ms", kValue, "N", "Queued device: how late a copy is performed, at least (0)",
+     number<&Options::queue_delay_ms>},
     {"low", kValue, "PERCENT", "Evict when fewer pages than this are free (1)",
      percent<&Options::low_percent>},
     {"high", kValue, "PERCENT", "... until this many are (2)", percent<&Options::high_percent>},
@@ -136,9 +164,9 @@ constexpr Setting kSettings[] = {
     {"allow-gid", kList, "GID...", "Groups that may attach", add_id<&Options::allow_gids>},
     {"load", kValue, "FILE", "Save file (kvtrie save) that a new cache starts with",
      text_of<&Options::load>},
-    {"fresh", kSwitch, "", "Throw an existing cache away", truth<&Options::fresh>},
+    {"fresh", kSwitch, "", "Throw an existing cache away", switch_of<&Options::fresh>},
     {"prefault", kSwitch, "", "Make the memory of segment and pools ready in the background",
-     truth<&Options::prefault>},
+     switch_of<&Options::prefault>},
     {"realtime", kValue, "PRIORITY",
      "Wait for deaths and reap at this SCHED_RR priority, 1 to 99; needs LimitRTPRIO or CAP_SYS_NICE (0: off)", realtime},
 };

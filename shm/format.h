@@ -82,6 +82,15 @@ static_assert(sizeof(AreaEntry) == 32, "the table of areas is part of the layout
 
 enum class ClockKind : std::uint32_t { kSystem = 0, kDriven = 1 };
 
+// What the planes' memory is, and so how it is written. Append-only. Stands in Superblock::incompatible_features: who
+// does not know a kind must not take its planes for host memory.
+enum class DeviceKind : std::uint64_t {
+  kHost = 0,    // shared memory that workers map and write
+  kQueued = 1,  // shared memory that workers map to read; a copy engine writes (copy_queue.h)
+  kCuda = 2,    // device memory; workers import its descriptors
+};
+inline constexpr std::uint64_t kDeviceKinds = 3;
+
 // Why a segment was given up. Append-only.
 enum class PoisonReason : std::uint32_t {
   kNone = 0,
@@ -103,7 +112,7 @@ struct Superblock {
   std::uint32_t layout_version;
   std::uint32_t constant_bytes;  // offsetof(constant_checksum)
   std::uint64_t compatible_features;
-  std::uint64_t incompatible_features;
+  std::uint64_t incompatible_features;  // DeviceKind
   std::uint64_t struct_fingerprint;  // sizes and alignments of every struct here, see fingerprint.h
   std::uint64_t segment_bytes;
   std::uint64_t page_count;
@@ -275,7 +284,7 @@ struct WorkerRecord {
   AtomicU32 role;
   AtomicU32 attach_tick;
   AtomicU32 leases_high_water;  // slots at or above it were never used; stored before the first lease in them
-  AtomicU32 reserved_identity;
+  AtomicU32 scheduler;     // of a plane writer: slot of the worker into whose pages it writes (worker_table.h)
   AtomicU64 plane_mask;    // planes that a plane writer fills
   AtomicU64 recorder_head;
   AtomicU64 image;         // of the program that runs in the process, process_identity.h; new with each execve
@@ -331,5 +340,43 @@ struct alignas(kLineBytes) IndexBucket {
   AtomicU64 entries[kBucketEntries];
 };
 static_assert(sizeof(IndexBucket) == 64, "a probe reads one line");
+
+// --- the copy queue: an object of its own, of caches whose device is kQueued; protocol: copy_queue.h -----------
+
+inline constexpr std::uint64_t kCopyQueueMagic = 0x0031'5951'5254'564bULL;  // "KVTRQY1" in memory order
+inline constexpr std::uint32_t kCopyRingEntries = 8;
+
+struct CopyQueueHeader {
+  std::uint64_t magic;
+  std::uint32_t layout_version;
+  std::uint32_t ring_count;  // one a worker slot, slot 0's is not used
+  std::uint64_t page_bytes;
+  std::uint64_t ring_stride;  // bytes from one ring to the next
+  std::uint64_t cache_id[2];
+  alignas(kLineBytes) WakeWord doorbell;  // submitters ring, the copy engine sleeps on it
+  AtomicU64 reserved[7];
+};
+static_assert(sizeof(CopyQueueHeader) == 128);
+
+// What is to be written. Its bytes are in the ring's staging buffer of the same number.
+struct CopyEntry {
+  AtomicU32 page;
+  AtomicU32 plane;
+  AtomicU64 offset;        // in the page
+  AtomicU64 bytes;
+  AtomicU64 submitted_ns;  // CLOCK_MONOTONIC
+};
+static_assert(sizeof(CopyEntry) == 32);
+
+// One worker slot's copies in order. kCopyRingEntries staging buffers of a page each follow, 64-byte aligned.
+struct alignas(kLineBytes) CopyRing {
+  AtomicU32 submitted;  // copies ever, modulo 2^32; by the worker
+  AtomicU32 reserved_submitted[15];
+  AtomicU32 done;  // copies written, or dropped; by the copy engine, which wakes who sleeps on it
+  AtomicU32 reserved_done[15];
+  CopyEntry entries[kCopyRingEntries];
+};
+static_assert(sizeof(CopyRing) == 2 * kLineBytes + kCopyRingEntries * sizeof(CopyEntry),
+              "worker and copy engine write lines of their own");
 
 }  // namespace kvtrie

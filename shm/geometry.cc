@@ -96,6 +96,7 @@ std::uint64_t struct_fingerprint() {
       sizeof(AreaEntry),       sizeof(Descriptor),      sizeof(LeaseSlot),
       sizeof(PinRecord),       sizeof(WorkerRecord),    sizeof(NamespaceRecord),
       sizeof(StripeRecord),    sizeof(IndexBucket),     sizeof(pthread_mutex_t),
+      sizeof(CopyQueueHeader), sizeof(CopyRing),        kCopyRingEntries,
       kCounters,               kChunkPages,             kBucketEntries,
       offsetof(Superblock, poison_state),               offsetof(Superblock, constant_checksum),
       offsetof(WorkerRecord, counters),                 offsetof(NamespaceRecord, fields),

@@ -37,6 +37,8 @@ namespace kvtrie {
   X(free_keeps_generation)          /* 12: page recycled in the same generation */                   \
   X(no_stripe_sweep)                /* 13: stripe of a dead holder not swept */                      \
   X(sweep_takes_pending)            /* 13: the sweep removes Pending pages' entries */               \
+  X(no_device_fence)                /* 14: pages of the dead go back while a device still writes */   \
+  X(no_writer_fence)                /* 14: ... while plane writers of the dead may still write */     \
   X(reap_keeps_pages)               /* 14: pages of the dead not given back */                       \
   X(reap_slot_first)                /* 14: slot free before its pages are */                         \
   X(reap_keeps_leases)              /* 14: leases of the dead not cleared */                         \

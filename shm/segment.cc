@@ -30,7 +30,7 @@ Status superblock_problem(const Superblock& block, std::uint64_t mapped_bytes) {
     return {Code::kRefused,
             "the segment was made by a build with other struct sizes; use one build on this host"};
   }
-  if (block.incompatible_features != 0) {
+  if (block.incompatible_features >= kDeviceKinds) {
     return {Code::kRefused, "the segment needs a feature that this build does not know"};
   }
   if (block.constant_bytes != offsetof(Superblock, constant_checksum) ||
@@ -111,6 +111,7 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   Superblock& block = segment.superblock();
   block.layout_version = kLayoutVersion;
   block.constant_bytes = offsetof(Superblock, constant_checksum);
+  block.incompatible_features = static_cast<std::uint64_t>(identity.device);
   block.struct_fingerprint = struct_fingerprint();
   block.segment_bytes = segment.layout_.segment_bytes;
   block.page_count = geometry.pages;
@@ -147,6 +148,7 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   block.constant_checksum = constant_checksum(block);
   segment.tick_ns_ = block.tick_ns;
   segment.clock_ = identity.clock;
+  segment.device_ = identity.device;
   return segment;
 }
 
@@ -168,6 +170,7 @@ Result<Segment> Segment::open(Mapping mapping) {
   Segment segment(std::move(mapping), geometry_of(block));
   segment.tick_ns_ = block.tick_ns;
   segment.clock_ = static_cast<ClockKind>(block.clock_kind);
+  segment.device_ = static_cast<DeviceKind>(block.incompatible_features);
   return segment;
 }
 

@@ -31,6 +31,7 @@ struct SegmentIdentity {
   std::uint64_t pid_namespace = 0;
   ClockKind clock = ClockKind::kSystem;
   std::uint64_t tick_ns = 1'000'000'000;
+  DeviceKind device = DeviceKind::kHost;
 };
 
 class Segment {
@@ -95,6 +96,7 @@ class Segment {
   void keep_mapped() const { mapping_.keep(); }
 
   std::uint32_t now_tick() const;
+  DeviceKind device() const { return device_; }
 
  private:
   Segment(Mapping mapping, const Geometry& geometry);
@@ -108,6 +110,7 @@ class Segment {
   std::uint64_t descriptor_stride_ = 0;
   std::uint64_t tick_ns_ = 0;
   ClockKind clock_ = ClockKind::kSystem;
+  DeviceKind device_ = DeviceKind::kHost;
   std::byte* descriptors_ = nullptr;
   AtomicU32* announce_ = nullptr;
   ChunkRecord* chunks_ = nullptr;

@@ -59,6 +59,10 @@ std::string pool_object_name(const std::string& cache, std::uint32_t plane) {
   return fmt::format("kvtrie.{}.v{}.pool{}", cache, kLayoutVersion, plane);
 }
 
+std::string queue_object_name(const std::string& cache) {
+  return fmt::format("kvtrie.{}.v{}.queue", cache, kLayoutVersion);
+}
+
 std::string cache_name_problem(const std::string& cache) {
   const bool good = std::ranges::all_of(cache, [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
@@ -85,15 +89,17 @@ Status reserve_object(int fd, std::uint64_t bytes, unsigned mode) {
           rc};
 }
 
-Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode) {
+Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode,
+                                     const std::function<Status(int fd)>& place) {
   const std::string made = temporary(name);
   bip::shared_memory_object::remove(made.c_str());
   try {
     bip::permissions permissions(static_cast<int>(mode));
     bip::shared_memory_object object(bip::create_only, made.c_str(), bip::read_write, permissions);
     FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
-    const Status status = fd.open() ? reserve_object(fd.get(), bytes, mode)
-                                    : Status{Code::kSystem, "duplicating a descriptor", errno};
+    Status status = fd.open() ? Status{} : Status{Code::kSystem, "duplicating a descriptor", errno};
+    if (status && place) status = place(fd.get());
+    if (status) status = reserve_object(fd.get(), bytes, mode);
     if (status) return fd;
     bip::shared_memory_object::remove(made.c_str());
     return status;

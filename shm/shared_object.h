@@ -12,6 +12,7 @@
 #include <boost/interprocess/mapped_region.hpp>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -45,6 +46,7 @@ class FileDescriptor {
 // Names as the C library and Boost want them, without a slash: "kvtrie.NAME.v1.seg", "kvtrie.NAME.v1.pool0".
 std::string segment_object_name(const std::string& cache);
 std::string pool_object_name(const std::string& cache, std::uint32_t plane);
+std::string queue_object_name(const std::string& cache);  // of the copy queue, where there is one
 // Empty when `cache` may name a cache: 1 to 63 of [A-Za-z0-9._-], not starting with a dot.
 std::string cache_name_problem(const std::string& cache);
 
@@ -53,8 +55,10 @@ std::string cache_name_problem(const std::string& cache);
 // lasts as long as this descriptor, through publish_object too.
 Result<FileDescriptor> claim_object(const std::string& name);
 // Makes `name`.tmp of `bytes` zero bytes, all reserved. An old temporary object is thrown away: by who has claimed the
-// object that this one belongs to.
-Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode);
+// object that this one belongs to. `place`, if given, gets the empty object first: it may size it and say where its
+// memory is to lie.
+Result<FileDescriptor> create_object(const std::string& name, std::uint64_t bytes, unsigned mode,
+                                     const std::function<Status(int fd)>& place = {});
 // Gives an empty object its size, all reserved, and its mode.
 Status reserve_object(int fd, std::uint64_t bytes, unsigned mode);
 Status publish_object(const std::string& name);  // renames `name`.tmp to `name`

@@ -104,9 +104,12 @@ void Checks::check_worker(WorkerId worker, Wrongs& wrongs) const {
   auto zero = [&](const void* from, const void* to) {
     expect_zero(from, to, Subject::kWorker, worker.value, "worker record", wrongs);
   };
-  zero(&r.reserved_identity, end_of(r.reserved_identity));
   if (r.role.load(kRelaxed) != static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)) {
+    zero(&r.scheduler, end_of(r.scheduler));
     zero(&r.plane_mask, end_of(r.plane_mask));
+  } else if (const std::uint32_t scheduler = r.scheduler.load(kRelaxed);
+             slot.state() == SlotState::kActive && !slot_in_use(WorkerId{static_cast<std::uint16_t>(scheduler)})) {
+    add(Invariant::kIdentity, scheduler, fmt::format("plane writer of worker slot {}, which is free", scheduler));
   }
   zero(&r.recorder_head, &r.image);
   for (std::size_t i = 0; i < kCounters; ++i) {

@@ -6,7 +6,7 @@
 //
 //   client                                coordinator
 //   AttachRequest                 ->
-//                                 <-      AttachReply + descriptors {segment, pool 0, pool 1, ...}
+//                                 <-      AttachReply + descriptors {segment, pool 0, pool 1, ..., copy queue}
 //   maps the segment,
 //   kAttaching -> kActive in its slot     (worker_table.h)
 //   closes                                a slot that is still kAttaching now is given up
@@ -133,10 +133,11 @@ struct AttachRequest {
   std::uint64_t pid_namespace;
   std::uint64_t plane_mask;
   std::uint64_t image;  // own_image()
+  std::uint64_t scheduler;  // a plane writer's: WorkerTag of the worker into whose pages it writes
   char cache[64];
   char name[64];  // for people
 };
-static_assert(sizeof(AttachRequest) == 192);
+static_assert(sizeof(AttachRequest) == 200);
 
 struct NamespaceRequest {
   WireHeader header;
@@ -167,8 +168,10 @@ struct AttachReply {
   std::uint64_t segment_bytes;
   std::uint64_t pool_bytes;  // of each
   std::uint64_t cache_id[2];
+  std::uint32_t queue_count;  // 1: the last descriptor is the copy queue's
+  std::uint32_t reserved;
 };
-static_assert(sizeof(AttachReply) == 512 + 48);
+static_assert(sizeof(AttachReply) == 512 + 56);
 
 struct NamespaceReply {
   ReplyHead head;

@@ -18,7 +18,7 @@
 namespace kvtrie {
 namespace {
 
-constexpr std::size_t kDescriptorsMax = kPlanesMax + 1;
+constexpr std::size_t kDescriptorsMax = kPlanesMax + 2;  // segment, pools, copy queue
 
 std::int64_t now_ms() {
   timespec now{};

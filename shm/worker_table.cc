@@ -26,6 +26,7 @@ void clear_identity(WorkerRecord& record) {
   record.role.store(0, std::memory_order_relaxed);
   record.attach_tick.store(0, std::memory_order_relaxed);
   record.plane_mask.store(0, std::memory_order_relaxed);
+  record.scheduler.store(0, std::memory_order_relaxed);
   record.image.store(0, std::memory_order_relaxed);
   store_name(record, {});
 }
@@ -48,6 +49,7 @@ Result<SlotGrant> WorkerTable::give(const WorkerIdentity& identity) const {
     record.role.store(static_cast<std::uint32_t>(identity.role), std::memory_order_relaxed);
     record.attach_tick.store(segment_.now_tick(), std::memory_order_relaxed);
     record.plane_mask.store(identity.plane_mask, std::memory_order_relaxed);
+    record.scheduler.store(identity.scheduler.value, std::memory_order_relaxed);
     record.image.store(identity.image, std::memory_order_relaxed);
     store_name(record, identity.name);
     KVTRIE_CRASH_POINT("attach.after_identity");
@@ -110,6 +112,25 @@ Status WorkerTable::leave(SlotGrant grant) const {
   return {};
 }
 
+bool WorkerTable::has_plane_writers(WorkerId scheduler) const {
+  for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
+    const WorkerId slot{static_cast<std::uint16_t>(i)};
+    const WorkerRecord& record = segment_.worker(slot);
+    if (word(slot).state() != SlotState::kFree &&
+        record.role.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(WorkerRole::kPlaneWriter) &&
+        record.scheduler.load(std::memory_order_relaxed) == scheduler.value) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool WorkerTable::over(SlotGrant grant) const {
+  if (grant.slot.value == 0 || grant.slot.value >= segment_.slot_count()) return true;
+  const SlotWord now = word(grant.slot);
+  return now.state() == SlotState::kFree || now.incarnation() != grant.incarnation;
+}
+
 std::string WorkerTable::validate(WorkerId slot) const {
   const SlotWord now = word(slot);
   const WorkerRecord& record = segment_.worker(slot);
@@ -127,6 +148,8 @@ std::string WorkerTable::validate(WorkerId slot) const {
   }
   if (record.role.load(std::memory_order_relaxed) > static_cast<std::uint32_t>(WorkerRole::kAdmin))
     return "impossible role";
+  if (record.scheduler.load(std::memory_order_relaxed) >= segment_.slot_count())
+    return "impossible scheduler";
   const char* last = record.name + sizeof record.name - 1;
   if (__atomic_load_n(last, __ATOMIC_RELAXED) != '\0') return "name without an end";
   return {};

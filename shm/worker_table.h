@@ -15,6 +15,11 @@
 //      own, and a compare-and-swap by a process that is too late fails.
 //   W3 What the slot owns (pages, leases, waits) is given back before the word becomes kFree.
 //   W4 Counters are never reset: they belong to the slot, so the sum over all slots is monotone.
+//   W5 A plane writer (role kPlaneWriter) names the slot of its scheduler: it writes page bytes for it, so pages of
+//      that slot's owner are not given back while the plane writer's slot is in use (has_plane_writers). The
+//      scheduler was kActive when the plane writer got its slot, and W3 keeps its slot from being given anew before
+//      the plane writer's is kFree: the slot's number suffices. (A death inside finish_reap leaves the plane writer
+//      without a role: its own writes are over by then, the fence of coordinator/reaper.h came first.)
 //
 // States: from, to, who, by which atomic, and why that suffices
 //   kFree      kAttaching  coordinator  release store  there is one; identity was stored before
@@ -87,6 +92,14 @@ struct SlotGrant {
   bool operator==(const SlotGrant&) const = default;
 };
 
+// A grant in one word, for those who pass it on: {incarnation 48 | slot 16}; 0 is none.
+struct WorkerTag {
+  std::uint64_t raw = 0;
+
+  static constexpr WorkerTag of(SlotGrant grant) { return {grant.incarnation << 16 | grant.slot.value}; }
+  constexpr SlotGrant grant() const { return {{static_cast<std::uint16_t>(raw & 0xFFFF)}, raw >> 16}; }
+};
+
 struct WorkerIdentity {
   std::uint32_t pid = 0;
   std::uint64_t start_time = 0;
@@ -95,6 +108,7 @@ struct WorkerIdentity {
   std::string_view name;
   std::uint64_t plane_mask = 0;
   std::uint64_t image = 0;
+  WorkerId scheduler{};  // of a plane writer
 };
 
 struct WorkerTableStats {
@@ -124,12 +138,18 @@ class WorkerTable {
   bool begin_reap(WorkerId slot, SlotWord expected) const;
   // After everything that the slot held was given back.
   void finish_reap(WorkerId slot) const;
+  // Whether a plane writer of this scheduler has a slot (W5). One line a slot.
+  bool has_plane_writers(WorkerId scheduler) const;
 
   // --- the worker's
   // kStale: the slot was given up meanwhile; attach again.
   Status confirm(SlotGrant grant) const;
   // The last thing before unmapping; rings the coordinator.
   Status leave(SlotGrant grant) const;
+
+  // --- anybody's
+  // That life of the slot has ended and all that it held was given back (acquire): it writes no page any more.
+  bool over(SlotGrant grant) const;
 
  private:
   const Segment& segment_;

@@ -159,12 +159,16 @@ kvtrie_code kvtrie_attach(const kvtrie_attach_options* options, kvtrie_worker* w
   return guarded(kCall, [&] {
     const kvtrie_attach_options asked = read_sized(*options);
     if (asked.cache == nullptr) return null_argument(kCall, "options->cache");
-    if (asked.reserved != 0) {
-      return fail(Code::kInvalid, "{}: options->reserved must be 0", kCall);
+    if (asked.role != KVTRIE_ROLE_WORKER && asked.role != KVTRIE_ROLE_PLANE_WRITER) {
+      return fail(Code::kInvalid, "{}: options->role {}: there are KVTRIE_ROLE_WORKER and KVTRIE_ROLE_PLANE_WRITER",
+                  kCall, asked.role);
     }
     AttachOptions request;
     request.address = address_of(asked);
     request.name = asked.name != nullptr ? asked.name : program_invocation_short_name;
+    request.role = static_cast<WorkerRole>(asked.role);
+    request.plane_mask = asked.plane_mask;
+    request.scheduler = {asked.scheduler};
     return attach_with(request.address, worker,
                        [&](std::string& message) { return attach(request, message); });
   });
@@ -241,6 +245,9 @@ kvtrie_code kvtrie_page_address(kvtrie_worker worker, uint32_t page, uint32_t pl
   *address = found.address;
   if (found.code == Code::kOk) return KVTRIE_OK;
   if (found.code == Code::kStale) return stale_worker(kCall, worker.id);
+  if (found.planes == 0) {
+    return fail(found.code, "{}: the planes are in device memory: import kvtrie_plane_descriptor()", kCall);
+  }
   return fail(found.code, "{}: page {} in plane {} of a cache with {} pages and {} planes", kCall,
               page, plane, found.pages, found.planes);
 }

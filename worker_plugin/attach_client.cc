@@ -43,6 +43,7 @@ Result<Attachment> attach(const AttachOptions& options, std::string& message) {
   request.struct_fingerprint = struct_fingerprint();
   request.role = static_cast<std::uint32_t>(options.role);
   request.plane_mask = options.plane_mask;
+  request.scheduler = options.scheduler.raw;
   put_text(request.cache, options.address.cache);
   put_text(request.name, options.name);
 
@@ -52,7 +53,7 @@ Result<Attachment> attach(const AttachOptions& options, std::string& message) {
   std::vector<FileDescriptor> descriptors;
   if (Status status = client->call(request, reply, message, &descriptors); !status) return status;
   if (reply.pool_count == 0 || reply.pool_count > kPlanesMax ||
-      descriptors.size() != reply.pool_count + 1 || reply.slot > kWorkersMax ||
+      reply.queue_count > 1 || descriptors.size() != reply.pool_count + reply.queue_count + 1 || reply.slot > kWorkersMax ||
       (reply.slot == 0) != (options.role == WorkerRole::kObserver)) {
     message = fmt::format("cache '{}': the coordinator's answer to attach makes no sense",
                           options.address.cache);
@@ -61,6 +62,11 @@ Result<Attachment> attach(const AttachOptions& options, std::string& message) {
   Attachment got;
   got.grant = {{static_cast<std::uint16_t>(reply.slot)}, reply.incarnation};
   got.segment = std::move(descriptors.front());
+  if (reply.queue_count == 1) {
+    got.queue = std::move(descriptors.back());
+    descriptors.pop_back();
+  }
+  if (options.role != WorkerRole::kWorker) got.writable_planes = options.plane_mask;
   std::move(descriptors.begin() + 1, descriptors.end(), std::back_inserter(got.pools));
   got.segment_bytes = reply.segment_bytes;
   got.pool_bytes = reply.pool_bytes;

@@ -31,13 +31,17 @@ struct AttachOptions {
   CoordinatorAddress address;
   std::string name;  // for people, in `kvtrie workers`
   WorkerRole role = WorkerRole::kWorker;
-  std::uint64_t plane_mask = 0;
+  std::uint64_t plane_mask = 0;  // of a plane writer: planes that it fills
+  WorkerTag scheduler{};         // of a plane writer: into whose pages
 };
 
 struct Attachment {
   SlotGrant grant;  // slot 0: an observer, whose descriptors are read-only
   FileDescriptor segment;
   std::vector<FileDescriptor> pools;  // by plane
+  FileDescriptor queue;               // of a queued device
+  // Planes that the grant lets this process write; bit 0 is plane 0.
+  std::uint64_t writable_planes = ~std::uint64_t{0};
   std::uint64_t segment_bytes = 0;
   std::uint64_t pool_bytes = 0;  // of each
   std::uint64_t cache_id[2] = {0, 0};

@@ -3,9 +3,11 @@
 
 #include "worker_plugin/attachment.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "shm/geometry.h"
@@ -34,26 +36,53 @@ Status objects_problem(const Segment& segment, const Attachment& grant) {
   return {};
 }
 
-Result<std::vector<Mapping>> map_pools(const Attachment& grant) {
+// Planes that may be written are mapped so where workers write them themselves.
+Result<std::vector<Mapping>> map_pools(const Attachment& grant, DeviceKind device) {
   std::vector<Mapping> pools;
+  if (device == DeviceKind::kCuda) return pools;
   pools.reserve(grant.pools.size());
-  for (const FileDescriptor& pool : grant.pools) {
-    Result<Mapping> mapping = Mapping::map(pool.get(), grant.pool_bytes, Access::kReadWrite);
+  for (std::size_t plane = 0; plane < grant.pools.size(); ++plane) {
+    const bool writable = device == DeviceKind::kHost && (grant.writable_planes >> plane & 1) != 0;
+    Result<Mapping> mapping = Mapping::map(grant.pools[plane].get(), grant.pool_bytes,
+                                           writable ? Access::kReadWrite : Access::kReadOnly);
     if (!mapping) return mapping.error();
     pools.push_back(std::move(*mapping));
   }
   return pools;
 }
 
+Result<std::optional<CopyQueue>> map_queue(const Attachment& grant, const Segment& segment) {
+  if (segment.device() != DeviceKind::kQueued) return std::optional<CopyQueue>();
+  Result<Mapping> mapping =
+      Mapping::map(grant.queue.get(), CopyQueue::size_bytes(segment.geometry()), Access::kReadWrite);
+  if (!mapping) return mapping.error();
+  Result<CopyQueue> queue = CopyQueue::open(std::move(*mapping), segment.geometry(), grant.cache_id);
+  if (!queue) return queue.error();
+  return std::optional<CopyQueue>(std::move(*queue));
+}
+
 }  // namespace
 
-AttachedCache::AttachedCache(Segment segment, std::vector<Mapping> pools, SlotGrant grant,
-                             CoordinatorAddress address)
-    : segment_(std::move(segment)),
-      pools_(std::move(pools)),
-      grant_(grant),
+struct AttachedCache::Parts {
+  Segment segment;
+  std::vector<Mapping> pools;
+  std::vector<FileDescriptor> device_planes;
+  std::optional<CopyQueue> queue;
+  SlotGrant grant;
+  std::uint64_t writable_planes = 0;
+};
+
+AttachedCache::AttachedCache(Parts parts, CoordinatorAddress address)
+    : segment_(std::move(parts.segment)),
+      pools_(std::move(parts.pools)),
+      device_planes_(std::move(parts.device_planes)),
+      queue_(std::move(parts.queue)),
+      grant_(parts.grant),
+      writable_planes_(parts.writable_planes),
+      plane_writer_(segment_.worker(grant_.slot).role.load(std::memory_order_relaxed) ==
+                    static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)),
       address_(std::move(address)),
-      worker_(segment_, grant.slot),
+      worker_(segment_, grant_.slot),
       opened_(std::make_unique<OpenedNamespace[]>(segment_.namespace_count())) {}
 
 Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
@@ -72,13 +101,17 @@ Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
   Result<Segment> segment = Segment::open(std::move(*mapping));
   if (!segment) return failed(segment.error());
   if (Status status = objects_problem(*segment, grant); !status) return failed(status);
-  Result<std::vector<Mapping>> pools = map_pools(grant);
+  Result<std::vector<Mapping>> pools = map_pools(grant, segment->device());
   if (!pools) return failed(pools.error());
+  Result<std::optional<CopyQueue>> queue = map_queue(grant, *segment);
+  if (!queue) return failed(queue.error());
   if (grant.grant.slot.value == 0 || grant.grant.slot.value >= segment->slot_count()) {
     return failed({Code::kCorrupt, "the coordinator gave a slot that the segment does not have"});
   }
-  std::unique_ptr<AttachedCache> made(
-      new AttachedCache(std::move(*segment), std::move(*pools), grant.grant, std::move(address)));
+  const bool device_memory = segment->device() == DeviceKind::kCuda;
+  Parts parts{std::move(*segment), std::move(*pools), {}, std::move(*queue), grant.grant, grant.writable_planes};
+  if (device_memory) parts.device_planes = std::move(grant.pools);
+  std::unique_ptr<AttachedCache> made(new AttachedCache(std::move(parts), std::move(address)));
   // Nothing can fail after this: the slot is ours from here to leave().
   if (Status status = WorkerTable(made->segment_).confirm(grant.grant); !status) {
     return failed(status);
@@ -103,6 +136,10 @@ PoolView AttachedCache::pool_view() const {
 
 Result<std::uint64_t> AttachedCache::open_namespace(HandleTable& table, std::string_view fields,
                                                     std::string_view label, std::string& message) {
+  if (plane_writer_) {
+    message = "a plane writer has no namespaces and no sequences: it fills pages of its scheduler";
+    return Status{Code::kInvalid, "plane writer"};
+  }
   Result<OpenNamespace> found = kvtrie::find_namespace(segment_, fields);
   if (!found && found.error().code() == Code::kNotFound) {
     if (segment_.poisoned()) {
@@ -148,6 +185,35 @@ std::optional<NamespaceRef> AttachedCache::find_namespace(std::uint64_t handle) 
   const std::uint64_t fields_hash = entry.fields_hash.load(std::memory_order_seq_cst);
   if (entry.handle.load(std::memory_order_seq_cst) != handle) return std::nullopt;
   return NamespaceRef{{static_cast<std::uint16_t>(record)}, fields_hash};
+}
+
+Result<int> AttachedCache::plane_descriptor(std::uint32_t plane) const {
+  if (plane >= segment_.geometry().planes) return Status{Code::kInvalid, "there is no such plane"};
+  if (device_planes_.empty()) {
+    return Status{Code::kInvalid, "the planes are in host memory: use kvtrie_page_address"};
+  }
+  const int fd = ::fcntl(device_planes_[plane].get(), F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) return Status{Code::kSystem, "duplicating a plane's descriptor", errno};
+  return fd;
+}
+
+Status AttachedCache::queue_copy(const CopyTarget& target, std::span<const std::byte> bytes) {
+  if (!queue_) return {Code::kInvalid, "this cache has no copy queue: write to kvtrie_page_address()"};
+  if (target.plane < kPlanesMax && (writable_planes_ >> target.plane & 1) == 0) {
+    return {Code::kInvalid, "this plane is not in the plane writer's mask"};
+  }
+  const std::lock_guard<std::mutex> lock(copying_);
+  return queue_->submit(grant_.slot, target, bytes);
+}
+
+Status AttachedCache::wait_copies(std::uint32_t timeout_ms) const {
+  if (!queue_) return {};
+  constexpr std::int64_t kLookNs = 50'000'000;  // in between: is there still somebody to write them?
+  for (std::int64_t left_ns = std::int64_t{timeout_ms} * 1'000'000;; left_ns -= kLookNs) {
+    const Status status = queue_->wait_idle(grant_.slot, std::min(left_ns, kLookNs));
+    if (status.code() != Code::kTimeout || left_ns <= kLookNs) return status;
+    if (segment_.poisoned()) return {Code::kPoisoned, "the segment was given up: detach and attach again"};
+  }
 }
 
 std::uint64_t AttachedCache::counted(Counter counter) const {

@@ -5,7 +5,7 @@
 //
 // Thread-safe. It lives from attach to detach and ends only when no thread is inside (the handle
 // table sees to that), since a robust mutex whose page is unmapped under its holder is lost for
-// everybody. It keeps no file descriptor open. In a forked child it must not be touched at all, not
+// everybody. It keeps no file descriptor open, but those of device memory. In a forked child it must not be touched at all, not
 // even destroyed: its mappings are not there, and other things may be at their addresses.
 //
 // A namespace handle is {generation 48 | record 16}. A record that was given to other fields and
@@ -18,10 +18,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "shm/copy_queue.h"
 #include "shm/segment.h"
 #include "shm/shared_object.h"
 #include "shm/status.h"
@@ -43,7 +45,20 @@ class AttachedCache {
   Worker& worker() { return worker_; }
   const Segment& segment() const { return segment_; }
   const std::string& cache_name() const { return address_.cache; }
+  // Planes in device memory have no address here: a view of no planes.
   PoolView pool_view() const;
+  // This attachment's life of its slot.
+  SlotGrant grant() const { return grant_; }
+  bool plane_writer() const { return plane_writer_; }
+
+  // A new descriptor of a plane in device memory, close-on-exec, the caller's to close. kInvalid: no such plane, or it
+  // is in host memory.
+  Result<int> plane_descriptor(std::uint32_t plane) const;
+  // Asks the device to write into a page, later (shm/copy_queue.h). kInvalid: this device is not queued, or not inside a
+  // page that this attachment may write. Any thread.
+  Status queue_copy(const CopyTarget& target, std::span<const std::byte> bytes);
+  // Sleeps until all that was asked for is written; kPoisoned: nobody will.
+  Status wait_copies(std::uint32_t timeout_ms) const;
 
   // Finds or makes the namespace of canonical `fields`; a handle of `table`'s generations.
   Result<std::uint64_t> open_namespace(HandleTable& table, std::string_view fields,
@@ -65,17 +80,22 @@ class AttachedCache {
     std::atomic<std::uint64_t> fields_hash{0};
   };
 
-  AttachedCache(Segment segment, std::vector<Mapping> pools, SlotGrant grant,
-                CoordinatorAddress address);
+  struct Parts;  // what make() collects
+  AttachedCache(Parts parts, CoordinatorAddress address);
 
   // Constant after construction.
   const Segment segment_;
-  const std::vector<Mapping> pools_;  // by plane
+  const std::vector<Mapping> pools_;  // by plane; none: device memory
+  const std::vector<FileDescriptor> device_planes_;
+  const std::optional<CopyQueue> queue_;
   const SlotGrant grant_;
+  const std::uint64_t writable_planes_;
+  const bool plane_writer_;
   const CoordinatorAddress address_;
   std::array<std::uint64_t, kCounters> at_attach_{};
 
   Worker worker_;
+  std::mutex copying_;                         // one submitter of queue_
   std::mutex opening_;                         // one writer of opened_
   std::unique_ptr<OpenedNamespace[]> opened_;  // by record
 };

@@ -94,6 +94,11 @@ typedef struct kvtrie_sequence {
  * reserved fields are zero. Shorter structs of older headers are served; longer ones answer
  * E_INVALID. */
 
+enum {
+  KVTRIE_ROLE_WORKER = 0,
+  KVTRIE_ROLE_PLANE_WRITER = 2 /* fills planes for another process's worker: kvtrie_device.h */
+};
+
 typedef struct kvtrie_attach_options {
   size_t size;
   const char* cache;     /* name given to kvtried --cache */
@@ -101,7 +106,9 @@ typedef struct kvtrie_attach_options {
                           * $XDG_RUNTIME_DIR/kvtrie */
   const char* name;      /* shown by `kvtrie workers`; NULL: the program's name */
   uint32_t timeout_ms;   /* for the coordinator's answer; 0: 5000 */
-  uint32_t reserved;     /* 0 */
+  uint32_t role;         /* KVTRIE_ROLE_WORKER */
+  uint64_t plane_mask;   /* of a plane writer (kvtrie_device.h): planes that it fills, bit 0 is plane 0 */
+  uint64_t scheduler;    /* of a plane writer: kvtrie_worker_id of the worker into whose pages it writes */
 } kvtrie_attach_options;
 
 typedef struct kvtrie_geometry {

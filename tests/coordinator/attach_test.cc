@@ -167,8 +167,10 @@ TEST_F(AttachTest, EachRefusalSaysWhatToDo) {
   run();
   expect_refused(Code::kRefused, "layout version", [](AttachRequest& r) { r.layout_version += 1; });
   expect_refused(Code::kRefused, "one build", [](AttachRequest& r) { r.struct_fingerprint ^= 1; });
-  expect_refused(Code::kRefused, "not served yet", [](AttachRequest& r) { r.role = 2; });
-  expect_refused(Code::kRefused, "not served yet", [](AttachRequest& r) { r.role = 77; });
+  expect_refused(Code::kRefused, "role 3 is not served", [](AttachRequest& r) { r.role = 3; });
+  expect_refused(Code::kRefused, "role 77 is not served", [](AttachRequest& r) { r.role = 77; });
+  expect_refused(Code::kInvalid, "name one or more of the 2 planes", [](AttachRequest& r) { r.role = 2; });
+  expect_refused(Code::kInvalid, "for plane writers", [](AttachRequest& r) { r.plane_mask = 1; });
   expect_refused(Code::kRefused, "--pid=host", [](AttachRequest& r) { r.pid_namespace += 1; });
   expect_refused(Code::kRefused, "asked for was",
                  [](AttachRequest& r) { put_text(r.cache, "other"); });
@@ -181,7 +183,7 @@ TEST_F(AttachTest, EachRefusalSaysWhatToDo) {
   expect_refused(Code::kInvalid, "malformed",
                  [](AttachRequest& r) { std::memset(r.name, 'x', sizeof r.name); });
   expect_refused(Code::kInvalid, "malformed", [](AttachRequest& r) { r.header.kind = 2; });
-  EXPECT_EQ(segment().total(Counter::kAttachRefused), 13U);
+  EXPECT_EQ(segment().total(Counter::kAttachRefused), 15U);
   EXPECT_TRUE(coordinator_->logs("event=refused reason=pid_namespace"));
   EXPECT_EQ(WorkerTable(segment()).stats().slots[0], 3U) << "no refusal costs a slot";
 }
@@ -198,7 +200,7 @@ TEST_F(AttachTest, PoisonedSegmentIsNotHandedOutAndGetsNoNamespaces) {
   const LogSink log = [](std::string_view) {};
   CacheObjects objects;
   ASSERT_FALSE(open_or_make_cache(options, host, log, objects));
-  Reaper reaper(*objects.segment, log);
+  Reaper reaper(*objects.segment, *objects.device, log);
   ASSERT_FALSE(reaper.start());
   RoomKeeper keeper(*objects.segment, {});
   AdminCalls admin(*objects.segment, keeper, [] { return false; }, log);

@@ -79,8 +79,8 @@ TEST_F(CacheStoreTest, BuildsAndAdopts) {
     const MaybeFailure failure = open(made);
     ASSERT_FALSE(failure) << failure->text;
     EXPECT_FALSE(made.adopted);
-    EXPECT_EQ(made.pools.count(), 2U);
-    EXPECT_EQ(made.pools.size_bytes(), 128U * 64);
+    EXPECT_EQ(made.device->plane_count(), 2U);
+    EXPECT_EQ(made.device->plane_bytes(), 128U * 64);
     EXPECT_TRUE(there(cache_.segment_path()) && there(cache_.pool_path(0)) &&
                 there(cache_.pool_path(1)));
     EXPECT_FALSE(there(cache_.segment_path() + ".tmp") || there(cache_.pool_path(0) + ".tmp"));
@@ -112,8 +112,8 @@ TEST_F(CacheStoreTest, ObserversGetDescriptorsThatCannotWrite) {
   const std::uint64_t bytes = objects.segment->size_bytes();
   EXPECT_FALSE(Mapping::map(objects.segment_read_only.get(), bytes, Access::kReadWrite));
   EXPECT_TRUE(Mapping::map(objects.segment_read_only.get(), bytes, Access::kReadOnly));
-  const int pool = objects.pools.descriptor(1, Access::kReadOnly);
-  EXPECT_FALSE(Mapping::map(pool, objects.pools.size_bytes(), Access::kReadWrite));
+  const int pool = objects.device->descriptor(1, Access::kReadOnly);
+  EXPECT_FALSE(Mapping::map(pool, objects.device->plane_bytes(), Access::kReadWrite));
 }
 
 TEST_F(CacheStoreTest, NewCacheNeedsPagesAndPageBytes) {
@@ -208,8 +208,8 @@ TEST_F(CacheStoreTest, SuccessorThatDoesNotFitBesideItsPredecessorWaitsForItsMem
     {
       std::optional<CacheObjects> old(std::in_place);
       if (open(*old)) return 1;
-      Result<Mapping> worker = Mapping::map(old->pools.descriptor(0, Access::kReadWrite),
-                                            old->pools.size_bytes(), Access::kReadWrite);
+      Result<Mapping> worker = Mapping::map(old->device->descriptor(0, Access::kReadWrite),
+                                            old->device->plane_bytes(), Access::kReadWrite);
       if (!worker) return 2;
       old->segment->poison(PoisonReason::kCorruptStructure);
       old.reset();
@@ -330,7 +330,7 @@ TEST_F(CacheStoreTest, DiesInBuild) {
           << place;
       objects = {};
       (void)remove_object(segment_object_name(cache_.name()));
-      remove_pools(cache_.name());
+      remove_planes(cache_.name());
     }
   }
 }

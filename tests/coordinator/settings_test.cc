@@ -54,6 +54,11 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
     leases = 100
     namespaces = 10
     stripes = 64
+    device = "cuda:0,3"
+    huge-pages = true
+    numa-node = 1
+    mlock = true
+    queue-delay-ms = 20
     low = 1.5
     high = 3
     policy = "lru"
@@ -73,6 +78,12 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
   EXPECT_EQ(options_.pages, 4096U);
   EXPECT_EQ(options_.page_bytes, 512U * 1024);
   EXPECT_EQ(options_.planes, 2U);
+  ASSERT_TRUE(options_.device);
+  EXPECT_EQ(options_.device->kind, DeviceKind::kCuda);
+  EXPECT_EQ(options_.device->ordinals, (std::vector<int>{0, 3}));
+  EXPECT_TRUE(options_.memory.huge_pages && options_.memory.lock);
+  EXPECT_EQ(options_.memory.numa_node, 1U);
+  EXPECT_EQ(options_.queue_delay_ms, 20U);
   EXPECT_EQ(options_.low_percent, 1.5);
   EXPECT_EQ(options_.high_percent, 3);
   EXPECT_EQ(options_.directory, "/srv/kv");
@@ -90,7 +101,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
 
 TEST_F(SettingsTest, EverySettingHasAnExampleAbove) {
   // A new setting must be added to FileGivesEverySetting and to coordinator/README.md.
-  EXPECT_EQ(settings().size(), 21U);
+  EXPECT_EQ(settings().size(), 28U);
 }
 
 TEST_F(SettingsTest, UnknownKeysAreErrorsThatNameThem) {
@@ -103,7 +114,7 @@ TEST_F(SettingsTest, WrongValuesAreErrorsThatNameTheKey) {
        {"pages = -1", "pages = 'many'", "pages = [1]", "pages = 99999999999999999999",
         "pages = true", "low = 101", "low = 'x'", "page-bytes = '5X'", "clock = 'sun'",
         "policy = 'lfu'", "mode = '0777'", "mode = '0400'", "mode = 'rw'", "allow-uid = ['x']",
-        "fresh = 1", "planes = 5000000000", "cache = ''"}) {
+        "device = 'gpu'", "numa-node = -1", "mlock = 1", "queue-delay-ms = 'x'", "fresh = 1", "planes = 5000000000", "cache = ''"}) {
     const MaybeFailure failure = read(line);
     ASSERT_TRUE(failure) << line;
     EXPECT_EQ(failure->exit_code, kExitUsage);

@@ -78,6 +78,12 @@ constexpr Catch kCatches[] = {
     {Mutant::k_adopt_keeps_bitmap, "crash:evict.leaf"},
 };
 
+// Those that need a coordinator and devices: they have tests of their own, which tell the story both ways.
+constexpr Catch kCaughtElsewhere[] = {
+    {Mutant::k_no_device_fence, "DeviceFenceTest.WithoutTheDevicesFenceAReusedPageChanges"},
+    {Mutant::k_no_writer_fence, "DeviceFenceTest.WithoutTheWritersFencePagesComeBackUnderARank"},
+};
+
 constexpr unsigned kSecondsACheck = 30;
 
 std::string_view name_of(Mutant mutant) { return kMutantNames[static_cast<std::size_t>(mutant)]; }
@@ -134,8 +140,10 @@ std::string outcome_of(std::string_view check, Mutant mutant) {
 
 TEST(MutantsTest, EachOfTheListIsCaughtBySomething) {
   for (std::size_t i = 1; i < static_cast<std::size_t>(Mutant::kCount); ++i) {
-    const bool listed = std::ranges::count(kCatches, static_cast<Mutant>(i), &Catch::mutant) == 1;
-    EXPECT_TRUE(listed) << kMutantNames[i] << " needs a check in this file";
+    const auto mutant = static_cast<Mutant>(i);
+    const auto listed = std::ranges::count(kCatches, mutant, &Catch::mutant) +
+                        std::ranges::count(kCaughtElsewhere, mutant, &Catch::mutant);
+    EXPECT_EQ(listed, 1) << kMutantNames[i] << " needs a check in this file";
   }
 }
 

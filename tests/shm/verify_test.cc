@@ -43,6 +43,25 @@ TEST_F(VerifyTest, FilledSegmentIsCleanAndCounted) {
   EXPECT_EQ(report.index_entries, 7U);
 }
 
+TEST_F(VerifyTest, PlaneWriterOfAFreeSlotIsAFinding) {
+  const WorkerTable table(*segment_);
+  const auto used = [&](std::uint16_t slot) { return table.word({slot}).state() != SlotState::kFree; };
+  WorkerIdentity rank{1234, 99, 7, WorkerRole::kPlaneWriter, "rank", 1};
+  rank.scheduler = {1};
+  ASSERT_TRUE(used(1));
+  const Result<SlotGrant> writer = table.give(rank);
+  ASSERT_TRUE(writer);
+  ASSERT_TRUE(table.confirm(*writer));
+  expect_clean(live());
+  std::uint16_t free = 1;
+  while (used(free))
+    ++free;
+  segment_->worker(writer->slot).scheduler.store(free);
+  const VerifyReport report = verify(*segment_, live());
+  ASSERT_FALSE(report.clean());
+  EXPECT_EQ(report.findings.front().invariant, Invariant::kIdentity) << in_lines(report);
+}
+
 TEST_F(VerifyTest, ReadOnlyMappingIsEnough) {
   Result<Mapping> mapping = Mapping::map(fd_.get(), bytes_, Access::kReadOnly);
   ASSERT_TRUE(mapping);

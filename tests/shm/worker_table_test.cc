@@ -56,6 +56,38 @@ TEST_F(WorkerTableTest, GivesEachSlotOnce) {
   EXPECT_EQ(table_->stats().slots[static_cast<int>(SlotState::kAttaching)], 3U);
 }
 
+TEST_F(WorkerTableTest, SchedulerHasPlaneWritersAsLongAsTheirSlotsAreInUse) {
+  const SlotGrant scheduler = give();
+  const SlotGrant other = give();
+  EXPECT_FALSE(table_->has_plane_writers(scheduler.slot));
+  WorkerIdentity rank{1234, 99, 7, WorkerRole::kPlaneWriter, "rank", 2};
+  rank.scheduler = scheduler.slot;
+  const Result<SlotGrant> writer = table_->give(rank);
+  ASSERT_TRUE(writer);
+  EXPECT_TRUE(table_->has_plane_writers(scheduler.slot)) << "it has its planes, though it has not said so";
+  EXPECT_FALSE(table_->has_plane_writers(other.slot));
+  ASSERT_TRUE(table_->confirm(*writer));
+  ASSERT_TRUE(table_->leave(*writer));
+  EXPECT_TRUE(table_->has_plane_writers(scheduler.slot)) << "until it is reaped";
+  reap(writer->slot);
+  EXPECT_FALSE(table_->has_plane_writers(scheduler.slot));
+  EXPECT_EQ(segment_->worker(writer->slot).scheduler.load(), 0U);
+}
+
+TEST_F(WorkerTableTest, LifeOfASlotIsOverWhenItIsFreeOrAnothers) {
+  const SlotGrant grant = give();
+  EXPECT_EQ(WorkerTag{WorkerTag::of(grant).raw}.grant(), grant);
+  ASSERT_TRUE(table_->confirm(grant));
+  EXPECT_FALSE(table_->over(grant));
+  ASSERT_TRUE(table_->begin_reap(grant.slot, table_->word(grant.slot)));
+  EXPECT_FALSE(table_->over(grant)) << "Reaping: something of it may be under way";
+  table_->finish_reap(grant.slot);
+  EXPECT_TRUE(table_->over(grant));
+  EXPECT_EQ(give().slot, grant.slot);
+  EXPECT_TRUE(table_->over(grant)) << "that life is over";
+  EXPECT_TRUE(table_->over({{999}, 1}));
+}
+
 TEST_F(WorkerTableTest, LifeOfASlot) {
   const SlotGrant grant = give(1234);
   EXPECT_EQ(state(grant.slot), SlotState::kAttaching);

@@ -27,6 +27,7 @@ class TemporaryCache {
   TemporaryCache& operator=(const TemporaryCache&) = delete;
   ~TemporaryCache() {
     (void)remove_object(segment_object_name(name_));
+    (void)remove_object(queue_object_name(name_));
     for (std::uint32_t plane = 0; plane < kPlanesMax; ++plane)
       (void)remove_object(pool_object_name(name_, plane));
     std::error_code ignored;

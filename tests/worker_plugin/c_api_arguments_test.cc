@@ -132,7 +132,7 @@ TEST_F(CApiArgumentsTest, UnknownFlagsAndValuesOutOfRangeAreRefused) {
   options.reserved[1] = 0;
   auto attach = sized<kvtrie_attach_options>();
   attach.cache = "unit";
-  attach.reserved = 1;
+  attach.role = 1;
   kvtrie_worker worker{0};
   EXPECT_EQ(kvtrie_attach(&attach, &worker), KVTRIE_E_INVALID);
   options.hint = 4;

@@ -58,6 +58,8 @@ std::optional<ObjectName> parse_object_name(std::string_view name) {
   const std::string_view last = name.substr(kind + 1);
   if (last == "seg") {
     object.segment = true;
+  } else if (last == "queue") {
+    object.queue = true;
   } else if (last.starts_with("pool")) {
     const auto plane = number(last.substr(4));
     if (!plane) return std::nullopt;

@@ -16,11 +16,12 @@
 
 namespace kvtrie::inspect {
 
-// "kvtrie.NAME.v<layout>.<seg|poolK>[.tmp]"
+// "kvtrie.NAME.v<layout>.<seg|poolK|queue>[.tmp]"
 struct ObjectName {
   std::string cache;
   std::uint32_t layout = 0;
   bool segment = false;
+  bool queue = false;       // the copy queue of a queued device
   std::uint32_t plane = 0;  // of a pool
   bool temporary = false;
 };

@@ -139,6 +139,7 @@ class Destroyer {
         continue;
       }
       remove_object(object.name.segment ? segment_object_name(report_.cache)
+                    : object.name.queue ? queue_object_name(report_.cache)
                                         : pool_object_name(report_.cache, object.name.plane));
       if (::access(path_of(object).c_str(), F_OK) == 0) {
         left_objects_ = true;

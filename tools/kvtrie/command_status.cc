@@ -22,7 +22,7 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 std::uint32_t count_pools(const StatusReport& report, const std::string& shm_directory) {
   std::uint32_t found = 0;
   for (const FoundObject& object : find_objects(shm_directory)) {
-    const bool pool = !object.name.segment && !object.name.temporary &&
+    const bool pool = !object.name.segment && !object.name.queue && !object.name.temporary &&
                       object.name.cache == report.cache && object.name.layout == kLayoutVersion &&
                       object.name.plane < report.geometry.planes;
     if (pool && object.bytes >= report.pool_bytes_each) ++found;
@@ -84,7 +84,9 @@ StatusReport gather_status(const Segment& segment, const std::string& cache,
   report.geometry = segment.geometry();
   report.segment_bytes = segment.size_bytes();
   report.pool_bytes_each = pool_bytes(segment.geometry());
-  report.pools_found = count_pools(report, shm_directory);
+  // Device memory has no names: who has the segment served has its planes.
+  report.pools_found =
+      segment.device() == DeviceKind::kCuda ? report.geometry.planes : count_pools(report, shm_directory);
 
   report.poisoned = block.poison_state.load(std::memory_order_acquire) != 0;
   report.poison_reason = block.poison_reason.load(kRelaxed);

@@ -107,6 +107,9 @@ TEST(CliTest, ParsesObjectNamesFromTheEnd) {
   EXPECT_EQ(tricky->layout, 2U);
   EXPECT_EQ(tricky->plane, 7U);
   EXPECT_TRUE(tricky->temporary);
+  const auto queue = inspect::parse_object_name("kvtrie.a.v1.queue");
+  ASSERT_TRUE(queue);
+  EXPECT_TRUE(queue->queue && !queue->segment);
   for (const char* other :
        {"kvtrie", "kvtrie.", "kvtrie.a.seg", "kvtrie.a.v1.", "kvtrie.a.v.seg", "kvtrie.a.v1.pool",
         "kvtrie.a.v1.poolx", "kvtrie..v1.seg", "kvtrie.a.v99999999999.seg", "xkvtrie.a.v1.seg"}) {
