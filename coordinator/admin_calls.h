@@ -54,13 +54,14 @@ class AdminCalls {
   std::int64_t poll_after_ms() const;
 
  private:
-  std::variant<Reply, Refused> evict(std::span<const std::byte> packet);
+  std::variant<Reply, Refused> evict(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> flush(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> pin(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> unpin(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> drain(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> stop(const Peer& peer, std::span<const std::byte> packet);
   std::optional<Refused> permission_problem(const Peer& peer, WireKind kind) const;
+  static bool admin(const Peer& peer);
   bool attached(const Peer& peer) const;
   void end_pins();
 

@@ -216,7 +216,9 @@ TEST_F(AdminCallsTest, StopEndsTheLoopAndKeepsTheCache) {
   worker_->cache(space_, prompt(0, 2));
   ASSERT_TRUE(request_stop(address(), message_)) << message_;
   EXPECT_TRUE(coordinator_->logs("event=stop pid="));
-  EXPECT_TRUE(eventually([&] { return !ping(address(), message_); }));
+  CoordinatorAddress impatient = address();
+  impatient.timeout_ms = 500;
+  EXPECT_TRUE(eventually([&] { return !ping(impatient, message_); }));
   EXPECT_EQ(live(), 2U);
 }
 
