@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtried under an operator's hands: signals, pins over restarts, health pages, prefault, real-time priority.
+// kvtried under an operator's hands: signals, pins over restarts, health pages, prefault, real-time
+// priority.
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
@@ -26,7 +27,8 @@ using test::KvtriedProcess;
 class KvtriedAdminTest : public testing::Test {
  protected:
   static std::vector<std::string> small(std::vector<std::string> more = {}) {
-    std::vector<std::string> words = {"--pages", "256", "--page-bytes", "1K", "--workers", "4", "--stripes", "8"};
+    std::vector<std::string> words = {"--pages",   "256", "--page-bytes", "1K",
+                                      "--workers", "4",   "--stripes",    "8"};
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -49,10 +51,13 @@ class KvtriedAdminTest : public testing::Test {
     if (::send(socket.get(), request.data(), request.size(), MSG_NOSIGNAL) < 0) return {};
     std::string answer;
     char part[4096];
-    for (ssize_t got; (got = ::recv(socket.get(), part, sizeof part, 0)) > 0;) answer.append(part, static_cast<std::size_t>(got));
+    for (ssize_t got; (got = ::recv(socket.get(), part, sizeof part, 0)) > 0;)
+      answer.append(part, static_cast<std::size_t>(got));
     return answer;
   }
-  static bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+  static bool has(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+  }
 
   test::TemporaryCache cache_{"kvtried-admin"};
   std::string message_;
@@ -67,7 +72,9 @@ TEST_F(KvtriedAdminTest, HangupRereadsTheFileAndSaysWhatCannotChange) {
   (void)write_config("low = 10\nhigh = 20\npages = 512\nallow-uid = 12345\n");
   daemon.send(SIGHUP);
   EXPECT_TRUE(daemon.logs("event=reload changed=low,high,allow-uid")) << daemon.err();
-  EXPECT_TRUE(daemon.logs("event=reload_ignored setting=pages needs=\"a new cache (kvtried --fresh)\"")) << daemon.err();
+  EXPECT_TRUE(
+      daemon.logs("event=reload_ignored setting=pages needs=\"a new cache (kvtried --fresh)\""))
+      << daemon.err();
   EXPECT_TRUE(eventually([&] { return segment->superblock().low_pages.load() == 26; }));
   (void)write_config("low = \"many\"\n");
   daemon.send(SIGHUP);
@@ -90,7 +97,8 @@ TEST_F(KvtriedAdminTest, PinsOutliveTheCoordinator) {
   ASSERT_TRUE(segment);
   for (std::uint32_t i = 0; i < segment->page_count(); ++i) {
     const StateWord word = PageTable(*segment).state({i});
-    if (word.readable() && depth_in(segment->descriptor({i}).depth_class.load()) == 2) page = Handle::page({i}, word);
+    if (word.readable() && depth_in(segment->descriptor({i}).depth_class.load()) == 2)
+      page = Handle::page({i}, word);
   }
   ASSERT_TRUE(request_pin(address(), {page, 3600, "kept"}, message_)) << message_;
   first.send(SIGKILL);
@@ -119,7 +127,9 @@ TEST_F(KvtriedAdminTest, FlushedPagesOfADeadCoordinatorGoAtTheNextStart) {
   ASSERT_EQ(worker.begin(space, AttachedWorker::prompt(0, 2), held), 32U);
   const Result<Segment> segment = open_segment(cache_.name(), Access::kReadOnly);
   ASSERT_TRUE(segment);
-  ASSERT_TRUE(request_flush(address(), {{0}, segment->name_space({0}).fields_hash.load()}, message_)) << message_;
+  ASSERT_TRUE(
+      request_flush(address(), {{0}, segment->name_space({0}).fields_hash.load()}, message_))
+      << message_;
   first->send(SIGKILL);
   (void)first->wait();
   (void)kvtrie_release(held);
@@ -164,7 +174,8 @@ TEST_F(KvtriedAdminTest, PrefaultsInTheBackgroundAndSaysWhenItIsDone) {
   const std::string bytes = std::to_string(segment->size_bytes() + 256 * 1024);
   EXPECT_TRUE(has(daemon.err(), "event=prefault bytes=" + bytes)) << daemon.err();
   const std::string metrics = get(daemon.value("metrics"), "/metrics");
-  EXPECT_TRUE(has(metrics, "kvtrie_prefault_goal_bytes") && has(metrics, "kvtrie_prefaulted_bytes")) << metrics;
+  EXPECT_TRUE(has(metrics, "kvtrie_prefault_goal_bytes") && has(metrics, "kvtrie_prefaulted_bytes"))
+      << metrics;
   EXPECT_EQ(daemon.stop(), 0);
 }
 
@@ -175,7 +186,8 @@ TEST_F(KvtriedAdminTest, WaitsAtRealTimePriorityWhereThatIsPermitted) {
     EXPECT_EQ(daemon.wait(), 1);
     GTEST_SKIP() << "real-time priority is not permitted here";
   }
-  EXPECT_TRUE(eventually([&] { return (::sched_getscheduler(daemon.pid()) & ~SCHED_RESET_ON_FORK) == SCHED_RR; }));
+  EXPECT_TRUE(eventually(
+      [&] { return (::sched_getscheduler(daemon.pid()) & ~SCHED_RESET_ON_FORK) == SCHED_RR; }));
   EXPECT_EQ(daemon.stop(), 0);
 }
 

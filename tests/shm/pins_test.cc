@@ -25,7 +25,8 @@ class PinTableTest : public testing::Test {
     segment_.emplace(std::move(*segment));
     pins_.emplace(*segment_);
     segment_->name_space({0}).root_generation.store(1);
-    for (std::uint32_t page : {3U, 4U}) set_state(page, PageState::kLive, 7);
+    for (std::uint32_t page : {3U, 4U})
+      set_state(page, PageState::kLive, 7);
   }
   void set_state(std::uint32_t page, PageState state, std::uint64_t generation) {
     segment_->descriptor({page}).scope.store(scope_of({0}, 1));
@@ -126,7 +127,8 @@ TEST_F(PinTableTest, RecoveryKeepsWhatProtectsAndClearsTheRest) {
 
 TEST_F(PinTableTest, EverySlotCanBeTaken) {
   const auto slots = static_cast<std::uint32_t>(segment_->pins().size());
-  for (std::uint32_t i = 0; i < slots; ++i) EXPECT_EQ(*pins_->pin(page(3), "all", 0), i);
+  for (std::uint32_t i = 0; i < slots; ++i)
+    EXPECT_EQ(*pins_->pin(page(3), "all", 0), i);
   EXPECT_EQ(pins_->pin(page(3), "one more", 0).error().code(), Code::kFull);
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie's administrative commands against a coordinator that runs: what they do, texts, JSON, exit codes.
+// kvtrie's administrative commands against a coordinator that runs: what they do, texts, JSON, exit
+// codes.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,7 +26,8 @@ class AdminTest : public testing::Test {
   void SetUp() override {
     coordinator_ = std::make_unique<RunningCoordinator>(cache_);
     ASSERT_EQ(coordinator_->problem(), "");
-    worker_ = std::make_unique<AttachedWorker>(CoordinatorAddress{cache_.directory(), cache_.name()});
+    worker_ =
+        std::make_unique<AttachedWorker>(CoordinatorAddress{cache_.directory(), cache_.name()});
     ASSERT_TRUE(worker_->attached()) << kvtrie_last_error();
     space_ = worker_->open("model-a");
     worker_->cache(space_, AttachedWorker::prompt(0, 3));
@@ -40,7 +42,8 @@ class AdminTest : public testing::Test {
   Json json(std::vector<std::string> words) const { return run_json(aimed(std::move(words))); }
   static std::string list(const std::vector<std::uint32_t>& tokens) {
     std::string text;
-    for (const std::uint32_t token : tokens) text += (text.empty() ? "" : ",") + std::to_string(token);
+    for (const std::uint32_t token : tokens)
+      text += (text.empty() ? "" : ",") + std::to_string(token);
     return text;
   }
 
@@ -80,7 +83,8 @@ TEST_F(AdminTest, FlushesByIdAndLabel) {
 
 TEST_F(AdminTest, PinsAPrefixListsItAndEndsIt) {
   const std::string tokens = list(AttachedWorker::prompt(0, 2)) + ",77";
-  const Json made = json({"pin", "--namespace", "0", "--tokens", tokens, "--reason", "system prompt", "--expires", "60"});
+  const Json made = json({"pin", "--namespace", "0", "--tokens", tokens, "--reason",
+                          "system prompt", "--expires", "60"});
   EXPECT_EQ(made["pages"], 2);
   EXPECT_EQ(made["tokens"], 32);
   EXPECT_EQ(made["tokens_given"], 33);
@@ -92,19 +96,23 @@ TEST_F(AdminTest, PinsAPrefixListsItAndEndsIt) {
   EXPECT_GT(pins["pins"][0]["expires_seconds"], 50.0);
   EXPECT_EQ(json({"evict"})["evicted"], 1) << "the page below the pinned ones";
   const std::string page = std::to_string(made["page"].get<std::uint32_t>());
-  EXPECT_THAT(call({"pin", "--page", page, "--reason", "again"}).out, HasSubstr("until kvtrie unpin"));
+  EXPECT_THAT(call({"pin", "--page", page, "--reason", "again"}).out,
+              HasSubstr("until kvtrie unpin"));
   EXPECT_THAT(call({"pins"}).out, HasSubstr("2 pins, 8 possible"));
   EXPECT_EQ(json({"unpin", "1"})["pins"], Json::array({1}));
   EXPECT_EQ(call({"unpin", "1"}).code, Exit::kNotFound);
-  EXPECT_THAT(call({"unpin", "--namespace", "0", "--tokens", tokens}).out, HasSubstr("ended: pin 0"));
+  EXPECT_THAT(call({"unpin", "--namespace", "0", "--tokens", tokens}).out,
+              HasSubstr("ended: pin 0"));
   EXPECT_EQ(json({"pins"})["pins"].size(), 0U);
 }
 
 TEST_F(AdminTest, TokensComeFromAFileToo) {
   const std::string path = cache_.directory() + "/tokens";
   std::ofstream(path) << list(AttachedWorker::prompt(0, 1)) << "\n";
-  EXPECT_EQ(call({"pin", "--namespace", "0", "--tokens", "@" + path, "--reason", "r"}).code, Exit::kOk);
-  const Outcome missing = call({"pin", "--namespace", "0", "--tokens", "@/nowhere", "--reason", "r"});
+  EXPECT_EQ(call({"pin", "--namespace", "0", "--tokens", "@" + path, "--reason", "r"}).code,
+            Exit::kOk);
+  const Outcome missing =
+      call({"pin", "--namespace", "0", "--tokens", "@/nowhere", "--reason", "r"});
   EXPECT_EQ(missing.code, Exit::kUsage);
   EXPECT_THAT(missing.err, HasSubstr("/nowhere"));
 }
@@ -141,7 +149,8 @@ TEST_F(AdminTest, WithoutACoordinatorOnlyLookingWorks) {
            {"flush", "0"},
            {"drain"},
            {"stop"},
-           {"pin", "--namespace", "0", "--tokens", list(AttachedWorker::prompt(0, 3)), "--reason", "r"}}) {
+           {"pin", "--namespace", "0", "--tokens", list(AttachedWorker::prompt(0, 3)), "--reason",
+            "r"}}) {
     const Outcome outcome = call(words);
     EXPECT_EQ(outcome.code, Exit::kNoCoordinator) << words[0] << outcome.err;
     EXPECT_THAT(outcome.err, HasSubstr("start it with: kvtried"));
