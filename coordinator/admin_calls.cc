@@ -30,9 +30,10 @@ Refused malformed(const char* what) {
 
 Refused no_such_namespace(std::uint32_t id) {
   return {Refusal::kNoSuchNamespace,
-          fmt::format("namespace {} is not open, or was given to another model meanwhile: look again with "
-                      "kvtrie tree --depth 0 (an engine opens it again)",
-                      id)};
+          fmt::format(
+              "namespace {} is not open, or was given to another model meanwhile: look again with "
+              "kvtrie tree --depth 0 (an engine opens it again)",
+              id)};
 }
 
 const char* name_of_call(WireKind kind) {
@@ -62,11 +63,12 @@ std::variant<AdminCalls::Reply, Refused> AdminCalls::answer(const Peer& peer, Wi
                                                             std::span<const std::byte> packet) {
   if (std::optional<Refused> problem = permission_problem(peer, kind)) return *std::move(problem);
   if (segment_.poisoned() && kind != WireKind::kStop) {
-    return Refused{Refusal::kPoisoned, "the segment was given up as broken: kvtried is making its successor"};
+    return Refused{Refusal::kPoisoned,
+                   "the segment was given up as broken: kvtried is making its successor"};
   }
   switch (kind) {
     case WireKind::kEvict:
-      return evict(packet);
+      return evict(peer, packet);
     case WireKind::kFlush:
       return flush(peer, packet);
     case WireKind::kPin:
@@ -81,15 +83,19 @@ std::variant<AdminCalls::Reply, Refused> AdminCalls::answer(const Peer& peer, Wi
 }
 
 std::optional<Refused> AdminCalls::permission_problem(const Peer& peer, WireKind kind) const {
-  if (peer.uid == 0 || peer.uid == ::geteuid()) return std::nullopt;
+  if (admin(peer)) return std::nullopt;
   const bool for_workers = kind == WireKind::kEvict || kind == WireKind::kFlush;
   if (for_workers && attached(peer)) return std::nullopt;
   return Refused{Refusal::kAdminOnly,
-                 fmt::format("{} is for root and for uid {}, as whom kvtried runs{}; uid {} asked", name_of_call(kind),
-                             ::geteuid(), for_workers ? ", and for attached workers" : "", peer.uid)};
+                 fmt::format("{} is for root and for uid {}, as whom kvtried runs{}; uid {} asked",
+                             name_of_call(kind), ::geteuid(),
+                             for_workers ? ", and for attached workers" : "", peer.uid)};
 }
 
-// The kernel vouches for the pid, and a dead worker's slot was reaped before this request was looked at.
+bool AdminCalls::admin(const Peer& peer) { return peer.uid == 0 || peer.uid == ::geteuid(); }
+
+// The kernel vouches for the pid, and a dead worker's slot was reaped before this request was
+// looked at.
 bool AdminCalls::attached(const Peer& peer) const {
   const WorkerTable table(segment_);
   for (std::uint32_t i = 1; i < segment_.slot_count() && peer.pid != 0; ++i) {
@@ -102,13 +108,15 @@ bool AdminCalls::attached(const Peer& peer) const {
   return false;
 }
 
-std::variant<AdminCalls::Reply, Refused> AdminCalls::evict(std::span<const std::byte> packet) {
+std::variant<AdminCalls::Reply, Refused> AdminCalls::evict(const Peer& peer,
+                                                           std::span<const std::byte> packet) {
   EvictRequest request{};
   if (!read_message(packet, request) || request.one_namespace > 1) return malformed("evict");
   EvictChoice choice;
   if (request.one_namespace != 0) {
     choice = {EvictChoice::Of::kNamespace, {static_cast<std::uint16_t>(request.name_space)}};
-    if (!namespaces_.holds(request.name_space, request.fields_hash)) return no_such_namespace(request.name_space);
+    if (!namespaces_.holds(request.name_space, request.fields_hash))
+      return no_such_namespace(request.name_space);
   }
   const std::uint64_t wanted = request.pages_max == 0 ? segment_.page_count() : request.pages_max;
   std::optional<EvictLeft> left;
@@ -117,47 +125,58 @@ std::variant<AdminCalls::Reply, Refused> AdminCalls::evict(std::span<const std::
   auto reply = make_message<EvictReply>(WireKind::kReply);
   reply.evicted = report.evicted;
   reply.done = report.interrupted ? 0 : 1;
-  if (left && report.evicted < wanted) {
+  // What others hold in all namespaces together is not told to a worker (C8).
+  const bool tell = admin(peer) || request.one_namespace != 0;
+  if (left && report.evicted < wanted && tell) {
     reply.pinned = left->pinned;
     reply.leased = left->leased;
     reply.pending = left->pending;
     reply.interior = left->interior;
     reply.other = left->other;
   }
-  log_(fmt::format("event=evict evicted={} pinned={} leased={} pending={} interior={} other={} done={}", reply.evicted,
-                   reply.pinned, reply.leased, reply.pending, reply.interior, reply.other, reply.done));
+  log_(fmt::format(
+      "event=evict evicted={} pinned={} leased={} pending={} interior={} other={} done={}",
+      reply.evicted, reply.pinned, reply.leased, reply.pending, reply.interior, reply.other,
+      reply.done));
   return bytes_of(reply);
 }
 
-std::variant<AdminCalls::Reply, Refused> AdminCalls::flush(const Peer& peer, std::span<const std::byte> packet) {
+std::variant<AdminCalls::Reply, Refused> AdminCalls::flush(const Peer& peer,
+                                                           std::span<const std::byte> packet) {
   FlushRequest request{};
   if (!read_message(packet, request)) return malformed("flush");
-  if (!namespaces_.holds(request.name_space, request.fields_hash)) return no_such_namespace(request.name_space);
+  if (!namespaces_.holds(request.name_space, request.fields_hash))
+    return no_such_namespace(request.name_space);
   const NamespaceId id{static_cast<std::uint16_t>(request.name_space)};
   const Result<std::uint64_t> generation = namespaces_.flush(id, request.fields_hash);
   if (!generation) {
-    return Refused{Refusal::kInternal,
-                   fmt::format("namespace {} was flushed 65,535 times while pages of each time are still leased or "
-                               "being written: see kvtrie workers, and flush again when they went",
-                               id.value)};
+    return Refused{
+        Refusal::kInternal,
+        fmt::format(
+            "namespace {} was flushed 65,535 times while pages of each time are still leased or "
+            "being written: see kvtrie workers, and flush again when they went",
+            id.value)};
   }
   keeper_.flushed();
   pages_changed_ = true;
-  log_(fmt::format("event=flush namespace={} root_generation={} pid={} uid={}", id.value, *generation, peer.pid,
-                   peer.uid));
+  log_(fmt::format("event=flush namespace={} root_generation={} pid={} uid={}", id.value,
+                   *generation, peer.pid, peer.uid));
   end_pins();  // those of this namespace protect what nobody can match
   auto reply = make_message<FlushReply>(WireKind::kReply);
   reply.root_generation = *generation;
   return bytes_of(reply);
 }
 
-std::variant<AdminCalls::Reply, Refused> AdminCalls::pin(const Peer& peer, std::span<const std::byte> packet) {
+std::variant<AdminCalls::Reply, Refused> AdminCalls::pin(const Peer& peer,
+                                                         std::span<const std::byte> packet) {
   PinRequest request{};
-  if (!read_message(packet, request) || !text_ends(request.reason) || request.expires_s > kPinSecondsMax) {
+  if (!read_message(packet, request) || !text_ends(request.reason) ||
+      request.expires_s > kPinSecondsMax) {
     return malformed("pin");
   }
   const Handle page{request.page};
-  const Refused gone{Refusal::kNotCached, "that page is not cached any more: look again, or let an engine compute it"};
+  const Refused gone{Refusal::kNotCached,
+                     "that page is not cached any more: look again, or let an engine compute it"};
   if (!page.is_page() || !segment_.has(page.page_index())) return gone;
   const Descriptor& descriptor = segment_.descriptor(page.page_index());
   if (!scope_is_current(segment_, descriptor.scope.load(std::memory_order_relaxed))) return gone;
@@ -165,44 +184,50 @@ std::variant<AdminCalls::Reply, Refused> AdminCalls::pin(const Peer& peer, std::
   const Result<std::uint32_t> number = pins_.pin(page, get_text(request.reason), expiry);
   if (!number && number.error().code() == Code::kFull) {
     return Refused{Refusal::kPinsFull,
-                   fmt::format("all {} pins are taken: kvtrie pins, kvtrie unpin, or make the cache anew with more --leases",
+                   fmt::format("all {} pins are taken: kvtrie pins, kvtrie unpin, or make the "
+                               "cache anew with more --leases",
                                segment_.pins().size())};
   }
   if (!number) return gone;
   auto reply = make_message<PinReply>(WireKind::kReply);
   reply.pin = *number;
   reply.depth = depth_in(descriptor.depth_class.load(std::memory_order_relaxed));
-  log_(fmt::format("event=pin pin={} page={} pages={} expires_s={} reason={} pid={} uid={}", *number,
-                   page.page_index().value, reply.depth, request.expires_s, log_value(get_text(request.reason)),
-                   peer.pid, peer.uid));
+  log_(fmt::format("event=pin pin={} page={} pages={} expires_s={} reason={} pid={} uid={}",
+                   *number, page.page_index().value, reply.depth, request.expires_s,
+                   log_value(get_text(request.reason)), peer.pid, peer.uid));
   return bytes_of(reply);
 }
 
-std::variant<AdminCalls::Reply, Refused> AdminCalls::unpin(const Peer& peer, std::span<const std::byte> packet) {
+std::variant<AdminCalls::Reply, Refused> AdminCalls::unpin(const Peer& peer,
+                                                           std::span<const std::byte> packet) {
   UnpinRequest request{};
   if (!read_message(packet, request)) return malformed("unpin");
   if (!pins_.unpin(request.pin, Handle{request.page})) {
-    return Refused{Refusal::kNoSuchPin, fmt::format("pin {} has ended, or holds another page by now: look again with "
-                                                    "kvtrie pins",
-                                                    request.pin)};
+    return Refused{Refusal::kNoSuchPin,
+                   fmt::format("pin {} has ended, or holds another page by now: look again with "
+                               "kvtrie pins",
+                               request.pin)};
   }
   pages_changed_ = true;
   log_(fmt::format("event=unpin pin={} pid={} uid={}", request.pin, peer.pid, peer.uid));
   return done();
 }
 
-std::variant<AdminCalls::Reply, Refused> AdminCalls::drain(const Peer& peer, std::span<const std::byte> packet) {
+std::variant<AdminCalls::Reply, Refused> AdminCalls::drain(const Peer& peer,
+                                                           std::span<const std::byte> packet) {
   DrainRequest request{};
   if (!read_message(packet, request) || request.undo > 1) return malformed("drain");
   draining_ = request.undo == 0;
   segment_.superblock().coordinator_state.store(
-      static_cast<std::uint32_t>(draining_ ? CoordinatorState::kDraining : CoordinatorState::kServing),
+      static_cast<std::uint32_t>(draining_ ? CoordinatorState::kDraining
+                                           : CoordinatorState::kServing),
       std::memory_order_seq_cst);
   log_(fmt::format("event=drain undo={} pid={} uid={}", request.undo, peer.pid, peer.uid));
   return done();
 }
 
-std::variant<AdminCalls::Reply, Refused> AdminCalls::stop(const Peer& peer, std::span<const std::byte> packet) {
+std::variant<AdminCalls::Reply, Refused> AdminCalls::stop(const Peer& peer,
+                                                          std::span<const std::byte> packet) {
   PlainRequest request{};
   if (!read_message(packet, request)) return malformed("stop");
   stop_requested_ = true;

@@ -4,8 +4,8 @@
 // Does what administrative requests ask for (admin_wire.h), in the coordinator's loop: decides who may, checks the
 // request, calls the part that knows how. AttachService receives the packets and words the refusals.
 //
-// An eviction is the only one that takes long: it scans all pages once and then ends within kEvictTime, so its answer
-// comes about as soon as the loop's own passes let others have theirs; its client asks again. The dead are reaped meanwhile.
+// An eviction is the only one that takes long: it scans all pages and then ends within kEvictTime, about as a pass of
+// the loop's own does; its client asks again. The dead are reaped meanwhile.
 //
 // Crash: evict and flush leave what evictor.h and namespace_table.h say, pins what pins.h says. Draining and a stop
 // that was asked for are this process's alone: the next coordinator serves.
@@ -35,8 +35,13 @@ class AdminCalls {
   static constexpr std::chrono::milliseconds kEvictTime{250};  // from the first batch on
 
   // `interrupted`: as RoomKeeper::pass has it.
-  AdminCalls(const Segment& segment, RoomKeeper& keeper, std::function<bool()> interrupted, const LogSink& log)
-      : segment_(segment), keeper_(keeper), namespaces_(segment), pins_(segment), interrupted_(std::move(interrupted)),
+  AdminCalls(const Segment& segment, RoomKeeper& keeper, std::function<bool()> interrupted,
+             const LogSink& log)
+      : segment_(segment),
+        keeper_(keeper),
+        namespaces_(segment),
+        pins_(segment),
+        interrupted_(std::move(interrupted)),
         log_(log) {}
 
   static bool knows(WireKind kind);
@@ -54,13 +59,14 @@ class AdminCalls {
   std::int64_t poll_after_ms() const;
 
  private:
-  std::variant<Reply, Refused> evict(std::span<const std::byte> packet);
+  std::variant<Reply, Refused> evict(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> flush(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> pin(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> unpin(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> drain(const Peer& peer, std::span<const std::byte> packet);
   std::variant<Reply, Refused> stop(const Peer& peer, std::span<const std::byte> packet);
   std::optional<Refused> permission_problem(const Peer& peer, WireKind kind) const;
+  static bool admin(const Peer& peer);
   bool attached(const Peer& peer) const;
   void end_pins();
 

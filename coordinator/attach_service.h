@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Decides on requests: who may attach, which slot, which descriptors; namespaces; statistics; what an
-// administrator asks for goes to AdminCalls. Every refusal has a code (shm/wire.h) and a text that says what to do. It never blocks; Connections
-// does the talking.
+// Decides on requests: who may attach, which slot, which descriptors; namespaces; statistics. What an administrator
+// asks for goes to AdminCalls. Every refusal has a code (shm/wire.h) and a text that says what to do. It never waits
+// for anybody; Connections does the talking.
 //
 // The order of checks in attach is the order in which an operator would want to hear of them:
 //   credentials -> protocol -> cache -> layout, fingerprint -> role -> PID namespace -> poisoned ->

@@ -178,7 +178,7 @@ bool Coordinator::interrupted() {
 }
 
 void Coordinator::raise_priority() {
-  if (!realtime_.raise()) log_("event=realtime_lost why=\"not permitted any more: the limit of real-time priority was lowered\"");
+  if (!realtime_.raise()) log_("event=realtime_lost why=\"the limit of real-time priority was lowered\"");
 }
 
 void Coordinator::reload_settings() {

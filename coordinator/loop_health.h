@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Whether the coordinator's loop gets on. It sleeps for as long as nobody needs it, so what tells is how long it has been
-// at work without coming round, and not how long ago it last did. Written by the loop, read by any thread.
+// Whether the coordinator's loop gets on. It sleeps for as long as nobody needs it, so what tells is how long it has
+// been at work without coming round, and not how long ago it last did. Written by the loop, read by any thread.
 #pragma once
 
 #include <atomic>
@@ -28,7 +28,8 @@ class LoopHealth {
     if (since == 0 || busy < kStuckAfter) return {};
     return "the loop has been at one piece of work for " +
            std::to_string(std::chrono::duration_cast<std::chrono::seconds>(busy).count()) +
-           " s: the process is starved of CPU, or stuck; look at it with gdb or perf, then restart it (the cache stays)";
+           " s: the process is starved of CPU, or stuck; look at it with gdb or perf, then restart it "
+           "(the cache stays)";
   }
   static std::int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 

@@ -153,8 +153,8 @@ int start_again(char** argv) {
   return fail(kvtrie::system_failure("starting once more (execv)", errno));
 }
 
-// A descriptor that is readable when one of these came, which do nothing else from now on. Before any thread is made, so
-// that none of them is interrupted.
+// A descriptor that is readable when one of these came, which do nothing else from now on. Before any thread is made,
+// so that none of them is interrupted.
 kvtrie::FileDescriptor take_signals(std::initializer_list<int> numbers) {
   sigset_t set;
   ::sigemptyset(&set);

@@ -36,7 +36,8 @@ void Prefault::stop() {
 
 MaybeFailure Prefault::start(std::vector<PrefaultObject> objects) {
   objects_ = std::move(objects);
-  for (const PrefaultObject& object : objects_) total_ += object.size_bytes;
+  for (const PrefaultObject& object : objects_)
+    total_ += object.size_bytes;
   ended_ = FileDescriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!ended_.open()) return system_failure("eventfd", errno);
   // The new thread inherits the mask: signals are the loop's.
@@ -64,9 +65,11 @@ void Prefault::run() {
 }
 
 int Prefault::populate(const PrefaultObject& object) {
-  for (std::uint64_t at = 0; at < object.size_bytes && !stopping_.load(std::memory_order_relaxed); at += kPieceBytes) {
+  for (std::uint64_t at = 0; at < object.size_bytes && !stopping_.load(std::memory_order_relaxed);
+       at += kPieceBytes) {
     const std::uint64_t bytes = std::min(kPieceBytes, object.size_bytes - at);
-    void* piece = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, object.memory.get(), static_cast<off_t>(at));
+    void* piece = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, object.memory.get(),
+                         static_cast<off_t>(at));
     if (piece == MAP_FAILED) return errno;
     int rc = 0;
     do {
@@ -82,9 +85,12 @@ int Prefault::populate(const PrefaultObject& object) {
 std::string Prefault::result() const {
   const PrefaultFigures f = figures();
   if (error_ == 0) return fmt::format("event=prefault bytes={} took_ms={}", f.done_bytes, took_ms_);
-  const char* why = error_ == EINVAL ? "this kernel has no MADV_POPULATE_WRITE (Linux 5.14): workers touch pages first"
-                                     : std::strerror(error_);
-  return fmt::format("event=prefault_gave_up bytes={} of={} why=\"{}\"", f.done_bytes, f.total_bytes, why);
+  const char* why =
+      error_ == EINVAL
+          ? "this kernel has no MADV_POPULATE_WRITE (Linux 5.14): workers touch pages first"
+          : std::strerror(error_);
+  return fmt::format("event=prefault_gave_up bytes={} of={} why=\"{}\"", f.done_bytes,
+                     f.total_bytes, why);
 }
 
 }  // namespace kvtrie

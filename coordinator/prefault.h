@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Has the kernel make the memory of segment and pools ready in the background, so that no worker pays for the first touch
-// of a page (3 to 5 us per 4 KiB). The memory is reserved anyhow; this clears it. No byte is written: MADV_POPULATE_WRITE
-// (Linux 5.14) does what a write fault does, without the write, so it may run beside everybody who uses the memory.
+// Has the kernel make the memory of segment and pools ready in the background, so that no worker pays for the first
+// touch of a page (3 to 5 us per 4 KiB). The memory is reserved anyhow; this clears it. No byte is written:
+// MADV_POPULATE_WRITE (Linux 5.14) does what a write fault does, without the write, so it may run beside everybody
+// who uses the memory.
 //
-// One thread of lowest priority, which maps a piece at a time. It ends by itself, or after its piece when it is to stop. Thread-safe: figures() may be called by any thread.
+// One thread of lowest priority, which maps a piece at a time. It ends by itself, or after its piece when it is to
+// stop. Thread-safe: figures() may be called by any thread.
 #pragma once
 
 #include <atomic>

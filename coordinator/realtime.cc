@@ -27,7 +27,8 @@ MaybeFailure Realtime::start(int priority) {
   priority_ = 0;
   Failure failure = system_failure(fmt::format("--realtime {}: SCHED_RR", priority), error);
   failure.text += fmt::format(
-      "; allow it with LimitRTPRIO={} in the systemd unit (or `ulimit -r`), or with the capability CAP_SYS_NICE (in a "
+      "; allow it with LimitRTPRIO={} in the systemd unit (or `ulimit -r`), or with the capability "
+      "CAP_SYS_NICE (in a "
       "container --cap-add SYS_NICE), or leave --realtime out",
       priority);
   return failure;

@@ -74,10 +74,12 @@ Reload reload(Options& now, const Options& next) {
 }
 
 std::vector<std::string> log_lines(const Reload& reload) {
-  std::vector<std::string> lines = {fmt::format("event=reload changed={}", fmt::join(reload.changed, ","))};
+  std::vector<std::string> lines = {
+      fmt::format("event=reload changed={}", fmt::join(reload.changed, ","))};
   for (const Reload::Ignored& ignored : reload.ignored) {
-    lines.push_back(fmt::format("event=reload_ignored setting={} needs=\"{}\"", ignored.key,
-                                ignored.needs == kRestart ? "a restart" : "a new cache (kvtried --fresh)"));
+    lines.push_back(
+        fmt::format("event=reload_ignored setting={} needs=\"{}\"", ignored.key,
+                    ignored.needs == kRestart ? "a restart" : "a new cache (kvtried --fresh)"));
   }
   return lines;
 }

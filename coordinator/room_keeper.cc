@@ -16,7 +16,8 @@ constexpr std::int64_t kRestLastMs = 1000;
 constexpr auto kKeptFor = std::chrono::milliseconds(5);  // pages that a waiter was called for
 constexpr auto kGrowsIn = std::chrono::seconds(2);  // else the reservation is lifted
 constexpr auto kLiftedFor = std::chrono::milliseconds(100);  // two looks of a waiter
-constexpr auto kFlushPart = std::chrono::milliseconds(50);  // of pages of a flushed namespace, then the others are looked after
+// Of a pass, for pages of flushed namespaces; then the others are looked after.
+constexpr auto kFlushPart = std::chrono::milliseconds(50);
 constexpr int kRoundsAPass = 4;  // then the loop looks at its sockets before it goes on
 
 std::uint64_t share(std::uint64_t pages, double percent) {

@@ -168,7 +168,9 @@ constexpr Setting kSettings[] = {
     {"prefault", kSwitch, "", "Make the memory of segment and pools ready in the background",
      switch_of<&Options::prefault>},
     {"realtime", kValue, "PRIORITY",
-     "Wait for deaths and reap at this SCHED_RR priority, 1 to 99; needs LimitRTPRIO or CAP_SYS_NICE (0: off)", realtime},
+     "Wait for deaths and reap at this SCHED_RR priority, 1 to 99; needs LimitRTPRIO or "
+     "CAP_SYS_NICE (0: off)",
+     realtime},
 };
 
 // The texts of a TOML value as flags would give them.

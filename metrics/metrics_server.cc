@@ -22,15 +22,18 @@ class MetricsServer::Page : public CivetHandler {
     const char* type;
     std::string body;
   };
-  Page(std::string path, std::function<Text()> make) : path_(std::move(path)), make_(std::move(make)) {}
+  Page(std::string path, std::function<Text()> make)
+      : path_(std::move(path)), make_(std::move(make)) {}
 
   const std::string& path() const { return path_; }
 
   bool handleGet(CivetServer*, mg_connection* connection) override {
     const Text text = make_();
     const std::string head = fmt::format(
-        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
-        text.status, text.status == 200 ? "OK" : "Service Unavailable", text.type, text.body.size());
+        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: "
+        "no-store\r\nConnection: close\r\n\r\n",
+        text.status, text.status == 200 ? "OK" : "Service Unavailable", text.type,
+        text.body.size());
     mg_write(connection, head.data(), head.size());
     mg_write(connection, text.body.data(), text.body.size());
     return true;
@@ -42,14 +45,17 @@ class MetricsServer::Page : public CivetHandler {
 };
 
 MetricsServer::MetricsServer()
-    : checks_{[] { return std::string(); }, [] { return std::string("starting: the cache is being made or taken over"); }} {
+    : checks_{[] { return std::string(); },
+              [] { return std::string("starting: the cache is being made or taken over"); }} {
   pages_.push_back(std::make_unique<Page>("/metrics", [this] {
     return Page::Text{200, "text/plain; version=0.0.4; charset=utf-8", metrics_text()};
   }));
-  const auto add_check = [this](const char* path, std::function<std::string()> HealthChecks::*check) {
+  const auto add_check = [this](const char* path,
+                                std::function<std::string()> HealthChecks::*check) {
     pages_.push_back(std::make_unique<Page>(path, [this, check] {
       const std::string problem = problem_of(check);
-      return Page::Text{problem.empty() ? 200 : 503, "text/plain; charset=utf-8", (problem.empty() ? "ok" : problem) + "\n"};
+      return Page::Text{problem.empty() ? 200 : 503, "text/plain; charset=utf-8",
+                        (problem.empty() ? "ok" : problem) + "\n"};
     }));
   };
   add_check("/healthz", &HealthChecks::alive_problem);
@@ -62,7 +68,8 @@ std::string MetricsServer::listen(const std::string& address) {
   try {
     server_ = std::make_unique<CivetServer>(
         std::vector<std::string>{"listening_ports", address, "num_threads", "2"});
-    for (const std::unique_ptr<Page>& page : pages_) server_->addHandler(page->path(), *page);
+    for (const std::unique_ptr<Page>& page : pages_)
+      server_->addHandler(page->path(), *page);
     const std::vector<int> ports = server_->getListeningPorts();
     address_ = ports.empty()
                    ? address
@@ -71,14 +78,17 @@ std::string MetricsServer::listen(const std::string& address) {
   } catch (const std::exception& error) {
     server_.reset();
     return fmt::format(
-        "metrics on {}: cannot listen there ({}): the port is in use (by another kvtried perhaps) or only for "
-        "root, or the host is no address of this machine. Give another one with --metrics HOST:PORT, or "
+        "metrics on {}: cannot listen there ({}): the port is in use (by another kvtried perhaps) "
+        "or only for "
+        "root, or the host is no address of this machine. Give another one with --metrics "
+        "HOST:PORT, or "
         "--metrics off",
         address, error.what());
   }
 }
 
-void MetricsServer::serve(std::vector<std::shared_ptr<prometheus::Collectable>> collectables, HealthChecks checks) {
+void MetricsServer::serve(std::vector<std::shared_ptr<prometheus::Collectable>> collectables,
+                          HealthChecks checks) {
   const std::lock_guard guard(mutex_);
   collectables_ = std::move(collectables);
   checks_ = std::move(checks);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The coordinator's HTTP server, on civetweb, which prometheus-cpp brings and is built on (its Exposer cannot answer with a
-// status of our choice).
+// The coordinator's HTTP server, on civetweb, which prometheus-cpp brings and is built on (its Exposer cannot answer
+// with a status of our choice).
 //
 //   /metrics   200, the text format of Prometheus
 //   /healthz   200 "ok", or 503 and why the process is to be restarted
@@ -36,8 +36,8 @@ class MetricsServer {
   MetricsServer(const MetricsServer&) = delete;
   MetricsServer& operator=(const MetricsServer&) = delete;
 
-  // Listens on http://ADDRESS/; ADDRESS is HOST:PORT, port 0 takes a free one. Until serve() it is alive, not ready, and
-  // has no metrics. Returns what went wrong and what to do about it, or nothing.
+  // Listens on http://ADDRESS/; ADDRESS is HOST:PORT, port 0 takes a free one. Until serve() it is alive, not ready,
+  // and has no metrics. Returns what went wrong and what to do about it, or nothing.
   std::string listen(const std::string& address);
   void serve(std::vector<std::shared_ptr<prometheus::Collectable>> collectables, HealthChecks checks);
   // HOST:PORT with the real port, or "off".

@@ -18,8 +18,10 @@ prometheus::MetricFamily gauge(const char* name, const char* help, std::uint64_t
 
 std::vector<prometheus::MetricFamily> PrefaultCollector::Collect() const {
   const Bytes bytes = read_();
-  return {gauge("kvtrie_prefaulted_bytes", "Memory of segment and pools made ready in the background.", bytes.done),
-          gauge("kvtrie_prefault_goal_bytes", "Memory that --prefault makes ready; 0 without it.", bytes.total)};
+  return {gauge("kvtrie_prefaulted_bytes",
+                "Memory of segment and pools made ready in the background.", bytes.done),
+          gauge("kvtrie_prefault_goal_bytes", "Memory that --prefault makes ready; 0 without it.",
+                bytes.total)};
 }
 
 }  // namespace kvtrie

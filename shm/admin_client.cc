@@ -17,7 +17,8 @@ Status ask(const CoordinatorAddress& address, const Request& request, Reply& rep
 
 }  // namespace
 
-// The coordinator stops each answer after a while to look at its other clients; so it is asked until all is done.
+// The coordinator stops each answer after a while to look at its other clients; so it is asked
+// until all is done.
 Result<EvictedPages> request_eviction(const CoordinatorAddress& address, std::uint64_t pages_max,
                                       const std::optional<NamespaceKey>& of, std::string& message) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(address.timeout_ms);
@@ -30,8 +31,13 @@ Result<EvictedPages> request_eviction(const CoordinatorAddress& address, std::ui
     request.pages_max = pages_max == 0 ? 0 : pages_max - result.evicted;
     EvictReply reply{};
     if (Status status = ask(address, request, reply, message); !status) return status;
-    result = {result.evicted + reply.evicted, reply.pinned,   reply.leased, reply.pending,
-              reply.interior,                 reply.other,    reply.done != 0};
+    result = {result.evicted + reply.evicted,
+              reply.pinned,
+              reply.leased,
+              reply.pending,
+              reply.interior,
+              reply.other,
+              reply.done != 0};
   } while (!result.done && std::chrono::steady_clock::now() < end);
   return result;
 }

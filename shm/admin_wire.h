@@ -31,7 +31,8 @@ struct EvictRequest {
 };
 static_assert(sizeof(EvictRequest) == 40);
 
-// What went, and what stayed of that which was asked for, by the first reason that holds.
+// What went, and what stayed of that which was asked for, by the first reason that holds. A worker that names no
+// namespace is told what went only (C8).
 struct EvictReply {
   ReplyHead head;
   std::uint64_t evicted;

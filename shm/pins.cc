@@ -19,7 +19,9 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 
 std::string PinTable::validate(std::uint32_t number, bool at_rest) const {
   const PinRecord& record = segment_.pins()[number];
-  const auto byte_at = [&](std::size_t i) { return __atomic_load_n(record.reason + i, __ATOMIC_RELAXED); };
+  const auto byte_at = [&](std::size_t i) {
+    return __atomic_load_n(record.reason + i, __ATOMIC_RELAXED);
+  };
   if (byte_at(sizeof record.reason - 1) != '\0') return "the reason of a pin has no end";
   if (record.flags.load(kRelaxed) != 0) return "a pin has flags that nobody sets";
   const bool zero = record.expiry_tick.load(kRelaxed) == 0 && byte_at(0) == '\0';
@@ -47,8 +49,11 @@ std::vector<Pin> PinTable::list() const {
     const PinRecord& record = segment_.pins()[i];
     const std::uint64_t handle = slot(i).handle.load(std::memory_order_acquire);
     if (handle == 0) continue;
-    Pin pin{i, Handle{handle}, slot(i).since_tick.load(kRelaxed),
-            record.expiry_tick.load(std::memory_order_acquire), {}};
+    Pin pin{i,
+            Handle{handle},
+            slot(i).since_tick.load(kRelaxed),
+            record.expiry_tick.load(std::memory_order_acquire),
+            {}};
     char reason[sizeof record.reason];
     for (std::size_t c = 0; c < sizeof reason; ++c) {
       reason[c] = __atomic_load_n(record.reason + c, __ATOMIC_ACQUIRE);
@@ -118,9 +123,9 @@ std::uint32_t PinTable::drop_ended(std::uint32_t now_tick) const {
 }
 
 bool PinTable::any() const {
-  const std::uint32_t mark = std::min<std::uint32_t>(
-      segment_.worker(kCoordinatorSlot).leases_high_water.load(kRelaxed),
-      static_cast<std::uint32_t>(segment_.pins().size()));
+  const std::uint32_t mark =
+      std::min<std::uint32_t>(segment_.worker(kCoordinatorSlot).leases_high_water.load(kRelaxed),
+                              static_cast<std::uint32_t>(segment_.pins().size()));
   for (std::uint32_t i = 0; i < mark; ++i) {
     if (slot(i).handle.load(kRelaxed) != 0) return true;
   }
@@ -140,7 +145,8 @@ void PinTable::clear_record(std::uint32_t number) const {
   slot(number).request_tag.store(0, kRelaxed);
   record.expiry_tick.store(0, std::memory_order_release);
   record.flags.store(0, kRelaxed);
-  for (char& c : record.reason) __atomic_store_n(&c, '\0', __ATOMIC_RELEASE);
+  for (char& c : record.reason)
+    __atomic_store_n(&c, '\0', __ATOMIC_RELEASE);
 }
 
 bool PinTable::protects(Handle page) const {
@@ -152,11 +158,13 @@ bool PinTable::protects(Handle page) const {
 
 std::uint32_t expiry_tick_after(const Segment& segment, std::uint32_t seconds) {
   if (seconds == 0) return 0;
-  constexpr std::uint64_t kFarthest = 0x7FFF'FFFF;  // what a comparison modulo 2^32 can tell from the past
+  constexpr std::uint64_t kFarthest =
+      0x7FFF'FFFF;  // what a comparison modulo 2^32 can tell from the past
   const auto ticks = static_cast<std::uint64_t>(static_cast<double>(seconds) * 1e9 /
                                                 static_cast<double>(segment.superblock().tick_ns));
-  const std::uint32_t tick = segment.now_tick() + static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
-                                                      ticks, 1, kFarthest));
+  const std::uint32_t tick =
+      segment.now_tick() +
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(ticks, 1, kFarthest));
   return tick == 0 ? 1 : tick;
 }
 

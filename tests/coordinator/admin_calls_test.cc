@@ -41,7 +41,9 @@ class AdminCallsTest : public testing::Test {
   }
   const Segment& segment() const { return coordinator_->segment(); }
   CoordinatorAddress address() const { return {cache_.directory(), cache_.name()}; }
-  NamespaceKey key(std::uint16_t id = 0) const { return {{id}, segment().name_space({id}).fields_hash.load()}; }
+  NamespaceKey key(std::uint16_t id = 0) const {
+    return {{id}, segment().name_space({id}).fields_hash.load()};
+  }
   std::uint64_t live() const { return PageTable(segment()).stats().of(PageState::kLive); }
   // The deepest page of the only cached path with this many pages.
   Handle deepest(std::uint32_t depth) const {
@@ -110,7 +112,8 @@ TEST_F(AdminCallsTest, EvictionOfANamespaceLeavesTheOthersAlone) {
   stale.fields_hash ^= 1;
   EXPECT_EQ(request_eviction(address(), 0, stale, message_).error().code(), Code::kNotFound);
   EXPECT_NE(message_.find("another model"), std::string::npos) << message_;
-  EXPECT_EQ(request_eviction(address(), 0, NamespaceKey{{999}, 0}, message_).error().code(), Code::kNotFound);
+  EXPECT_EQ(request_eviction(address(), 0, NamespaceKey{{999}, 0}, message_).error().code(),
+            Code::kNotFound);
 }
 
 TEST_F(AdminCallsTest, NothingOfAFlushedNamespaceIsMatchedAndItsPagesGo) {
@@ -180,7 +183,8 @@ TEST_F(AdminCallsTest, PinEndsByItself) {
 TEST_F(AdminCallsTest, EveryPinTakenIsRefusedWithWhatToDo) {
   run();
   worker_->cache(space_, prompt(0, 1));
-  for (int i = 0; i < 8; ++i) ASSERT_TRUE(request_pin(address(), {deepest(1), 0, "one of 8"}, message_)) << message_;
+  for (int i = 0; i < 8; ++i)
+    ASSERT_TRUE(request_pin(address(), {deepest(1), 0, "one of 8"}, message_)) << message_;
   EXPECT_EQ(request_pin(address(), {deepest(1), 0, "ninth"}, message_).error().code(), Code::kFull);
   EXPECT_NE(message_.find("kvtrie unpin"), std::string::npos) << message_;
 }
@@ -191,7 +195,8 @@ TEST_F(AdminCallsTest, DrainingTakesNobodyNewAndServesTheOthers) {
   EXPECT_EQ(coordinator_->coordinator().ready_problem().substr(0, 8), "draining");
   EXPECT_EQ(coordinator_->coordinator().alive_problem(), "");
   EXPECT_FALSE(AttachedWorker(address()).attached());
-  EXPECT_NE(std::string(kvtrie_last_error()).find("kvtrie drain --undo"), std::string::npos) << kvtrie_last_error();
+  EXPECT_NE(std::string(kvtrie_last_error()).find("kvtrie drain --undo"), std::string::npos)
+      << kvtrie_last_error();
   const std::uint64_t refused = segment().total(Counter::kAttachRefused);
   {
     std::string text;
@@ -216,7 +221,9 @@ TEST_F(AdminCallsTest, StopEndsTheLoopAndKeepsTheCache) {
   worker_->cache(space_, prompt(0, 2));
   ASSERT_TRUE(request_stop(address(), message_)) << message_;
   EXPECT_TRUE(coordinator_->logs("event=stop pid="));
-  EXPECT_TRUE(eventually([&] { return !ping(address(), message_); }));
+  CoordinatorAddress impatient = address();
+  impatient.timeout_ms = 500;
+  EXPECT_TRUE(eventually([&] { return !ping(impatient, message_); }));
   EXPECT_EQ(live(), 2U);
 }
 
@@ -241,7 +248,8 @@ TEST_F(AdminCallsTest, MalformedRequestsAreRefused) {
   EXPECT_EQ(refused(evict), Code::kInvalid);
 }
 
-// Who may: a user that may attach, and is not the coordinator's, evicts and flushes only while it is attached.
+// Who may: a user that may attach, and is not the coordinator's, evicts and flushes only while it
+// is attached.
 TEST_F(AdminCallsTest, OtherUsersEvictWhileAttachedAndDoNothingElse) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root to become somebody else";
   constexpr uid_t kNobody = 65534;
@@ -258,7 +266,9 @@ TEST_F(AdminCallsTest, OtherUsersEvictWhileAttachedAndDoNothingElse) {
     if (!request_eviction(where, 0, {}, message)) return 5;
     if (request_stop(where, message).code() != Code::kRefused) return 6;
     if (request_drain(where, false, message).code() != Code::kRefused) return 7;
-    if (request_pin(where, {Handle::page({0}, 0), 0, "x"}, message).error().code() != Code::kRefused) return 8;
+    if (request_pin(where, {Handle::page({0}, 0), 0, "x"}, message).error().code() !=
+        Code::kRefused)
+      return 8;
     return message.find("for root") == std::string::npos ? 9 : 0;
   });
   run([](Options& options) {

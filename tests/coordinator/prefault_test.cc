@@ -46,7 +46,8 @@ TEST(PrefaultTest, MemoryIsThereAfterwardsAndNoByteIsWritten) {
   if (prefault.result().find("no MADV_POPULATE_WRITE") != std::string::npos) {
     GTEST_SKIP() << "the kernel cannot do it: " << prefault.result();
   }
-  EXPECT_TRUE(prefault.result().starts_with("event=prefault bytes=" + std::to_string(kBytes))) << prefault.result();
+  EXPECT_TRUE(prefault.result().starts_with("event=prefault bytes=" + std::to_string(kBytes)))
+      << prefault.result();
   EXPECT_EQ(bytes_there(kept.get()), kBytes);
   std::string bytes(kBytes, 'x');
   ASSERT_EQ(::pread(kept.get(), bytes.data(), kBytes, 0), static_cast<ssize_t>(kBytes));
@@ -56,11 +57,13 @@ TEST(PrefaultTest, MemoryIsThereAfterwardsAndNoByteIsWritten) {
 
 TEST(PrefaultTest, SaysWhyItGaveUp) {
   std::vector<PrefaultObject> objects;
-  objects.push_back({FileDescriptor(::open("/proc/self/stat", O_RDONLY | O_CLOEXEC)), 4096});  // cannot be mapped
+  objects.push_back(
+      {FileDescriptor(::open("/proc/self/stat", O_RDONLY | O_CLOEXEC)), 4096});  // cannot be mapped
   Prefault prefault;
   ASSERT_FALSE(prefault.start(std::move(objects)));
   ASSERT_TRUE(ends(prefault));
-  EXPECT_TRUE(prefault.result().starts_with("event=prefault_gave_up bytes=0 of=4096 why=")) << prefault.result();
+  EXPECT_TRUE(prefault.result().starts_with("event=prefault_gave_up bytes=0 of=4096 why="))
+      << prefault.result();
 }
 
 TEST(PrefaultTest, EndsSoonWhenItIsToStop) {

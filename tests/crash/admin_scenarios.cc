@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What the coordinator does for an operator and dies in: pin, unpin, flush, evict of one namespace's pages.
+// What the coordinator does for an operator and dies in: pin, unpin, flush, evict of one
+// namespace's pages.
 
 #include "shm/namespace_table.h"
 #include "shm/page_table.h"
@@ -22,7 +23,8 @@ std::uint32_t pin(const Segment& segment, Handle page) {
   return *made;
 }
 
-// The page of the only path of one page with this number, as the victim sees it: it holds nothing from before the fork.
+// The page of the only path of one page with this number, as the victim sees it: it holds nothing
+// from before the fork.
 Handle find_page(const Segment& segment, std::uint32_t number) {
   for (std::uint32_t i = 0; i < segment.page_count(); ++i) {
     const StateWord word = PageTable(segment).state({i});
@@ -37,7 +39,8 @@ Handle find_page(const Segment& segment, std::uint32_t number) {
 void end_pins(const Segment& segment) {
   for (const Pin& left : PinTable(segment).list()) {
     if (left.reason != "because") throw Violation("a pin without its reason");
-    if (!PinTable(segment).unpin(left.number, left.page)) throw Violation("a pin that cannot be ended");
+    if (!PinTable(segment).unpin(left.number, left.page))
+      throw Violation("a pin that cannot be ended");
   }
 }
 
@@ -47,7 +50,10 @@ std::vector<Scenario> admin_scenarios() {
   return {
       {.name = "admin.pin",
        .role = Role::kCoordinator,
-       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, 2}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1, 2});
+           },
        .operate = [](Victim& v) { (void)pin(v.segment(), find_page(v.segment(), 2)); },
        .cached = {{1, 2}},
        .again = {1, 2, 3},
@@ -57,7 +63,8 @@ std::vector<Scenario> admin_scenarios() {
        .setup =
            [](CrashWorld& w) {
              w.cache(kSurvivor, {1, 2});
-             if (!PageTable(w.segment()).move(handle_of(w, {1, 2}), PageState::kLive, PageState::kCondemned)) {
+             if (!PageTable(w.segment())
+                      .move(handle_of(w, {1, 2}), PageState::kLive, PageState::kCondemned)) {
                throw Violation("condemn");
              }
            },
@@ -74,18 +81,23 @@ std::vector<Scenario> admin_scenarios() {
            },
        .operate =
            [](Victim& v) {
-             if (!PinTable(v.segment()).unpin(0, find_page(v.segment(), 2))) throw Violation("unpin");
+             if (!PinTable(v.segment()).unpin(0, find_page(v.segment(), 2)))
+               throw Violation("unpin");
            },
        .cached = {{1, 2}},
        .again = {1, 2, 3},
        .recovered = [](CrashWorld& w) { end_pins(w.segment()); }},
       {.name = "admin.flush",  // the pages stay until somebody evicts them, and nobody finds them
        .role = Role::kCoordinator,
-       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, 2}); },
+       .setup =
+           [](CrashWorld& w) {
+             w.cache(kSurvivor, {1, 2});
+           },
        .operate =
            [](Victim& v) {
              const NamespaceRef name_space = v.view.name_space();
-             if (!NamespaceTable(v.segment()).flush(name_space.id, name_space.fields_hash)) throw Violation("flush");
+             if (!NamespaceTable(v.segment()).flush(name_space.id, name_space.fields_hash))
+               throw Violation("flush");
            },
        .cached = {{1, 2}},
        .may_go = {{1, 2}, {1}},
@@ -96,7 +108,8 @@ std::vector<Scenario> admin_scenarios() {
              (void)keeper.pass([] { return false; });
              const bool flushed = w.segment().name_space({0}).root_generation.load() == 2;
              const bool gone = PageTable(w.segment()).stats().of(PageState::kLive) == 0;
-             if (flushed != gone) throw Violation("pages of a flushed namespace are left, or others went");
+             if (flushed != gone)
+               throw Violation("pages of a flushed namespace are left, or others went");
            }},
       {.name = "admin.evict",  // all that can go, in one namespace, around a pin and a lease
        .role = Role::kCoordinator,
@@ -108,13 +121,18 @@ std::vector<Scenario> admin_scenarios() {
              (void)pin(w.segment(), handle_of(w, {3}));
              w.open(kOtherSurvivor, {5});
            },
-       .prepare = [](Victim& v) { v.keeper = std::make_unique<RoomKeeper>(v.segment(), Watermarks{0, 0}); },
+       .prepare =
+           [](Victim& v) {
+             v.keeper = std::make_unique<RoomKeeper>(v.segment(), Watermarks{0, 0});
+           },
        .operate =
            [](Victim& v) {
              std::optional<EvictLeft> left;
-             (void)v.keeper->evict(kWorldPages, {EvictChoice::Of::kNamespace, {0}}, std::chrono::seconds(60),
-                                   [] { return false; }, left);
-             if (!left || left->pinned != 1 || left->leased != 1 || left->all() != 2) throw Violation("what stayed");
+             (void)v.keeper->evict(
+                 kWorldPages, {EvictChoice::Of::kNamespace, {0}}, std::chrono::seconds(60),
+                 [] { return false; }, left);
+             if (!left || left->pinned != 1 || left->leased != 1 || left->all() != 2)
+               throw Violation("what stayed");
            },
        .cached = {{1, 2}, {3, 4}, {5, 6}},
        .may_go = {{1, 2}, {1}, {3, 4}, {5, 6}},

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "shm/page_table.h"
 #include "tests/shm/test_support.h"
 #include "tests/support/dies_at.h"
 
@@ -52,6 +53,51 @@ class NamespaceTableTest : public testing::Test {
   std::optional<Segment> segment_;
   std::optional<NamespaceTable> table_;
 };
+
+TEST_F(NamespaceTableTest, FlushIsTheNextGenerationAndNothingElse) {
+  const OpenNamespace before = open("model=a\n");
+  const Result<std::uint64_t> generation = table_->flush(before.id, before.fields_hash);
+  ASSERT_TRUE(generation);
+  EXPECT_EQ(*generation, before.root_generation + 1);
+  const OpenNamespace after = open("model=a\n");
+  EXPECT_EQ(after.id, before.id);
+  EXPECT_EQ(after.root_generation, *generation);
+  EXPECT_EQ(after.hash_seed, before.hash_seed);
+  EXPECT_FALSE(scope_is_current(*segment_, scope_of(before.id, before.root_generation)));
+  EXPECT_TRUE(scope_is_current(*segment_, scope_of(before.id, *generation)));
+  EXPECT_EQ(table_->validate(), "");
+}
+
+TEST_F(NamespaceTableTest, FlushOfAnotherNamespaceThanMeantIsRefused) {
+  const OpenNamespace opened = open("model=a\n");
+  EXPECT_EQ(table_->flush(opened.id, opened.fields_hash + 1).error().code(), Code::kNotFound);
+  EXPECT_EQ(table_->flush({1}, 0).error().code(), Code::kNotFound) << "not open";
+  EXPECT_EQ(table_->flush({60000}, 0).error().code(), Code::kNotFound);
+  EXPECT_EQ(open("model=a\n").root_generation, opened.root_generation);
+}
+
+// A page knows the low 16 bits of its root's generation: after 65,536 flushes one that stayed would count as current.
+TEST_F(NamespaceTableTest, FlushPassesGenerationsOverThatPagesStillHave) {
+  const OpenNamespace opened = open("model=a\n");
+  NamespaceRecord& record = segment_->name_space(opened.id);
+  const auto stays = [&](std::uint32_t page, std::uint64_t generation) {
+    segment_->descriptor({page}).scope.store(scope_of(opened.id, generation));
+    segment_->descriptor({page}).state.store(StateWord::make(PageState::kLive, 0).raw);
+  };
+  stays(0, 5);
+  stays(1, 6);
+  stays(2, 8);
+  record.root_generation.store(65536 + 4);
+  const Result<std::uint64_t> next = table_->flush(opened.id, opened.fields_hash);
+  ASSERT_TRUE(next);
+  EXPECT_EQ(*next, 65536U + 7);
+  EXPECT_FALSE(scope_is_current(*segment_, segment_->descriptor({0}).scope.load()));
+  ASSERT_TRUE(table_->flush(opened.id, opened.fields_hash));
+  EXPECT_EQ(record.root_generation.load(), 65536U + 9);
+  segment_->descriptor({0}).state.store(StateWord::make(PageState::kFree, 1).raw);
+  record.root_generation.store(65536 + 4);
+  EXPECT_EQ(*table_->flush(opened.id, opened.fields_hash), 65536U + 5) << "its page is gone";
+}
 
 // The coordinator reaps the dead there: the walk takes 10 ms a million pages.
 TEST_F(NamespaceTableTest, WalkOverAllPagesIsInterrupted) {

@@ -25,7 +25,8 @@ namespace {
 std::optional<OpenNamespace> open_namespace(const Segment& segment, NamespaceId id) {
   const NamespaceRecord& record = segment.name_space(id);
   const std::uint64_t generation = record.root_generation.load(std::memory_order_acquire);
-  if (record.state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(NamespaceState::kOpen)) {
+  if (record.state.load(std::memory_order_acquire) !=
+      static_cast<std::uint32_t>(NamespaceState::kOpen)) {
     return std::nullopt;
   }
   return OpenNamespace{id, generation, record.hash_seed.load(std::memory_order_relaxed),
@@ -49,11 +50,13 @@ TokensRead parse_tokens(std::string_view text) {
       continue;
     }
     std::size_t end = at;
-    while (end < text.size() && !separates(text[end])) ++end;
+    while (end < text.size() && !separates(text[end]))
+      ++end;
     const std::string_view word = text.substr(at, end - at);
     const std::optional<std::uint32_t> token = number_in(word);
     if (!token) {
-      read.problem = fmt::format("'{}' is not a token id (0 to 4294967295)", printable(word.data(), word.size()));
+      read.problem = fmt::format("'{}' is not a token id (0 to 4294967295)",
+                                 printable(word.data(), word.size()));
       return read;
     }
     read.tokens.push_back(*token);
@@ -65,20 +68,23 @@ TokensRead parse_tokens(std::string_view text) {
 
 }  // namespace
 
-Outcome on_coordinator(const Context& context, const std::function<Outcome(const AdminTarget&)>& ask) {
+Outcome on_coordinator(const Context& context,
+                       const std::function<Outcome(const AdminTarget&)>& ask) {
   return on_segment(context, [&](const Segment& segment, const std::string& cache) {
     return ask({{directory_of(context), cache}, segment, context.json});
   });
 }
 
 Outcome refused(const Status& status, const std::string& message, bool json) {
-  return failure(status.code() == Code::kTimeout ? Exit::kNoCoordinator : exit_of(status), message, json);
+  return failure(status.code() == Code::kTimeout ? Exit::kNoCoordinator : exit_of(status), message,
+                 json);
 }
 
 NamespaceFound find_open_namespace(const AdminTarget& target, const std::string& named) {
   NamespaceFound found;
   const std::string& cache = target.address.cache;
-  if (const std::optional<std::uint32_t> id = number_in(named); id && *id < target.segment.namespace_count()) {
+  if (const std::optional<std::uint32_t> id = number_in(named);
+      id && *id < target.segment.namespace_count()) {
     found.name_space = open_namespace(target.segment, {static_cast<std::uint16_t>(*id)});
     if (found.name_space) return found;
   }
@@ -88,20 +94,22 @@ NamespaceFound find_open_namespace(const AdminTarget& target, const std::string&
     if (!view.open || view.label != named) continue;
     if (found.name_space) {
       found.name_space.reset();
-      found.failure = failure(Exit::kUsage,
-                              fmt::format("several namespaces of cache '{}' have the label '{}': name one by its id "
-                                          "(kvtrie tree --depth 0 lists them)",
-                                          cache, named),
-                              target.json);
+      found.failure = failure(
+          Exit::kUsage,
+          fmt::format("several namespaces of cache '{}' have the label '{}': name one by its id "
+                      "(kvtrie tree --depth 0 lists them)",
+                      cache, named),
+          target.json);
       return found;
     }
     found.name_space = open_namespace(target.segment, id);
   }
   if (!found.name_space) {
-    found.failure =
-        failure(Exit::kNotFound,
-                fmt::format("cache '{}' has no open namespace '{}'; `kvtrie tree --depth 0` lists them", cache, named),
-                target.json);
+    found.failure = failure(
+        Exit::kNotFound,
+        fmt::format("cache '{}' has no open namespace '{}'; `kvtrie tree --depth 0` lists them",
+                    cache, named),
+        target.json);
   }
   return found;
 }
@@ -123,7 +131,8 @@ CachedPrefix find_prefix(const Segment& segment, const OpenNamespace& name_space
   Handle at = name_space.root();
   std::uint64_t hash = name_space.hash_seed;
   // Nothing is deeper than there are pages, whatever the links say.
-  for (std::size_t done = 0; done + page_tokens <= tokens.size() && found.pages < segment.page_count();
+  for (std::size_t done = 0;
+       done + page_tokens <= tokens.size() && found.pages < segment.page_count();
        done += page_tokens) {
     const std::span<const std::uint32_t> wanted = std::span(tokens).subspan(done, page_tokens);
     hash = hash_page(hash, wanted);

@@ -58,8 +58,8 @@ Commands set_up(CLI::App& app, Arguments& arguments) {
   app.fallthrough();  // so the options above may stand behind a command too
   app.require_subcommand(1);
   app.footer(exit_table_text() +
-             "The segment is mapped read-only; no coordinator is needed, dead segments may be "
-             "looked at too.");
+             "Commands that only look map the segment read-only; they need no coordinator, and dead "
+             "segments may be looked at too.");
 
   Commands commands{};
   commands.status = app.add_subcommand("status", "Is the cache well? One screen, and what to do");

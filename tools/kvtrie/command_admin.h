@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie evict`, `flush`, `drain` and `stop`: what the running coordinator does for an operator (shm/admin_wire.h). They
-// need a coordinator; the segment is only looked at, for names.
+// `kvtrie evict`, `flush`, `drain` and `stop`: what the running coordinator does for an operator (shm/admin_wire.h).
+// They need a coordinator; the segment is only looked at, for names.
 #pragma once
 
 #include <cstdint>

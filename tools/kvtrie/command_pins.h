@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// `kvtrie pins`, `pin` and `unpin`: cached prefixes that an operator keeps (shm/pins.h). `pins` looks at any segment, live
-// or dead; the other two need a coordinator. The prefix is looked up here, and the coordinator leases the very page that
-// was found, or says that it went.
+// `kvtrie pins`, `pin` and `unpin`: cached prefixes that an operator keeps (shm/pins.h). `pins` looks at any segment,
+// live or dead; the other two need a coordinator. The prefix is looked up here, and the coordinator leases the very
+// page that was found, or says that it went.
 #pragma once
 
 #include <cstdint>

@@ -12,6 +12,7 @@ namespace {
 
 constexpr double kLongWaitSeconds = 1;  // shorter ones are everyday life in a full pool
 constexpr std::uint32_t kServing = static_cast<std::uint32_t>(CoordinatorState::kServing);
+constexpr std::uint32_t kDraining = static_cast<std::uint32_t>(CoordinatorState::kDraining);
 
 void add_coordinator(const StatusReport& report, std::vector<std::string>& lines) {
   const CoordinatorView& coordinator = report.coordinator;
@@ -35,6 +36,8 @@ void add_coordinator(const StatusReport& report, std::vector<std::string>& lines
             ? "who is alive is unknown: /proc cannot be read here; run kvtrie as root"
             : "the segment belongs to another PID namespace: who is alive is unknown here; "
               "run kvtrie in the container of kvtried, or give both the host's PID namespace");
+  } else if (coordinator.state == kDraining) {
+    lines.push_back("an operator drains the cache: nobody new may attach until kvtrie drain --undo");
   } else if (coordinator.state != kServing) {
     lines.push_back(fmt::format("coordinator pid {} lives but is not serving (state {})",
                                 coordinator.pid, coordinator_state_name(coordinator.state)));
