@@ -24,7 +24,8 @@
 //
 // Crash: died after / left behind / repaired by / test (CopyQueueTest, else named)
 //   submit 1 / half an entry above submitted, which nobody reads / the next submit / HalfASubmitIsNoCopy
-//   submit 2 / a copy without a ring / the engine looks itself every 50 ms / DeviceFenceTest.CopyThatLandsAfterTheKillChangesNoReusedPage
+//   submit 2 / a copy without a ring / the engine looks itself every 50 ms /
+//       DeviceFenceTest.CopyThatLandsAfterTheKillChangesNoReusedPage
 //   perform 2, copy.after_bytes / a page with the bytes, done not raised: the fence holds / the engine of the next
 //       coordinator writes the same bytes again / EngineMayDieBetweenBytesAndDone,
 //       QueuedDeviceTest.CoordinatorThatDiesMeanwhileLeavesTheFenceToTheNext

@@ -17,7 +17,8 @@
  * Duties of the engine, which kvtrie cannot do for it:
  *   - publish only when every rank has reported: from then on nobody writes the pages;
  *   - release pages that were not published only when nobody writes them any more: each rank reported, or
- *     kvtrie_writer_over says KVTRIE_OK of it. A copy that a dead rank had asked its device for may still be under way;
+ *     kvtrie_writer_over says KVTRIE_OK of it. A copy that a dead rank had asked its device for may still be under way.
+ *     kvtrie_detach releases, too;
  *   - a rank whose scheduler died stops writing and detaches. The scheduler's pages stay taken until all its ranks have
  *     detached or died, so none of them can harm anybody.
  */
