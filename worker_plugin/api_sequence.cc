@@ -42,7 +42,7 @@ kvtrie_code publish_by(const char* call_name, Publish publish, kvtrie_sequence s
     if (result != nullptr) {
       kvtrie_publish_result value{};
       value.published_tokens =
-          std::uint64_t{call.sequence().published} * call.cache().segment().tokens_per_page();
+          std::uint64_t{report.published} * call.cache().segment().tokens_per_page();
       value.pages_published = report.pages_published;
       value.pages_private = report.pages_private;
       value.incomplete_tokens = report.incomplete_tokens;

@@ -311,7 +311,8 @@ const kvtrie_api* kvtrie_get_api(uint32_t version) noexcept {
       kvtrie_release,        kvtrie_get_counters, kvtrie_drive_clock,  kvtrie_prepare_batch,
       kvtrie_fork,           kvtrie_wait_pending, kvtrie_own_pages,    kvtrie_give_back,
       kvtrie_copy_in,        kvtrie_copy_out,     kvtrie_publish_incomplete,
-      kvtrie_probe,          kvtrie_hash_tokens,  kvtrie_probe_hashes,
+      kvtrie_probe,          kvtrie_hash_tokens,  kvtrie_probe_hashes, kvtrie_evict,
+      kvtrie_flush,
   };
   // The table only grows: who asks for version 1 reads the beginning.
   if (version == 0 || version > KVTRIE_API_VERSION) {

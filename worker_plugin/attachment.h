@@ -45,6 +45,7 @@ class AttachedCache {
   Worker& worker() { return worker_; }
   const Segment& segment() const { return segment_; }
   const std::string& cache_name() const { return address_.cache; }
+  const CoordinatorAddress& address() const { return address_; }
   // Planes in device memory have no address here: a view of no planes.
   PoolView pool_view() const;
   // This attachment's life of its slot.

@@ -374,6 +374,18 @@ KVTRIE_API kvtrie_code kvtrie_probe_hashes(kvtrie_worker worker, kvtrie_namespac
                                            const uint64_t* hashes, size_t count,
                                            kvtrie_probe_result* result) KVTRIE_NOEXCEPT;
 
+/* Asks the coordinator, over its socket, to evict up to pages_max pages that nobody uses (0: all of
+ * them), least recently used first, of one namespace or, with name_space.id 0, of all. *evicted: how
+ * many went; fewer than asked for are no error. E_NO_COORDINATOR, E_REFUSED, E_TIMEOUT. */
+KVTRIE_API kvtrie_code kvtrie_evict(kvtrie_worker worker, kvtrie_namespace name_space,
+                                    uint64_t pages_max, uint64_t* evicted) KVTRIE_NOEXCEPT;
+/* Asks the coordinator to flush the namespace, as when weights were updated: from its store on nothing
+ * that was published before is matched, and sequences begun before answer E_FLUSHED where they would
+ * publish. Their pages stay readable to them; cached pages go as leases fall. The handle stays good.
+ * Errors as kvtrie_evict. */
+KVTRIE_API kvtrie_code kvtrie_flush(kvtrie_worker worker,
+                                    kvtrie_namespace name_space) KVTRIE_NOEXCEPT;
+
 KVTRIE_API kvtrie_code kvtrie_get_counters(kvtrie_worker worker,
                                            kvtrie_counters* counters) KVTRIE_NOEXCEPT;
 /* Raises the clock of a cache made with --clock driven to `tick`, never back. E_INVALID on other
@@ -420,6 +432,8 @@ typedef struct kvtrie_api {
                              size_t, size_t*);
   kvtrie_code (*probe_hashes)(kvtrie_worker, kvtrie_namespace, const uint64_t*, size_t,
                               kvtrie_probe_result*);
+  kvtrie_code (*evict)(kvtrie_worker, kvtrie_namespace, uint64_t, uint64_t*);
+  kvtrie_code (*flush)(kvtrie_worker, kvtrie_namespace);
 } kvtrie_api;
 
 KVTRIE_API const kvtrie_api* kvtrie_get_api(uint32_t version) KVTRIE_NOEXCEPT;

@@ -49,6 +49,7 @@ struct BeginReport {
 };
 
 struct PublishReport {
+  std::uint32_t published = 0;  // positions from the start that all can match now
   std::uint32_t pages_published = 0;
   std::uint32_t pages_private = 0;
   std::uint32_t incomplete_tokens = 0;  // of the last page, found by others now
@@ -167,7 +168,7 @@ class Worker {
   // worker_batch.cc
   Status begin_batch(std::span<BatchItem> items, std::uint64_t& wanted);
   bool add_pages(std::uint64_t wanted, std::vector<PageIndex>& taken);
-  Status fill_batch(std::span<BatchItem> items, std::span<const PageIndex> taken,
+  Status fill_batch(std::span<BatchItem> items, std::vector<PageIndex>& taken,
                     const std::shared_ptr<Batch>& batch);
   void lease_for_borrowers(const Sequence& sequence, std::uint32_t first, std::uint32_t end);
   void tell_borrowers(const Sequence& sequence);

@@ -87,6 +87,13 @@ void join(Sequence& sequence, const std::shared_ptr<Batch>& batch) {
   batch->members.push_back(&sequence);
 }
 
+// Whatever way a call ends.
+template <typename Work>
+struct AtExit {
+  Work work;
+  ~AtExit() { work(); }
+};
+
 std::uint64_t pages_for(std::uint64_t tokens, std::uint64_t page_tokens) {
   return tokens / page_tokens + (tokens % page_tokens != 0 ? 1 : 0);
 }
@@ -106,12 +113,10 @@ Status Worker::prepare_batch(std::span<BatchItem> items, std::int64_t wait_ns) {
   const auto batch = std::make_shared<Batch>();
   batch->members.reserve(items.size());
   std::vector<PageIndex> taken;
+  const AtExit give_back{[&] { free_own(taken); }};
   for (;;) {
     std::uint64_t wanted = 0;
-    if (const Status status = begin_batch(items, wanted); !status) {
-      free_own(taken);
-      return status;
-    }
+    if (const Status status = begin_batch(items, wanted); !status) return status;
     if (add_pages(wanted, taken)) return fill_batch(items, taken, batch);
     for (BatchItem& item : items) release(*item.sequence);
     free_own(taken);
@@ -170,7 +175,7 @@ bool Worker::add_pages(std::uint64_t wanted, std::vector<PageIndex>& taken) {
 }
 
 // Nobody else knows these sequences yet. All memory is there, so what was taken gets noted.
-Status Worker::fill_batch(std::span<BatchItem> items, std::span<const PageIndex> taken,
+Status Worker::fill_batch(std::span<BatchItem> items, std::vector<PageIndex>& taken,
                           const std::shared_ptr<Batch>& batch) {
   const std::uint32_t page_tokens = segment_.tokens_per_page();
   std::size_t used = 0;
@@ -186,7 +191,7 @@ Status Worker::fill_batch(std::span<BatchItem> items, std::span<const PageIndex>
     }
     for (std::uint64_t i = 0; i < fresh; ++i) sequence.own.push_back({{}, taken[used++]});
   }
-  free_own(taken.subspan(used));
+  taken.erase(taken.begin(), taken.begin() + static_cast<std::ptrdiff_t>(used));  // the rest goes back
   ring_if_low();
   count(Counter::kBatches);
   count(Counter::kAllocations, items.size());

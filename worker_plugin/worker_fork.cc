@@ -60,7 +60,7 @@ Status Worker::fork(Sequence& parent, std::uint32_t request_tag, std::int64_t wa
     if (slot) give_slot_back(*slot);
     free_own(taken);
     if (!lock.status()) return lock.status();
-    return {Code::kFull, "no free lease slot: release sequences, or start kvtried with more --leases"};
+    return {Code::kFull, "no free lease slot for the child: release sequences, or start kvtried with more --leases"};
   }
   fill_child(parent, request_tag, *slot, taken, child, copies);
   free_own(taken);  // the rest

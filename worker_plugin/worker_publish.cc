@@ -189,6 +189,7 @@ Status Worker::publish_locked(Sequence& sequence, std::uint64_t token_count, Pub
     tell_borrowers(sequence);
     if (sequence.published == before || sequence.published >= end) break;
   }
+  report.published = sequence.published;
   count(Counter::kPagesPublished, report.pages_published);
   for (auto position = static_cast<std::uint32_t>(sequence.shared.size()); position < end; ++position) {
     const OwnState state = sequence.own_at(position).state;
