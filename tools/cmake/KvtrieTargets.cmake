@@ -95,6 +95,7 @@ function(kvtrie_check_headers name)
   add_library(${name}_headers OBJECT ${units})
   kvtrie_set_up_target(${name}_headers)
   set_target_properties(${name}_headers PROPERTIES C_STANDARD 99)
+  target_compile_options(${name}_headers PRIVATE -g0)  # nothing here runs
   target_link_libraries(${name}_headers PRIVATE kvtrie_options ${arg_DEPS})
 endfunction()
 
@@ -169,6 +170,9 @@ function(kvtrie_add_test name)
   target_link_libraries(${name} PRIVATE
     kvtrie_options ${arg_DEPS} GTest::gtest GTest::gmock GTest::gtest_main ${CMAKE_DL_LIBS})
   target_compile_definitions(${name} PRIVATE ${arg_DEFINITIONS})
+  # Lines for backtraces, no variables: a fifth of a test's compile time. The code under test has
+  # both.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Debug>:-g1>)
   if(arg_PROGRAMS)
     target_compile_definitions(${name} PRIVATE
       KVTRIE_TEST_BIN_DIR="${PROJECT_BINARY_DIR}/bin"
