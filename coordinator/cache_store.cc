@@ -308,8 +308,8 @@ class Store {
 
   PlaneBytes plane_bytes() const {
     std::vector<int> descriptors;
-    for (std::uint32_t plane = 0; plane < objects_.pools.count(); ++plane) {
-      descriptors.push_back(objects_.pools.descriptor(plane, Access::kReadWrite));
+    for (std::uint32_t plane = 0; plane < objects_.device->plane_count(); ++plane) {
+      descriptors.push_back(objects_.device->descriptor(plane, Access::kReadWrite));
     }
     return {std::move(descriptors), objects_.segment->geometry().page_bytes};
   }

@@ -97,9 +97,12 @@ MaybeFailure Coordinator::start_prefault() {
     return {};
   };
   if (MaybeFailure failure = add(cache_.segment_writable.get(), segment().size_bytes())) return failure;
-  for (std::uint32_t plane = 0; plane < cache_.pools.count(); ++plane) {
-    const int pool = cache_.pools.descriptor(plane, Access::kReadWrite);
-    if (MaybeFailure failure = add(pool, cache_.pools.size_bytes())) return failure;
+  // Other devices' planes are not ours to write to.
+  if (segment().device() == DeviceKind::kHost) {
+    for (std::uint32_t plane = 0; plane < cache_.device->plane_count(); ++plane) {
+      const int memory = cache_.device->descriptor(plane, Access::kReadWrite);
+      if (MaybeFailure failure = add(memory, cache_.device->plane_bytes())) return failure;
+    }
   }
   prefault_.emplace();
   if (MaybeFailure failure = prefault_->start(std::move(objects))) return failure;

@@ -98,6 +98,9 @@ std::string options_problem(const Options& options) {
     return fmt::format("the socket's path {} is longer than {} bytes: use a shorter --dir",
                        socket_path(options.directory, options.cache), kSocketPathMax);
   }
+  if (!options.load.empty() && options.device && options.device->kind != DeviceKind::kHost) {
+    return fmt::format("--load fills planes in host memory: leave --device {} out, or --load", device_name(options.device->kind));
+  }
   if (!good_metrics_address(options.metrics)) {
     return fmt::format("--metrics '{}': must be HOST:PORT or off", options.metrics);
   }
