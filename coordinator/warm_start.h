@@ -30,8 +30,8 @@ class WarmStart {
   // Of options.load; without one there is nothing to load.
   static MaybeFailure open(const Options& options, const Geometry& geometry, WarmStart& start);
 
-  // Into a segment and planes that were just made. `stopped`: a signal came; the failure's exit
-  // code is 0 then.
+  // Into a segment and planes that were just made. `stopped`: a
+  // signal came; the failure's exit code is 0 then.
   MaybeFailure load(const Segment& segment, const PlaneBytes& planes,
                     const std::function<bool()>& stopped, const LogSink& log);
 

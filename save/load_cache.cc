@@ -66,8 +66,8 @@ class Loader {
     std::uint32_t depth;
   };
 
-  // Never one more than the table has records for: it would take an empty one from a namespace that
-  // was just opened.
+  // Never one more than the table has records for: it would take
+  // an empty one from a namespace that was just opened.
   void open_namespaces() {
     NamespaceTable table(segment_);
     namespaces_.resize(file_.head().namespaces);

@@ -9,12 +9,13 @@
 //
 // For each record, in the file's order (docs/save-format.md):
 //
-//   1 its bytes into the next Free page, in every plane       2 checksum: wrong: left out, the page
-//   is used again 3 parent, namespace, token count: cannot be: left out     4 announce_page:
-//   Pending, index entry (announce.h) 5 Live
+//   1 its bytes into the next Free page, in every plane
+//   2 checksum: wrong: left out, the page is used again
+//   3 parent, namespace, token count: cannot be: left out
+//   4 announce_page: Pending, index entry (announce.h)
+//   5 Live
 //
-// At the end the free bits of these pages. Pages come to lie in the file's order, so a path is a
-// run.
+// At the end the free bits of these pages. Pages come to lie in the file's order: a path is a run.
 //
 // Crash: anywhere / temporary objects / the next build / WarmStartTest.DiesWhileItLoads
 // Memory: 4 bytes a record read, a buffer. Not thread-safe.

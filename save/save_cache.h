@@ -4,13 +4,11 @@
 // Writes what is Live in a cache to a file, as an observer: the segment may be mapped read-only,
 // and be live or dead. The format is docs/save-format.md.
 //
-// Pages may be evicted and recycled while they are copied, and an observer has no lease. So, for
-// each page:
+// Pages may be evicted and recycled while they are copied, and an observer has no lease. So, each:
 //
 //   1 state word (acquire): Live or Condemned, of the life that was planned
-//   2 tokens, bytes                                               a pread of the pool
-//   3 acquire fence, state word again: still readable, same life  else what was written is taken
-//   back
+//   2 tokens, bytes (a pread of the pool)
+//   3 acquire fence, state word again: still readable, same life; else it is taken back
 //
 // Why that suffices: bytes and tokens of a page change only after it was made Free with the next
 // generation (release) and taken by somebody who read that word (compare-and-swap, acq_rel). Who

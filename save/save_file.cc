@@ -22,8 +22,8 @@ constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 
 Status failed(const char* what) { return {Code::kSystem, what, errno}; }
 
-// Whether `path` still names what `fd` has open: another save may have renamed it before we had the
-// lock.
+// Whether `path` still names what `fd` has open: another save
+// may have renamed it before we had the lock.
 bool same_file(int fd, const std::string& path) {
   struct stat ours {};
   struct stat named {};

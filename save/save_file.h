@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A file that is there whole or not at all: FILE.tmp, locked (flock) while it is written, synced,
-// renamed to FILE. A place in it can be gone back to, since a page may turn out to be lost when
-// half of it is written.
+// A file that is there whole or not at all: FILE.tmp, locked (flock) while
+// it is written, synced, renamed to FILE. A place in it can be gone back
+// to, since a page may turn out to be lost when half of it is written.
 //
 // Crash: FILE as it was, perhaps FILE.tmp with nobody's lock / the next save writes it anew /
 // SaveCacheTest.DiesWhileItSaves

@@ -25,8 +25,8 @@ namespace kvtrie {
 inline constexpr std::uint64_t kSaveMagic = 0x4556'4153'5254'564bULL;  // "KVTRSAVE" in file order
 inline constexpr std::uint64_t kSaveTailMagic = 0x3144'4e45'5254'564bULL;  // "KVTREND1"
 inline constexpr std::uint32_t kSaveVersion = 1;
-inline constexpr std::uint32_t kRootBit =
-    1U << 31;  // in SavedPage::parent: the rest is a namespace's number
+// In SavedPage::parent: the rest is a namespace's number.
+inline constexpr std::uint32_t kRootBit = 1U << 31;
 
 static_assert(std::endian::native == std::endian::little, "save files are little-endian");
 

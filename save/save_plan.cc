@@ -79,8 +79,8 @@ class Planner {
   }
 
  private:
-  // The stamp's order is the evictor's; touches and flags do not count. A parent has its child's
-  // source or a smaller one.
+  // The stamp's order is the evictor's; touches and flags do not
+  // count. A parent has its child's source or a smaller one.
   static bool more_recent_first(const PlannedPage& a, const PlannedPage& b) {
     const auto key = [](const PlannedPage& p) {
       return std::make_tuple(~TouchWord{p.recency}.stamp(), p.source, p.depth);

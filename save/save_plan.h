@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Which pages of a segment are saved, and in which order: those that hang on the present root of an
-// open namespace, the most recently used first, parents before children (docs/save-format.md, rule
-// 2).
+// Which pages of a segment are saved, and in which order: those that
+// hang on the present root of an open namespace, the most recently
+// used first, parents before children (docs/save-format.md, rule 2).
 //
 // A look at a segment that may be live, or hold any bytes (C7): indices are checked, what a page
 // says of its depth is believed only as far as it orders pages. What is planned may be gone when it

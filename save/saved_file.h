@@ -37,14 +37,14 @@ class SavedFile {
   HeadState head_state() const { return head_state_; }
   // Requires kIntact, as all below.
   const SaveHead& head() const { return head_; }
-  // First value that is not `geometry`'s, in words: its pages would be other pages. Empty: they
-  // fit.
+  // First value that is not `geometry`'s, in words: its pages
+  // would be other pages. Empty: they fit.
   std::string difference(const Geometry& geometry) const;
 
   // Empty: damaged.
   std::optional<SavedNamespace> name_space(std::uint32_t number);
-  // Whole records of this geometry that the file has room for, at most kPagesMax; and their first
-  // byte.
+  // Whole records of this geometry that the file has room for, at
+  // most kPagesMax; and their first byte.
   std::uint64_t records(const Geometry& geometry) const;
   std::uint64_t record_offset(const Geometry& geometry, std::uint64_t number) const;
   // It was finished: the tail stands where it belongs.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Ticks of a save file in the clock of the segment that is loaded: ages stay (docs/save-format.md,
-// Time).
+// Ticks of a save file in the clock of the segment that is
+// loaded: ages stay (docs/save-format.md, Time).
 #pragma once
 
 #include <algorithm>
@@ -30,8 +30,8 @@ class SavedTime {
 
   std::uint32_t now() const { return now_; }
 
-  // `place`: how far behind in the file it stands, 0 to 1. Orders those that are older than the
-  // clock.
+  // `place`: how far behind in the file it stands, 0 to 1. Orders
+  // those that are older than the clock.
   TouchWord recency(std::uint64_t saved, double place) const {
     const TouchWord touch{saved};
     const std::uint32_t age = in_ticks(saved_now_ - std::min(touch.tick(), saved_now_));

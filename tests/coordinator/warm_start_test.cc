@@ -182,8 +182,8 @@ bool dies_at_passage(unsigned n, const std::function<void()>& work) {
   return child.wait() == -SIGKILL;
 }
 
-// At every crash point of a start: of the build, of each page's announcement, of the load. The next
-// start has all.
+// At every crash point of a start: of the build, of each page's
+// announcement, of the load. The next start has all.
 TEST_F(WarmStartTest, DiesWhileItLoads) {
   unsigned points = 0;
   while (dies_at_passage(points + 1, [&] { (void)open_problem(); })) {

@@ -107,8 +107,8 @@ TEST_F(WarmStartE2eTest, ADeadCacheCanBeSaved) {
   EXPECT_EQ(live_pages(loaded_), live_pages(kept_));
 }
 
-// Pages are evicted and written anew all the time while it is saved; the replay compares every byte
-// that it reuses.
+// Pages are evicted and written anew all the time while it is
+// saved; the replay compares every byte that it reuses.
 TEST_F(WarmStartE2eTest, SavedWhileFourWorkersEvictItHasNoWrongPage) {
   KvtriedProcess kept(kept_, daemon_words());
   ASSERT_TRUE(kept.ready()) << kept.err();

@@ -185,13 +185,13 @@ TEST_F(DamageTest, IntactRecordsThatCannotBeAreLeftOut) {
   const std::function<void(SavedPage&)> changes[] = {
       [](SavedPage& r) { r.parent = r.number; },      // itself
       [](SavedPage& r) { r.parent = 1000; },          // not yet
-      [](SavedPage& r) { r.parent = kRootBit - 1; },  //
+      [](SavedPage& r) { r.parent = kRootBit - 1; },
       [](SavedPage& r) { r.parent = kRootBit | 2; },  // no such namespace
-      [](SavedPage& r) { r.parent = ~0U; },           //
-      [](SavedPage& r) { r.token_count = 0; },        //
-      [](SavedPage& r) { r.token_count = 6; },        //
-      [](SavedPage& r) { r.token_count = 0xFFFF; },   //
-      [](SavedPage& r) { r.priority = 16; },          //
+      [](SavedPage& r) { r.parent = ~0U; },
+      [](SavedPage& r) { r.token_count = 0; },
+      [](SavedPage& r) { r.token_count = 6; },
+      [](SavedPage& r) { r.token_count = 0xFFFF; },
+      [](SavedPage& r) { r.priority = 16; },
   };
   for (const auto& change : changes) {
     const auto report = load(forge(0, change));

@@ -92,8 +92,8 @@ TEST_F(LoadCacheTest, KeepsWhatAPageSaysBesideItsTokens) {
   EXPECT_STREQ(loaded.segment().name_space({0}).label, "a");
 }
 
-// The oracle is the evictor: what is left of the source when it holds as many pages as the target
-// has.
+// The oracle is the evictor: what is left of the source when it
+// holds as many pages as the target has.
 TEST_F(LoadCacheTest, ASmallerPoolGetsWhatExactLruWouldHaveKept) {
   for (std::uint32_t seed = 1; seed <= 10; ++seed) {
     MemoryCache cache({.pages = 256});
@@ -143,8 +143,8 @@ TEST_F(LoadCacheTest, AgesStayAsFarAsTheClockAllows) {
   for (std::uint32_t i = 0; i < 10; ++i)
     cache.publish(a, {i});
   save(cache);
-  // A host that is up for less than that: the driven clock's milliseconds become whole seconds, all
-  // in tick "now".
+  // A host that is up for less than that: the driven clock's
+  // milliseconds become whole seconds, all in tick "now".
   MemoryCache loaded({.clock = ClockKind::kSystem});
   const std::uint32_t now = loaded.segment().now_tick();
   ASSERT_TRUE(test::load_into(loaded, path_));

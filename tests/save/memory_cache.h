@@ -94,9 +94,9 @@ class MemoryCache {
     return NamespaceTable(*segment_).open("model=" + name + "\n", name)->id;
   }
 
-  // Publishes what is missing of a path: {1, 2} is the page of number 2 below that of number 1.
-  // Each call touches the last page, a tick later than the call before. `last_tokens`: of an
-  // incomplete last page.
+  // Publishes what is missing of a path: {1, 2} is the page of number 2
+  // below that of number 1. Each call touches the last page, a tick later
+  // than the call before. `last_tokens`: of an incomplete last page.
   PageIndex publish(NamespaceId id, const Numbers& path, std::uint32_t last_tokens = 0,
                     const PageNode& extra = {}) {
     set_tick(segment_->now_tick() + 1);

@@ -112,8 +112,8 @@ TEST_F(SaveCacheTest, AShortPoolIsAnErrorAndLeavesTheOldFile) {
   EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
 }
 
-// Any bytes in the descriptors: no crash, no endless loop, and a file that loads into a sound
-// cache.
+// Any bytes in the descriptors: no crash, no endless loop, and
+// a file that loads into a sound cache.
 TEST_F(SaveCacheTest, SurvivesDamagedSegments) {
   std::mt19937_64 random(20260101);
   for (int round = 0; round < 60; ++round) {
