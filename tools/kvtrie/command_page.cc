@@ -5,7 +5,9 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
+#include <memory>
 
 #include "shm/page_table.h"
 #include "shm/prefix_hash.h"
@@ -165,6 +167,25 @@ std::string child_hint_text(const Segment& segment, Handle self, std::uint32_t h
 }
 
 }  // namespace
+
+Command add_page_command(CLI::App& app) {
+  const auto page = std::make_shared<std::uint64_t>(0);
+  CLI::App* command = app.add_subcommand("page", "Everything about one page");
+  command->add_option("page", *page, "Page number")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{kPagesMax} - 1))
+      ->required();
+  return {command, [page](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+              if (*page < segment.page_count()) {
+                return render(gather_page(segment, {static_cast<std::uint32_t>(*page)}), context.json);
+              }
+              return failure(Exit::kNotFound,
+                             fmt::format("cache '{}' has no page {}: its pages are 0 to {}", cache, *page,
+                                         segment.page_count() - 1),
+                             context.json);
+            });
+          }};
+}
 
 PageReport gather_page(const Segment& segment, PageIndex page) {
   const HostView host(segment);

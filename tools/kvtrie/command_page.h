@@ -13,6 +13,7 @@
 
 #include "shm/ids.h"
 #include "shm/segment.h"
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 #include "tools/kvtrie/snapshot.h"
 
@@ -77,6 +78,8 @@ struct PageReport {
   std::vector<PageLease> leases;  // of this life, and stale ones of this page number
   PathToRoot path;
 };
+
+Command add_page_command(CLI::App& app);
 
 // Requires segment.has(page).
 PageReport gather_page(const Segment& segment, PageIndex page);

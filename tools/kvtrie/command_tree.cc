@@ -3,9 +3,13 @@
 
 #include "tools/kvtrie/command_tree.h"
 
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <map>
+#include <memory>
 #include <queue>
 #include <set>
 
@@ -239,6 +243,29 @@ std::set<std::uint16_t> namespaces_named(const Segment& segment, const std::stri
 }
 
 }  // namespace
+
+Command add_tree_command(CLI::App& app) {
+  const auto options = std::make_shared<TreeOptions>();
+  CLI::App* command = app.add_subcommand("tree", "What is cached, as a tree a namespace; largest parts first");
+  command->add_option("--depth", options->depth, "Levels of branches below a root")
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--limit", options->limit, "Lines (chains of pages) at most")
+      ->check(CLI::Range(1U, 1'000'000U))
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--namespace", options->name_space, "Only this one: its id or label")->type_name("NAME");
+  return {command, [options](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+              const std::optional<TreeReport> report = gather_tree(segment, *options);
+              if (report) return render(*report, context.json);
+              return failure(Exit::kNotFound,
+                             fmt::format("cache '{}' has no open namespace '{}'; `kvtrie namespaces` lists them", cache,
+                                         options->name_space),
+                             context.json);
+            });
+          }};
+}
 
 std::optional<TreeReport> gather_tree(const Segment& segment, const TreeOptions& options) {
   if (options.name_space.empty()) return TreeBuilder(segment, options).build(nullptr);

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 #include "tools/kvtrie/snapshot.h"
 #include "tools/kvtrie/trie_snapshot.h"
@@ -81,6 +82,8 @@ struct TreeReport {
   std::uint64_t lines_shown = 0;
   std::uint64_t pages_left_out = 0;  // of the namespaces above
 };
+
+Command add_tree_command(CLI::App& app);
 
 // None: no namespace has that id or label.
 std::optional<TreeReport> gather_tree(const Segment& segment, const TreeOptions& options);

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
+
 #include "shm/counter_names.h"
 #include "tools/kvtrie/text.h"
 
@@ -69,6 +71,15 @@ std::string waits_text(const WorkerRow& row) {
 Json optional_json(std::optional<double> value) { return value ? Json(*value) : Json(nullptr); }
 
 }  // namespace
+
+Command add_workers_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("workers", "Who is attached, alive, and holds what");
+  return {command, [](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string&) {
+              return render(gather_workers(segment), context.json);
+            });
+          }};
+}
 
 WorkersReport gather_workers(const Segment& segment) {
   const HostView host(segment);

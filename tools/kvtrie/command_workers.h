@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 #include "tools/kvtrie/snapshot.h"
 
@@ -26,6 +27,8 @@ struct WorkersReport {
   std::vector<WorkerRow>
       rows;  // slot 0 first, then attached slots and free ones that hold something
 };
+
+Command add_workers_command(CLI::App& app);
 
 WorkersReport gather_workers(const Segment& segment);
 std::string to_text(const WorkersReport& report);
