@@ -30,8 +30,8 @@ inline constexpr ExitMeaning kExitTable[] = {
     {Exit::kOk, "done; verify: nothing found"},
     {Exit::kFindings, "verify found something"},
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
-    {Exit::kNotFound, "no such cache, page or namespace"},
-    {Exit::kCorrupt, "the segment cannot be read: damaged, truncated or not a segment"},
+    {Exit::kNotFound, "no such cache, page, namespace, worker, model or file"},
+    {Exit::kCorrupt, "the segment or file cannot be read: damaged, truncated or something else"},
     {Exit::kRefused, "not allowed, made by another build, or a coordinator runs (destroy)"},
     {Exit::kSystem, "a system call failed"},
 };
