@@ -125,9 +125,9 @@ std::optional<ElementKind> element_kind(std::string_view name) {
   return found == std::end(kKinds) ? std::nullopt : std::optional(*found);
 }
 
-std::string element_kind_names() {
+std::string element_kind_names(const char* between) {
   std::string names;
-  for (const ElementKind& kind : kKinds) names += (names.empty() ? "" : ", ") + std::string(kind.name);
+  for (const ElementKind& kind : kKinds) names += (names.empty() ? "" : between) + std::string(kind.name);
   return names;
 }
 

@@ -46,9 +46,10 @@ struct ElementKind {
   std::uint32_t elements;
   std::uint32_t bytes;
 };
-// None: no such kind. `element_kind_names`: "f32, f16, ...".
+// None: no such kind.
 std::optional<ElementKind> element_kind(std::string_view name);
-std::string element_kind_names();
+// "f32, f16, ..." with `between` being ", ".
+std::string element_kind_names(const char* between);
 
 struct PageBytes {
   std::uint64_t bytes = 0;  // of a page in one plane, a multiple of 8

@@ -73,7 +73,7 @@ class Planner {
   explicit Planner(const GeometryOptions& options) : options_(options) {
     const auto kind = gguf::element_kind(options.dtype);
     if (!kind) {
-      throw Refused{Exit::kUsage, fmt::format("--dtype '{}': there are {}", options.dtype, gguf::element_kind_names())};
+      throw Refused{Exit::kUsage, fmt::format("--dtype '{}': there are {}", options.dtype, gguf::element_kind_names(", "))};
     }
     kind_ = *kind;
     report_.options = options;
@@ -199,8 +199,8 @@ void add_shape_options(CLI::App& command, GeometryOptions& options) {
 }
 
 void add_size_options(CLI::App& command, GeometryOptions& options) {
-  command.add_option("--dtype", options.dtype, "How elements are stored: " + gguf::element_kind_names())
-      ->type_name("KIND")
+  command.add_option("--dtype", options.dtype, "How elements are stored")
+      ->type_name(gguf::element_kind_names("|"))
       ->capture_default_str();
   command.add_option("--tokens-per-page", options.tokens_per_page, "Tokens of a page")
       ->check(CLI::Range(1U, kTokensPerPageMax))

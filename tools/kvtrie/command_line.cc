@@ -5,6 +5,7 @@
 
 #include "tools/kvtrie/command_destroy.h"
 #include "tools/kvtrie/command_geometry.h"
+#include "tools/kvtrie/command_namespaces.h"
 #include "tools/kvtrie/command_page.h"
 #include "tools/kvtrie/command_status.h"
 #include "tools/kvtrie/command_tree.h"
@@ -25,8 +26,9 @@ CommandLine::CommandLine()
   app.footer(exit_table_text() +
              "Commands that only look map the segment read-only; they need no coordinator, and dead segments may be "
              "looked at too.");
-  commands = {add_status_command(app), add_workers_command(app),  add_tree_command(app),    add_page_command(app),
-              add_verify_command(app), add_geometry_command(app), add_destroy_command(app)};
+  commands = {add_status_command(app),   add_workers_command(app), add_namespaces_command(app),
+              add_tree_command(app),     add_page_command(app),    add_verify_command(app),
+              add_geometry_command(app), add_destroy_command(app)};
 }
 
 }  // namespace kvtrie::inspect
