@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include "shm/page_table.h"
 #include "tests/tools/kvtrie/small_cache.h"
 
 namespace kvtrie::test {
