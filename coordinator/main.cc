@@ -23,14 +23,12 @@
 #include <cstdlib>
 #include <ctime>
 #include <initializer_list>
-#include <map>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "coordinator/command_line.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/failure.h"
-#include "coordinator/settings.h"
 #include "metrics/metrics_server.h"
 #include "metrics/pause_histogram.h"
 #include "metrics/prefault_collector.h"
@@ -42,67 +40,6 @@ namespace {
 using kvtrie::Failure;
 using kvtrie::kExitUsage;
 using kvtrie::MaybeFailure;
-
-struct CommandLine {
-  CLI::App app{"kvtried: the coordinator of a kvtrie cache", "kvtried"};
-  std::map<std::string, std::vector<std::string>> given;  // by setting
-  std::map<std::string, bool> switches;
-  std::string file;
-  bool check_only = false;
-
-  CommandLine() {
-    using kvtrie::SettingKind;
-    for (const kvtrie::Setting& setting : kvtrie::settings()) {
-      const std::string flag = std::string("--") + setting.key;
-      if (setting.kind == SettingKind::kSwitch) {
-        app.add_flag(flag, switches[setting.key], setting.help);
-        continue;
-      }
-      CLI::Option* option = app.add_option(flag, given[setting.key], setting.help);
-      option->type_name(setting.value_name);
-      if (setting.kind == SettingKind::kValue) {
-        option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-      }
-    }
-    app.add_option("--config", file, "TOML file: the same settings, without the dashes; flags win")
-        ->type_name("FILE");
-    app.add_flag("--check-config", check_only, "Check flags and file, and end");
-    app.set_version_flag("--version", KVTRIE_VERSION);
-  }
-
-  bool has(std::string_view key) const {
-    const auto found = given.find(std::string(key));
-    if (found != given.end() && !found->second.empty()) return true;
-    const auto flag = switches.find(std::string(key));
-    return flag != switches.end() && flag->second;
-  }
-
-  MaybeFailure apply(kvtrie::Options& options) const {
-    options.directory =
-        kvtrie::default_runtime_directory(::geteuid(), std::getenv("XDG_RUNTIME_DIR"));
-    if (app.count("--config") > 0) {
-      if (MaybeFailure failure = kvtrie::apply_file(
-              file, [this](std::string_view key) { return has(key); }, options)) {
-        return failure;
-      }
-    }
-    for (const kvtrie::Setting& setting : kvtrie::settings()) {
-      if (setting.kind == kvtrie::SettingKind::kSwitch && switches.at(setting.key)) {
-        (void)setting.apply(options, "true");
-      } else if (const auto found = given.find(setting.key); found != given.end()) {
-        for (const std::string& text : found->second) {
-          if (const std::string problem = setting.apply(options, text); !problem.empty()) {
-            return Failure{fmt::format("--{} '{}': {}", setting.key, text, problem), kExitUsage};
-          }
-        }
-      }
-    }
-    if (const std::string problem = kvtrie::options_problem(options); !problem.empty()) {
-      return Failure{problem, kExitUsage};
-    }
-    return {};
-  }
-};
 
 int fail(const Failure& failure) {
   fmt::print(stderr, "kvtried: {}\n", failure.text);
@@ -180,7 +117,11 @@ void serve_metrics(kvtrie::MetricsServer& server, const kvtrie::Coordinator& coo
                 [&coordinator] { return coordinator.ready_problem(); }});
 }
 
-int serve(const kvtrie::Options& options, const CommandLine& command, char** argv) {
+std::string runtime_directory() {
+  return kvtrie::default_runtime_directory(::geteuid(), std::getenv("XDG_RUNTIME_DIR"));
+}
+
+int serve(const kvtrie::Options& options, const kvtrie::CommandLine& command, char** argv) {
   const kvtrie::FileDescriptor signals = take_signals({SIGTERM, SIGINT});
   const kvtrie::FileDescriptor hangups = take_signals({SIGHUP});
   std::signal(SIGPIPE, SIG_IGN);
@@ -197,7 +138,7 @@ int serve(const kvtrie::Options& options, const CommandLine& command, char** arg
   }
   coordinator.reload_on(hangups.get(), [&command, fd = hangups.get()](kvtrie::Options& next) {
     clear_signal(fd);
-    return command.apply(next);
+    return command.apply(runtime_directory(), next);
   });
   if (MaybeFailure failure = coordinator.start(signals.get())) return fail(*failure);
   coordinator.on_pause([&pauses](double seconds) { pauses.observe(seconds); });
@@ -230,15 +171,15 @@ int serve(const kvtrie::Options& options, const CommandLine& command, char** arg
 }  // namespace
 
 int main(int argc, char** argv) {
-  CommandLine command;
+  kvtrie::CommandLine command(KVTRIE_VERSION);
   try {
-    command.app.parse(argc, argv);
+    command.app().parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return command.app.exit(error) == 0 ? 0 : kExitUsage;
+    return command.app().exit(error) == 0 ? 0 : kExitUsage;
   }
   kvtrie::Options options;
-  if (const MaybeFailure failure = command.apply(options)) return fail(*failure);
-  if (command.check_only) return check(options);
+  if (const MaybeFailure failure = command.apply(runtime_directory(), options)) return fail(*failure);
+  if (command.check_only()) return check(options);
   raise_descriptor_limit();
   return serve(options, command, argv);
 }

@@ -185,7 +185,7 @@ struct alignas(kLineBytes) Descriptor {
   AtomicU64 touch;         // TouchWord
   AtomicU32 scope;         // namespace id 16 | low 16 bits of the root's generation
   AtomicU32 depth_class;   // depth 24 (1 = below the root) | priority 4 | tier 4
-  AtomicU32 since_tick;    // when it entered its state
+  AtomicU32 since_tick;    // when it became Writing, Pending or Live
   AtomicU32 retain_until;  // tick before which the evictor passes it by; 0: none
   AtomicU32 child_hint;    // page index + 1 of the child published last; 0: none
   AtomicU16 token_count;   // tokens_per_page, or fewer: an incomplete page without children

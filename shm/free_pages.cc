@@ -74,6 +74,7 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
   std::uint64_t ours =
       mask & segment_.free_bits(chunk).fetch_and(~mask, std::memory_order_seq_cst);
   KVTRIE_CRASH_POINT("take.after_bits");
+  const std::uint32_t tick = segment_.now_tick();
   std::uint16_t taken = 0;
   std::uint64_t taken_bits = 0;
   for (; ours != 0; ours &= ours - 1) {
@@ -87,6 +88,8 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
       continue;  // F3: somebody owns it and will set the bit again when it is free
     }
     KVTRIE_CRASH_POINT("take.after_state");
+    // For people who ask who holds a page for how long: died before, it shows the age of the page's last life.
+    segment_.descriptor(page).since_tick.store(tick, std::memory_order_relaxed);
     out.push_back(page);
     taken_bits |= ours & (~ours + 1);
     ++taken;

@@ -12,6 +12,16 @@ foreach(program IN ITEMS kvtried kvtrie kvtrie-replay kvtrie-bench)
   endif()
 endforeach()
 
+# Man pages, completions and the schemas of kvtrie's JSON.
+if(TARGET kvtrie-manual)
+  set(manual "${PROJECT_BINARY_DIR}/manual")
+  install(FILES "${manual}/kvtrie.1" DESTINATION "${CMAKE_INSTALL_MANDIR}/man1")
+  install(FILES "${manual}/kvtried.8" DESTINATION "${CMAKE_INSTALL_MANDIR}/man8")
+  install(FILES "${manual}/kvtrie" "${manual}/kvtried"
+    DESTINATION "${CMAKE_INSTALL_DATADIR}/bash-completion/completions")
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/docs/json-schema" DESTINATION "${CMAKE_INSTALL_DATADIR}/kvtrie")
+endif()
+
 get_target_property(kvtrie_worker_type kvtrie_worker TYPE)
 if(kvtrie_worker_type STREQUAL "SHARED_LIBRARY")
   set(kvtrie_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kvtrie")

@@ -3,6 +3,8 @@
 
 #include "tools/kvtrie/command.h"
 
+#include <fmt/format.h>
+
 #include "shm/runtime_directory.h"
 #include "tools/kvtrie/caches.h"
 
@@ -12,6 +14,10 @@ std::string directory_of(const Context& context) {
   if (!context.directory.empty()) return context.directory;
   const Environment& host = context.environment;
   return default_runtime_directory(host.euid, host.xdg_runtime_dir.c_str());
+}
+
+std::string no_such_page(const Segment& segment, const std::string& cache, std::uint64_t page) {
+  return fmt::format("cache '{}' has no page {}: its pages are 0 to {}", cache, page, segment.page_count() - 1);
 }
 
 Outcome on_segment(const Context& context,

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <cstdint>
 #include <functional>
 #include <string>
 
@@ -29,6 +30,9 @@ struct Command {
 
 // Of --dir, or where kvtried puts sockets and locks when it is not told.
 std::string directory_of(const Context& context);
+
+// "cache 'x' has no page 99: its pages are 0 to 63".
+std::string no_such_page(const Segment& segment, const std::string& cache, std::uint64_t page);
 
 // Runs `look` on the segment that the context names, mapped read-only, or says why it cannot.
 Outcome on_segment(const Context& context,

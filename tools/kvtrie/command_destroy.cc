@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -205,9 +206,17 @@ Json to_json(const DestroyReport& report) {
   return json;
 }
 
-Outcome run_destroy(const Environment& environment, const std::string& cache,
-                    const std::string& directory, bool json) {
-  return Destroyer(environment, cache, directory, json).run();
+Command add_destroy_command(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("destroy", "Remove a cache that no coordinator serves: memory and directory");
+  return {command, [](const Context& context) {
+            if (context.cache.empty()) {
+              return failure(Exit::kUsage, "destroy removes a cache for good: name it with --cache", context.json);
+            }
+            const CacheChoice choice = choose_cache(context.environment, context.cache, context.json);
+            if (choice.cache.empty()) return choice.failure;
+            return Destroyer(context.environment, choice.cache, directory_of(context), context.json).run();
+          }};
 }
 
 }  // namespace kvtrie::inspect

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 
 namespace kvtrie::inspect {
@@ -27,10 +28,9 @@ struct DestroyReport {
   std::uint64_t workers_alive = 0;   // that still map the old objects
 };
 
+Command add_destroy_command(CLI::App& app);
+
 std::string to_text(const DestroyReport& report);
 Json to_json(const DestroyReport& report);
-
-Outcome run_destroy(const Environment& environment, const std::string& cache,
-                    const std::string& directory, bool json);
 
 }  // namespace kvtrie::inspect

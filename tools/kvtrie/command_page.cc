@@ -5,7 +5,9 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
+#include <memory>
 
 #include "shm/page_table.h"
 #include "shm/prefix_hash.h"
@@ -120,6 +122,18 @@ PathToRoot walk_up(const Segment& segment, PageIndex start) {
   return path;
 }
 
+std::vector<std::uint32_t> tokens_along(const Segment& segment, const PathToRoot& path) {
+  std::vector<std::uint32_t> all;
+  for (const auto& [first, last] : path.runs) {
+    for (std::uint32_t page = first; page <= last; ++page) {
+      const std::uint32_t count = segment.descriptor({page}).token_count.load(kAcquire);
+      const std::vector<std::uint32_t> tokens = tokens_of(segment, {page}, count);
+      all.insert(all.end(), tokens.begin(), tokens.end());
+    }
+  }
+  return all;
+}
+
 void add_children(const Segment& segment, Handle self, PageReport& report) {
   for (std::uint32_t i = 0; i < segment.page_count(); ++i) {
     const Descriptor& descriptor = segment.descriptor({i});
@@ -166,7 +180,26 @@ std::string child_hint_text(const Segment& segment, Handle self, std::uint32_t h
 
 }  // namespace
 
-PageReport gather_page(const Segment& segment, PageIndex page) {
+Command add_page_command(CLI::App& app) {
+  struct Options {
+    std::uint32_t page = 0;
+    bool tokens = false;
+  };
+  const auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("page", "Everything about one page, and whether it can be evicted");
+  command->add_option("page", options->page, "Page number")->check(CLI::Range(0U, kPagesMax - 1))->required();
+  command->add_flag("--tokens", options->tokens, "All tokens of its path, as `kvtrie tree --prefix` takes them");
+  return {command, [options](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+              if (segment.has({options->page})) {
+                return render(gather_page(segment, {options->page}, options->tokens), context.json);
+              }
+              return failure(Exit::kNotFound, no_such_page(segment, cache, options->page), context.json);
+            });
+          }};
+}
+
+PageReport gather_page(const Segment& segment, PageIndex page, bool path_tokens) {
   const HostView host(segment);
   const Descriptor& d = segment.descriptor(page);
   PageReport report;
@@ -198,6 +231,7 @@ PageReport gather_page(const Segment& segment, PageIndex page) {
     const NamespaceView view = read_namespace(segment, namespace_in(scope));
     report.name_space_text = fmt::format("{} \"{}\"", report.scope_namespace, view.label);
     if (!view.open) report.name_space_text += " (not open)";
+    report.flushed = !view.open || scope_of(view.id, view.root_generation) != scope;
   } else {
     report.name_space_text = fmt::format("{} (this segment has none)", report.scope_namespace);
   }
@@ -223,6 +257,8 @@ PageReport gather_page(const Segment& segment, PageIndex page) {
   add_index(segment, report);
   add_leases(segment, host, report);
   report.path = walk_up(segment, page);
+  if (path_tokens) report.path_tokens = tokens_along(segment, report.path);
+  report.eviction = judge_eviction(report);
   return report;
 }
 

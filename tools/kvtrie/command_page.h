@@ -13,7 +13,9 @@
 
 #include "shm/ids.h"
 #include "shm/segment.h"
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
+#include "tools/kvtrie/page_eviction.h"
 #include "tools/kvtrie/snapshot.h"
 
 namespace kvtrie::inspect {
@@ -50,6 +52,7 @@ struct PageReport {
   std::uint32_t scope_namespace = 0;
   std::uint32_t scope_generation_low = 0;
   std::string name_space_text;
+  bool flushed = false;  // its root's generation is over: it is never matched again
   std::uint32_t depth = 0;
   std::uint32_t priority = 0;
   std::uint32_t tier = 0;
@@ -76,10 +79,14 @@ struct PageReport {
   std::uint32_t index_stripe = 0;
   std::vector<PageLease> leases;  // of this life, and stale ones of this page number
   PathToRoot path;
+  std::optional<std::vector<std::uint32_t>> path_tokens;  // when asked for: root's side first, with its own
+  EvictionVerdict eviction;
 };
 
+Command add_page_command(CLI::App& app);
+
 // Requires segment.has(page).
-PageReport gather_page(const Segment& segment, PageIndex page);
+PageReport gather_page(const Segment& segment, PageIndex page, bool path_tokens);
 std::string to_text(const PageReport& report);
 Json to_json(const PageReport& report);
 

@@ -5,8 +5,10 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "shm/shared_object.h"
@@ -48,8 +50,6 @@ std::uint64_t left_out(const SaveReport& report) {
   return report.changed + report.below_changed + report.flushed + report.unreachable;
 }
 
-}  // namespace
-
 Outcome run_save(const Segment& segment, const std::string& cache, const std::string& file,
                  bool json) {
   Status problem;
@@ -70,6 +70,20 @@ Outcome run_save(const Segment& segment, const std::string& cache, const std::st
   }
   output.report = *report;
   return render(output, json);
+}
+
+}  // namespace
+
+Command add_save_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand(
+      "save", "Save what is cached to a file, for kvtried --load; the cache may be in use");
+  const auto file = std::make_shared<std::string>();
+  command->add_option("file", *file, "File to write; replaced when all is written")->type_name("FILE")->required();
+  return {command, [file](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+              return run_save(segment, cache, *file, context.json);
+            });
+          }};
 }
 
 std::string to_text(const SaveOutput& output) {

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "save/save_cache.h"
-#include "shm/segment.h"
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 
 namespace kvtrie::inspect {
@@ -24,7 +24,6 @@ struct SaveOutput {
 std::string to_text(const SaveOutput& output);
 Json to_json(const SaveOutput& output);
 
-Outcome run_save(const Segment& segment, const std::string& cache, const std::string& file,
-                 bool json);
+Command add_save_command(CLI::App& app);
 
 }  // namespace kvtrie::inspect

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 
 #include "shm/lease_table.h"
@@ -63,6 +64,15 @@ void add_workers(const Segment& segment, const HostView& host, StatusReport& rep
 }
 
 }  // namespace
+
+Command add_status_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("status", "Is the cache well? One screen, and what to do");
+  return {command, [](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+              return render(gather_status(segment, cache, context.environment.shm_directory), context.json);
+            });
+          }};
+}
 
 const char* poison_reason_name(std::uint32_t reason) {
   constexpr const char* kNames[] = {"none", "lock_not_recoverable", "corrupt_structure", "operator",

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "shm/geometry.h"
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 #include "tools/kvtrie/snapshot.h"
 
@@ -64,6 +65,8 @@ struct StatusReport {
 
   std::uint64_t counter(Counter which) const { return counters[static_cast<std::size_t>(which)]; }
 };
+
+Command add_status_command(CLI::App& app);
 
 StatusReport gather_status(const Segment& segment, const std::string& cache,
                            const std::string& shm_directory);

@@ -3,9 +3,16 @@
 
 #include "tools/kvtrie/command_tree.h"
 
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <map>
+#include <memory>
 #include <queue>
 #include <set>
 
@@ -36,10 +43,13 @@ class TreeBuilder {
  public:
   TreeBuilder(const Segment& segment, const TreeOptions& options)
       : segment_(segment), options_(options), host_(segment), trie_(segment) {
-    for (const LeaseView& lease : read_leases(segment)) {
+    const std::vector<LeaseView> leases = read_leases(segment);
+    for (const LeaseView& lease : leases) {
       if (lease.target != LeaseTarget::kPage) continue;
       leases_.emplace(lease.handle.page_index().value, lease.slot.value);
     }
+    filtered_ = apply(options.filter, segment, trie_, leases);
+    if (options.filter.any()) trie_.keep(filtered_.wanted);
   }
 
   TreeReport build(const std::set<std::uint16_t>* only);
@@ -56,6 +66,7 @@ class TreeBuilder {
   const TreeOptions& options_;
   HostView host_;
   TrieSnapshot trie_;
+  FilterResult filtered_;
   std::multimap<std::uint32_t, std::uint16_t> leases_;  // page to slots
   std::priority_queue<Candidate> queue_;
   std::vector<Chosen> chosen_;
@@ -65,6 +76,7 @@ class TreeBuilder {
 void TreeBuilder::add_page(std::uint32_t page, ChainLine& line) const {
   const StateWord word = trie_.state(page);
   ++line.pages;
+  if (filtered_.wanted[page]) ++line.matching;
   line.tokens += std::min<std::uint32_t>(
       segment_.descriptor({page}).token_count.load(std::memory_order_relaxed),
       segment_.tokens_per_page());
@@ -193,6 +205,9 @@ void TreeBuilder::add_namespace(TreeReport& report, const Root& root) {
 
 TreeReport TreeBuilder::build(const std::set<std::uint16_t>* only) {
   TreeReport report;
+  report.filtered = options_.filter.any();
+  report.matching_pages = filtered_.pages;
+  if (!options_.filter.prefix.empty()) report.prefix = filtered_.prefix;
   std::set<std::uint16_t> listed;
   for (const Root& root : trie_.roots()) {
     const std::uint16_t id = root.handle.namespace_id().value;
@@ -205,7 +220,7 @@ TreeReport TreeBuilder::build(const std::set<std::uint16_t>* only) {
     }
     add_namespace(report, root);
   }
-  for (std::uint32_t i = 0; i < segment_.namespace_count(); ++i) {  // open ones without a page
+  for (std::uint32_t i = 0; !report.filtered && i < segment_.namespace_count(); ++i) {  // open ones without a page
     const NamespaceId id{static_cast<std::uint16_t>(i)};
     if (listed.contains(id.value) || (only != nullptr && !only->contains(id.value))) continue;
     const NamespaceView view = read_namespace(segment_, id);
@@ -238,14 +253,105 @@ std::set<std::uint16_t> namespaces_named(const Segment& segment, const std::stri
   return ids;
 }
 
+constexpr std::uint64_t kPrefixFileMax = 64 << 20;  // bytes
+
+// Words of the command line that are not a TreeOptions yet.
+struct TreeWords {
+  TreeOptions options;
+  std::string state;
+  std::string prefix;
+  std::string prefix_file;
+};
+
+// The problem with a prefix, or nothing.
+std::string take_prefix(const TreeWords& words, TreeFilter& filter) {
+  std::string text = words.prefix;
+  if (!words.prefix_file.empty()) {
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(words.prefix_file, error) ||
+        std::filesystem::file_size(words.prefix_file, error) > kPrefixFileMax) {
+      return fmt::format("--prefix-file '{}': not a file of at most 64 MiB", words.prefix_file);
+    }
+    std::ifstream file(words.prefix_file);
+    text.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  if (text.empty() && words.prefix_file.empty()) return {};
+  auto tokens = parse_tokens(text);
+  if (!tokens) return "a prefix is token numbers with commas, spaces or line ends between, such as 1,15043,3186";
+  filter.prefix = std::move(*tokens);
+  return {};
+}
+
+void add_filter_options(CLI::App& command, TreeWords& words) {
+  TreeFilter& filter = words.options.filter;
+  CLI::Option* prefix =
+      command.add_option("--prefix", words.prefix, "Only what continues these tokens: 1,2,3")->type_name("TOKENS");
+  command.add_option("--prefix-file", words.prefix_file, "... tokens of a file")->type_name("FILE")->excludes(prefix);
+  command.add_option("--below", filter.below, "Only this page and what hangs on it")
+      ->check(CLI::Range(0U, kPagesMax - 1))
+      ->type_name("PAGE");
+  command.add_option("--state", words.state, "Only pages in this state")
+      ->check(CLI::IsMember({"live", "pending", "condemned"}).description(""))
+      ->type_name("live|pending|condemned");
+  command.add_option("--worker", filter.worker, "Only pages that this slot wrote or is writing")
+      ->check(CLI::Range(0U, kWorkersMax))
+      ->type_name("SLOT");
+  command.add_option("--min-pages", filter.pages_min, "Only pages with at least so many in their subtree")
+      ->type_name("N");
+  command.add_flag("--leased", filter.leased, "Only pages that a lease stands on");
+}
+
+Outcome run_tree(const Context& context, const TreeWords& words) {
+  TreeOptions options = words.options;
+  TreeFilter& filter = options.filter;
+  if (const std::string problem = take_prefix(words, filter); !problem.empty()) {
+    return failure(Exit::kUsage, problem, context.json);
+  }
+  if (words.state == "live") filter.state = PageState::kLive;
+  if (words.state == "pending") filter.state = PageState::kPending;
+  if (words.state == "condemned") filter.state = PageState::kCondemned;
+  return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+    if (filter.below && !segment.has({*filter.below})) {
+      return failure(Exit::kNotFound, no_such_page(segment, cache, *filter.below), context.json);
+    }
+    const std::optional<TreeReport> report = gather_tree(segment, options);
+    if (report) return render(*report, context.json);
+    return failure(Exit::kNotFound,
+                   fmt::format("cache '{}' has no open namespace '{}'; `kvtrie namespaces` lists them", cache,
+                               options.name_space),
+                   context.json);
+  });
+}
+
 }  // namespace
+
+Command add_tree_command(CLI::App& app) {
+  const auto words = std::make_shared<TreeWords>();
+  TreeOptions& options = words->options;
+  CLI::App* command = app.add_subcommand("tree", "What is cached, as a tree a namespace; largest parts first");
+  command->add_option("--depth", options.depth, "Levels of branches below a root")
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--limit", options.limit, "Lines (chains of pages) at most")
+      ->check(CLI::Range(1U, 1'000'000U))
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--namespace", options.name_space, "Only this one: its id or label")->type_name("NAME");
+  add_filter_options(*command, *words);
+  command->footer(
+      "Pages for which all conditions hold are shown, with the way to them. Examples:\n"
+      "  kvtrie tree --namespace my-model --depth 2\n"
+      "  kvtrie tree --prefix 1,15043,3186      what is cached after these tokens\n"
+      "  kvtrie tree --state pending --worker 3  what slot 3 is computing");
+  return {command, [words](const Context& context) { return run_tree(context, *words); }};
+}
 
 std::optional<TreeReport> gather_tree(const Segment& segment, const TreeOptions& options) {
   if (options.name_space.empty()) return TreeBuilder(segment, options).build(nullptr);
   const std::set<std::uint16_t> ids = namespaces_named(segment, options.name_space);
   if (ids.empty()) return std::nullopt;
   TreeReport report = TreeBuilder(segment, options).build(&ids);
-  if (report.namespaces.empty()) return std::nullopt;
+  if (report.namespaces.empty() && !report.filtered) return std::nullopt;
   return report;
 }
 

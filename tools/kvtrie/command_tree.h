@@ -12,8 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 #include "tools/kvtrie/snapshot.h"
+#include "tools/kvtrie/tree_filter.h"
 #include "tools/kvtrie/trie_snapshot.h"
 
 namespace kvtrie::inspect {
@@ -22,6 +24,7 @@ struct TreeOptions {
   std::uint32_t depth = 8;   // levels of branches below a root; 0: namespaces alone
   std::uint32_t limit = 50;  // lines of chains
   std::string name_space;    // id or label; empty: all
+  TreeFilter filter;
 };
 
 struct ChainLease {
@@ -36,6 +39,7 @@ struct ChainLine {
   std::vector<std::pair<std::uint32_t, std::uint32_t>> runs;  // page numbers, first and last
   std::uint64_t pages = 0;
   std::uint64_t tokens = 0;
+  std::uint64_t matching = 0;  // pages that the filter wants; the others are the way to them
   std::uint64_t live = 0;
   std::uint64_t pending = 0;
   std::uint64_t condemned = 0;
@@ -79,8 +83,13 @@ struct TreeReport {
   std::vector<DetachedPages> detached;
   std::uint64_t changed_while_read = 0;
   std::uint64_t lines_shown = 0;
+  bool filtered = false;
+  std::uint64_t matching_pages = 0;   // that the filter wants; all of them when there is none
+  std::optional<PrefixMatch> prefix;  // when one was asked for
   std::uint64_t pages_left_out = 0;  // of the namespaces above
 };
+
+Command add_tree_command(CLI::App& app);
 
 // None: no namespace has that id or label.
 std::optional<TreeReport> gather_tree(const Segment& segment, const TreeOptions& options);

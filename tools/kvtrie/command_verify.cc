@@ -5,9 +5,12 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <map>
+#include <memory>
 
+#include "tools/kvtrie/caches.h"
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
@@ -15,7 +18,37 @@ namespace {
 
 std::string safe(const std::string& text) { return printable(text.data(), text.size()); }
 
+Outcome run_verify(const Context& context, const VerifyOptions& options) {
+  const CacheChoice choice = choose_cache(context.environment, context.cache, context.json);
+  if (choice.cache.empty()) return choice.failure;
+  const std::string& cache = choice.cache;
+  const Result<Segment> segment = open_segment(cache, Access::kReadOnly);
+  if (segment) {
+    const VerifyOutput output = gather_verify(*segment, cache, options);
+    return render(output, context.json, output.report.clean() ? Exit::kOk : Exit::kFindings);
+  }
+  const Status status = segment.error();
+  const std::string problem = open_problem(context.environment, cache, status);
+  if (exit_of(status) != Exit::kCorrupt) return failure(exit_of(status), problem, context.json);
+  Outcome outcome = render(verify_of_unreadable(cache, status), context.json, Exit::kCorrupt);
+  outcome.err = "kvtrie: " + problem + "\n";
+  return outcome;
+}
+
 }  // namespace
+
+Command add_verify_command(CLI::App& app) {
+  const auto options = std::make_shared<VerifyOptions>();
+  CLI::App* command =
+      app.add_subcommand("verify", "Check the whole segment; exit code 1 if something is found");
+  command->add_flag("--at-rest", options->at_rest,
+                    "No process runs and the dead were reaped: leftovers are findings too");
+  command->add_option("--findings", options->findings_max, "Findings to show at most")
+      ->check(CLI::Range(1U, 1'000'000U))
+      ->type_name("N")
+      ->capture_default_str();
+  return {command, [options](const Context& context) { return run_verify(context, *options); }};
+}
 
 VerifyOutput gather_verify(const Segment& segment, const std::string& cache,
                            const VerifyOptions& options) {

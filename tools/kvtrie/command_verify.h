@@ -7,6 +7,7 @@
 #include <string>
 
 #include "shm/verify.h"
+#include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 
 namespace kvtrie::inspect {
@@ -17,6 +18,8 @@ struct VerifyOutput {
   double seconds = 0;
   VerifyReport report;
 };
+
+Command add_verify_command(CLI::App& app);
 
 VerifyOutput gather_verify(const Segment& segment, const std::string& cache,
                            const VerifyOptions& options);

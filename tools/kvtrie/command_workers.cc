@@ -5,7 +5,10 @@
 
 #include <fmt/format.h>
 
-#include "shm/counter_names.h"
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
@@ -24,142 +27,122 @@ std::string note_of(const WorkerView& worker) {
   if (worker.liveness == Liveness::kNone && worker.word.state() != SlotState::kReaping) {
     return "names no process";
   }
+  if (worker.stopped) return "stopped: keeps what it holds until it goes on or dies";
   if (worker.word.state() == SlotState::kLeaving) return "detached, slot not cleared yet";
   return {};
 }
 
-WorkerRow row_of(WorkerView worker, const HostView& host) {
-  WorkerRow row;
-  row.note = note_of(worker);
-  if (worker.attached()) row.attached_seconds = host.age_seconds(worker.attach_tick);
-  if (worker.oldest_lease)
-    row.oldest_lease_seconds = host.age_seconds(worker.oldest_lease->since_tick);
-  if (worker.pages_wanted != 0 && worker.wait_ticket != 0) {
-    row.waits_seconds = host.monotonic_age_seconds(worker.wait_ticket);
+std::string namespace_text(const Segment& segment, std::uint32_t scope) {
+  const NamespaceId id = namespace_in(scope);
+  if (id.value >= segment.namespace_count()) return fmt::format("{} (none)", id.value);
+  const std::string label = read_namespace(segment, id).label;
+  return label.empty() ? std::to_string(id.value) : fmt::format("{} \"{}\"", id.value, label);
+}
+
+HeldLease held_lease(const Segment& segment, const HostView& host, const LeaseView& lease) {
+  HeldLease held;
+  held.lease = lease;
+  held.held_seconds = host.age_seconds(lease.since_tick);
+  held.page_state = "none";
+  if (lease.target == LeaseTarget::kImpossible) return held;
+  const Descriptor& descriptor = segment.descriptor(lease.handle.page_index());
+  held.page_state = name_of(StateWord{descriptor.state.load(std::memory_order_acquire)}.state());
+  if (lease.target != LeaseTarget::kPage) return held;
+  held.depth = depth_in(descriptor.depth_class.load(std::memory_order_relaxed));
+  held.name_space = namespace_text(segment, descriptor.scope.load(std::memory_order_relaxed));
+  return held;
+}
+
+class Gatherer {
+ public:
+  Gatherer(const Segment& segment, const WorkersOptions& options)
+      : segment_(segment), options_(options), host_(segment), leases_(read_leases(segment)) {}
+
+  WorkersReport run() {
+    WorkersReport report;
+    report.options = options_;
+    report.slots = segment_.geometry().workers;
+    const std::vector<OldestOwnPages> own = read_oldest_own_pages(segment_);
+    const PageStats pages = PageTable(segment_).stats();
+    for (WorkerView& worker : read_workers(segment_, host_, pages, leases_)) {
+      const bool coordinator = worker.slot == kCoordinatorSlot;
+      if (!coordinator && !worker.attached() && !worker.holds()) continue;
+      if (!coordinator && worker.attached()) ++report.attached;
+      if (options_.slot && worker.slot.value != *options_.slot) continue;
+      if (options_.pid && worker.pid != *options_.pid) continue;
+      const OldestOwnPages& oldest = own[worker.slot.value];
+      report.rows.push_back(row_of(std::move(worker), oldest));
+    }
+    return report;
   }
-  row.worker = std::move(worker);
-  return row;
-}
 
-std::string seconds_or(std::optional<double> seconds, const char* none) {
-  return seconds ? seconds_text(*seconds) : none;
-}
+ private:
+  WorkerRow row_of(WorkerView worker, const OldestOwnPages& oldest) const {
+    WorkerRow row;
+    row.note = note_of(worker);
+    if (worker.attached()) row.attached_seconds = host_.age_seconds(worker.attach_tick);
+    if (worker.oldest_lease) row.oldest_lease_seconds = host_.age_seconds(worker.oldest_lease->since_tick);
+    if (oldest.writing_tick) row.oldest_writing_seconds = host_.age_seconds(*oldest.writing_tick);
+    if (oldest.pending_tick) row.oldest_pending_seconds = host_.age_seconds(*oldest.pending_tick);
+    if (worker.pages_wanted != 0 && worker.wait_ticket != 0) {
+      row.waits_seconds = host_.monotonic_age_seconds(worker.wait_ticket);
+    }
+    if (options_.leases) add_leases(worker.slot, row);
+    row.worker = std::move(worker);
+    return row;
+  }
 
-std::string hits_text(const WorkerView& worker) {
-  const std::uint64_t asked = worker.counter(Counter::kPagesAsked);
-  if (asked == 0) return "-";
-  return fmt::format("{} of {}",
-                     percent_text(static_cast<double>(worker.counter(Counter::kPagesHit)),
-                                  static_cast<double>(asked)),
-                     grouped(asked));
-}
+  void add_leases(WorkerId slot, WorkerRow& row) const {
+    std::vector<LeaseView> own;
+    std::ranges::copy_if(leases_, std::back_inserter(own), [&](const LeaseView& lease) { return lease.slot == slot; });
+    std::ranges::stable_sort(own, [now = host_.now_tick()](const LeaseView& a, const LeaseView& b) {
+      return static_cast<std::int32_t>(now - a.since_tick) > static_cast<std::int32_t>(now - b.since_tick);
+    });
+    const std::size_t shown = std::min<std::size_t>(own.size(), options_.limit);
+    for (std::size_t i = 0; i < shown; ++i) row.leases.push_back(held_lease(segment_, host_, own[i]));
+    row.leases_left_out = own.size() - shown;
+  }
 
-std::string oldest_text(const WorkerRow& row) {
-  if (!row.worker.oldest_lease) return "-";
-  return fmt::format("{} (tag {:#x})", seconds_or(row.oldest_lease_seconds, "?"),
-                     row.worker.oldest_lease->request_tag);
-}
+  const Segment& segment_;
+  const WorkersOptions& options_;
+  HostView host_;
+  std::vector<LeaseView> leases_;
+};
 
-std::string waits_text(const WorkerRow& row) {
-  if (row.worker.pages_wanted == 0) return "-";
-  return fmt::format("{} pages for {}", grouped(row.worker.pages_wanted),
-                     seconds_or(row.waits_seconds, "?"));
+std::string nobody_text(const std::string& cache, const WorkersOptions& options) {
+  std::string text = fmt::format("cache '{}' has no worker", cache);
+  if (options.slot) text += fmt::format(" in slot {}", *options.slot);
+  if (options.pid) text += fmt::format(" with pid {}", *options.pid);
+  return text + "; `kvtrie workers` lists all";
 }
-
-Json optional_json(std::optional<double> value) { return value ? Json(*value) : Json(nullptr); }
 
 }  // namespace
 
-WorkersReport gather_workers(const Segment& segment) {
-  const HostView host(segment);
-  const PageStats pages = PageTable(segment).stats();
-  WorkersReport report;
-  report.slots = segment.geometry().workers;
-  for (WorkerView& worker : read_workers(segment, host, pages, read_leases(segment))) {
-    if (worker.slot != kCoordinatorSlot && !worker.attached() && !worker.holds()) continue;
-    report.rows.push_back(row_of(std::move(worker), host));
-  }
-  return report;
+Command add_workers_command(CLI::App& app) {
+  const auto options = std::make_shared<WorkersOptions>();
+  CLI::App* command = app.add_subcommand("workers", "Who is attached, alive, and holds what");
+  command->add_option("--worker", options->slot, "Only the worker in this slot, with its counters")
+      ->check(CLI::Range(0U, kWorkersMax))
+      ->type_name("SLOT");
+  command->add_option("--pid", options->pid, "Only the workers of this process, with their counters")->type_name("PID");
+  command->add_flag("--leases", options->leases, "List leases: page, depth, namespace, age and request tag");
+  command->add_option("--limit", options->limit, "Leases listed for each worker at most, oldest first")
+      ->check(CLI::Range(1U, 1'000'000U))
+      ->type_name("N")
+      ->capture_default_str();
+  return {command, [options](const Context& context) {
+            return on_segment(context, [&](const Segment& segment, const std::string& cache) {
+              const WorkersReport report = gather_workers(segment, *options);
+              if (options->filtered() && report.rows.empty()) {
+                return failure(Exit::kNotFound, nobody_text(cache, *options), context.json);
+              }
+              return render(report, context.json);
+            });
+          }};
 }
 
-std::string to_text(const WorkersReport& report) {
-  using enum Table::Align;
-  Table table;
-  table.column("slot", kRight);
-  table.column("state", kLeft);
-  table.column("pid", kRight);
-  table.column("process", kLeft);
-  table.column("role", kLeft);
-  table.column("name", kLeft);
-  table.column("attached", kRight);
-  table.column("leases", kRight);
-  table.column("writing", kRight);
-  table.column("pending", kRight);
-  table.column("oldest lease", kLeft);
-  table.column("page hits", kRight);
-  table.column("waits for", kLeft);
-  table.column("note", kLeft);
-  std::uint64_t attached = 0;
-  for (const WorkerRow& row : report.rows) {
-    const WorkerView& worker = row.worker;
-    const bool coordinator = worker.slot == kCoordinatorSlot;
-    if (!coordinator && worker.attached()) ++attached;
-    std::string leases = grouped(worker.leases);
-    if (worker.stale_leases != 0) leases += fmt::format("+{} stale", grouped(worker.stale_leases));
-    table.row({std::to_string(worker.slot.value), coordinator ? "-" : name_of(worker.word.state()),
-               worker.pid == 0 ? "-" : std::to_string(worker.pid), name_of(worker.liveness),
-               coordinator ? "coordinator" : name_of(worker.role),
-               worker.name.empty() ? "-" : worker.name,
-               worker.attached() ? seconds_or(row.attached_seconds, "?") : "-", leases,
-               grouped(worker.writing), grouped(worker.pending), oldest_text(row),
-               hits_text(worker), waits_text(row), row.note});
-  }
-  return table.text() +
-         fmt::format(
-             "{} attached, {} slots. Slot 0's leases are the operator's pins; page hits are of "
-             "all that had the slot.\n",
-             counted(attached, "worker"), report.slots);
-}
-
-Json to_json(const WorkersReport& report) {
-  Json json;
-  json["slots"] = report.slots;
-  Json& workers = json["workers"] = Json::array();
-  for (const WorkerRow& row : report.rows) {
-    const WorkerView& worker = row.worker;
-    const bool coordinator = worker.slot == kCoordinatorSlot;
-    Json entry;
-    entry["slot"] = worker.slot.value;
-    entry["state"] = name_of(worker.word.state());
-    entry["incarnation"] = worker.word.incarnation();
-    entry["pid"] = worker.pid;
-    entry["start_time"] = worker.start_time;
-    entry["uid"] = worker.uid;
-    entry["liveness"] = name_of(worker.liveness);
-    entry["role"] = coordinator ? "coordinator" : name_of(worker.role);
-    entry["name"] = worker.name;
-    entry["attached_seconds"] = optional_json(row.attached_seconds);
-    entry["leases"] = worker.leases;
-    entry["stale_leases"] = worker.stale_leases;
-    entry["leases_high_water"] = worker.leases_high_water;
-    entry["pages_writing"] = worker.writing;
-    entry["pages_pending"] = worker.pending;
-    entry["pages_held_hint"] = worker.held_hint;
-    entry["oldest_lease_seconds"] = optional_json(row.oldest_lease_seconds);
-    entry["oldest_lease_request_tag"] =
-        worker.oldest_lease ? Json(worker.oldest_lease->request_tag) : Json(nullptr);
-    entry["oldest_lease_page"] =
-        worker.oldest_lease ? Json(worker.oldest_lease->handle.page_index().value) : Json(nullptr);
-    entry["pages_wanted"] = worker.pages_wanted;
-    entry["waits_seconds"] = optional_json(row.waits_seconds);
-    entry["note"] = row.note;
-    Json& counters = entry["counters"] = Json::object();
-    for (std::size_t i = 0; i < kCounters; ++i) {
-      if (const char* name = name_of(static_cast<Counter>(i))) counters[name] = worker.counters[i];
-    }
-    workers.push_back(std::move(entry));
-  }
-  return json;
+WorkersReport gather_workers(const Segment& segment, const WorkersOptions& options) {
+  return Gatherer(segment, options).run();
 }
 
 }  // namespace kvtrie::inspect

@@ -31,8 +31,8 @@ inline constexpr ExitMeaning kExitTable[] = {
     {Exit::kOk, "done; verify: nothing found"},
     {Exit::kFindings, "verify found something"},
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
-    {Exit::kNotFound, "no such cache, page, namespace or pin, or a prefix that is not cached"},
-    {Exit::kCorrupt, "the segment cannot be read: damaged, truncated or not a segment"},
+    {Exit::kNotFound, "no such cache, page, namespace, worker, model, file or pin, or a prefix that is not cached"},
+    {Exit::kCorrupt, "the segment or file cannot be read: damaged, truncated or something else"},
     {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, a coordinator runs (destroy), or a flush "
                      "came between or another save writes the file (save)"},
     {Exit::kSystem, "a system call failed"},

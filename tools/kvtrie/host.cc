@@ -6,6 +6,9 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <fstream>
+#include <string>
+#include <string_view>
 
 namespace kvtrie::inspect {
 namespace {
@@ -50,6 +53,15 @@ Liveness HostView::liveness(std::uint32_t pid, std::uint64_t start_time) const {
   const bool gone = status.code() == Code::kNotFound || status.system_errno() == EINVAL ||
                     status.system_errno() == ENOENT || status.system_errno() == ESRCH;
   return gone ? Liveness::kDead : Liveness::kUnknown;
+}
+
+bool HostView::stopped(std::uint32_t pid) const {
+  constexpr std::string_view kLabel = "State:\t";  // then a letter
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.size() > kLabel.size() && line.starts_with(kLabel)) return line[kLabel.size()] == 'T' || line[kLabel.size()] == 't';
+  }
+  return false;
 }
 
 std::optional<double> HostView::age_seconds(std::uint32_t tick) const {

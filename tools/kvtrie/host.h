@@ -37,6 +37,8 @@ class HostView {
   std::uint32_t now_tick() const { return now_tick_; }
 
   Liveness liveness(std::uint32_t pid, std::uint64_t start_time) const;
+  // Of a living process: SIGSTOP, or a debugger, holds it.
+  bool stopped(std::uint32_t pid) const;
   // Negative: in the future. None: ticks of another boot cannot be compared with now.
   std::optional<double> age_seconds(std::uint32_t tick) const;
   std::optional<double> monotonic_age_seconds(std::uint64_t monotonic_ns) const;

@@ -17,7 +17,7 @@ constexpr std::size_t kTokensShown = 12;
 constexpr std::size_t kChildrenShown = 12;
 constexpr std::size_t kRunsShown = 8;
 
-// Never used, or handed back: its other fields are of its last life.
+// Never used, or not in the trie yet: what it says of its place is of its last life.
 bool is_of_last_life(const PageReport& report) {
   return report.word.state() == PageState::kFree || report.word.state() == PageState::kWriting;
 }
@@ -26,7 +26,7 @@ std::string state_text(const PageReport& report) {
   std::string text =
       fmt::format("{}, generation {}", name_of(report.word.state()), report.word.generation());
   if (report.word.owned()) text += ", owned by " + report.owner;
-  if (!is_of_last_life(report)) text += ", " + ago_text(report.since_seconds);
+  if (report.word.state() != PageState::kFree) text += ", " + ago_text(report.since_seconds);
   if (!report.word.well_formed())
     text += fmt::format(" (IMPOSSIBLE word {})", hex_text(report.word.raw));
   if (report.changed) text += " (changed while being read: look again)";
@@ -134,6 +134,10 @@ std::string to_text(const PageReport& report) {
                               list_text(report.children, kChildrenShown, report.children_count)));
   lines.add("child hint", report.child_hint_text);
   add_leases(report, lines);
+  for (std::size_t i = 0; i < report.eviction.reasons.size(); ++i) {
+    lines.add(i == 0 ? "evictable" : "", fmt::format("{}: {}", report.eviction.possible ? "yes" : "no",
+                                                     report.eviction.reasons[i]));
+  }
   lines.add("touched", fmt::format("{} (order {} in its tick, {} touches, hint and flags {:#04x})",
                                    ago_text(report.touched_seconds), report.touch.order(),
                                    report.touch.touches(), report.touch.hint_and_flags()));
@@ -145,6 +149,7 @@ std::string to_text(const PageReport& report) {
                                      counted(report.announce_counter, "child", "children")));
   lines.add("free bit", report.free_bit ? "set" : "clear");
   lines.add("checksum", report.checksum == 0 ? "not computed" : hex_text(report.checksum));
+  if (report.path_tokens) lines.add("path tokens", fmt::format("{}", fmt::join(*report.path_tokens, ",")));
   return lines.text();
 }
 
@@ -177,6 +182,7 @@ Json to_json(const PageReport& report) {
   Json& runs = path["runs"] = Json::array();
   for (const auto& [first, last] : report.path.runs)
     runs.push_back({first, last});
+  json["path_tokens"] = optional(report.path_tokens);
   json["depth"] = report.depth;
   json["priority"] = report.priority;
   json["tier"] = report.tier;
@@ -194,6 +200,8 @@ Json to_json(const PageReport& report) {
                       {"target", name_of(lease.lease.target)},
                       {"beyond_high_water", lease.lease.beyond_high_water}});
   }
+  json["flushed"] = report.flushed;
+  json["evictable"] = {{"possible", report.eviction.possible}, {"reasons", report.eviction.reasons}};
   json["touched_seconds"] = optional(report.touched_seconds);
   json["touch"] = {{"tick", report.touch.tick()},
                    {"order", report.touch.order()},

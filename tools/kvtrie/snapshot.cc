@@ -33,6 +33,7 @@ WorkerView read_worker(const Segment& segment, const HostView& host, WorkerId sl
   view.role = static_cast<WorkerRole>(record.role.load(kRelaxed));
   view.name = printable(record.name, sizeof record.name);
   view.liveness = host.liveness(view.pid, view.start_time);
+  view.stopped = view.liveness == Liveness::kAlive && host.stopped(view.pid);
   view.attach_tick = record.attach_tick.load(kRelaxed);
   view.leases_high_water = record.leases_high_water.load(kRelaxed);
   view.pages_wanted = record.pages_wanted.load(kRelaxed);
@@ -96,6 +97,20 @@ std::vector<WorkerView> read_workers(const Segment& segment, const HostView& hos
     if (!holder.oldest_lease || older(lease, *holder.oldest_lease)) holder.oldest_lease = lease;
   }
   return workers;
+}
+
+std::vector<OldestOwnPages> read_oldest_own_pages(const Segment& segment) {
+  std::vector<OldestOwnPages> oldest(segment.slot_count());
+  for (std::uint32_t page = 0; page < segment.page_count(); ++page) {
+    const Descriptor& descriptor = segment.descriptor({page});
+    const StateWord word{descriptor.state.load(std::memory_order_acquire)};
+    if (!word.owned() || word.owner().value >= segment.slot_count()) continue;
+    OldestOwnPages& own = oldest[word.owner().value];
+    auto& tick = word.state() == PageState::kWriting ? own.writing_tick : own.pending_tick;
+    const std::uint32_t since = descriptor.since_tick.load(kRelaxed);
+    if (!tick || static_cast<std::int32_t>(since - *tick) < 0) tick = since;
+  }
+  return oldest;
 }
 
 CoordinatorView read_coordinator(const Segment& segment, const HostView& host) {

@@ -51,6 +51,7 @@ struct WorkerView {
   WorkerRole role = WorkerRole::kWorker;
   std::string name;
   Liveness liveness = Liveness::kNone;
+  bool stopped = false;  // alive, and held by SIGSTOP or a debugger
   std::uint32_t attach_tick = 0;
   std::uint32_t leases_high_water = 0;
   std::uint32_t pages_wanted = 0;
@@ -73,6 +74,14 @@ struct WorkerView {
 std::vector<WorkerView> read_workers(const Segment& segment, const HostView& host,
                                      const PageStats& pages,
                                      const std::vector<LeaseView>& leases);
+
+// When the page that a slot has been writing for the longest time entered its state.
+struct OldestOwnPages {
+  std::optional<std::uint32_t> writing_tick;
+  std::optional<std::uint32_t> pending_tick;
+};
+// By slot.
+std::vector<OldestOwnPages> read_oldest_own_pages(const Segment& segment);
 
 struct CoordinatorView {
   std::uint32_t pid = 0;

@@ -70,8 +70,10 @@ std::string left_out_text(std::uint64_t branches, std::uint64_t pages) {
 std::string line_text(const ChainLine& line) {
   std::string text(std::size_t{2} * std::min(line.level, kIndentMax), ' ');
   if (line.level > kIndentMax) text += fmt::format("[level {}] ", line.level);
-  text += fmt::format("{} ({}, {}) {}, touched {}{}", runs_text(line), counted(line.pages, "page"),
-                      counted(line.tokens, "token"), state_text(line),
+  const std::string matching =
+      line.matching == line.pages ? "" : fmt::format(", {} matching", grouped(line.matching));
+  text += fmt::format("{} ({}, {}{}) {}, touched {}{}", runs_text(line), counted(line.pages, "page"),
+                      counted(line.tokens, "token"), matching, state_text(line),
                       ago_text(line.touched_seconds), leases_text(line));
   if (line.branches != 0)
     text += fmt::format("; {} below", counted(line.branches, "branch", "branches"));
@@ -93,6 +95,21 @@ std::string header_text(const NamespaceTree& tree) {
   text += "\n";
   if (tree.current && !tree.name_space.fields.empty())
     text += "  { " + tree.name_space.fields + " }\n";
+  return text;
+}
+
+std::string filter_text(const TreeReport& report) {
+  std::string text;
+  if (report.prefix) {
+    text += fmt::format("prefix of {}: {} of them cached\n", counted(report.prefix->tokens_given, "token"),
+                        grouped(report.prefix->tokens_cached));
+  }
+  if (report.filtered) {
+    text += report.matching_pages == 0
+                ? std::string("no page matches\n")
+                : fmt::format("{}; counts are of these and of the way to them\n",
+                              counted(report.matching_pages, "page matches", "pages match"));
+  }
   return text;
 }
 
@@ -129,13 +146,13 @@ const char* words_of(Detached kind) {
 }  // namespace
 
 std::string to_text(const TreeReport& report) {
-  std::string text;
+  std::string text = filter_text(report);
   for (const NamespaceTree& tree : report.namespaces) {
     text += header_text(tree);
     for (const ChainLine& line : tree.lines)
       text += line_text(line);
   }
-  if (report.namespaces.empty()) text += "no namespace is open and no page is cached\n";
+  if (report.namespaces.empty() && !report.filtered) text += "no namespace is open and no page is cached\n";
   if (report.namespaces_left_out != 0) {
     text += fmt::format("{} ({}) left out\n", counted(report.namespaces_left_out, "more namespace"),
                         counted(report.namespaces_left_out_pages, "page"));
@@ -155,6 +172,12 @@ std::string to_text(const TreeReport& report) {
 
 Json to_json(const TreeReport& report) {
   Json json;
+  json["filtered"] = report.filtered;
+  json["matching_pages"] = report.matching_pages;
+  json["prefix"] = nullptr;
+  if (report.prefix) {
+    json["prefix"] = {{"tokens_given", report.prefix->tokens_given}, {"tokens_cached", report.prefix->tokens_cached}};
+  }
   Json& namespaces = json["namespaces"] = Json::array();
   for (const NamespaceTree& tree : report.namespaces) {
     Json entry;
@@ -177,6 +200,7 @@ Json to_json(const TreeReport& report) {
         runs.push_back({first, last});
       chain["pages"] = line.pages;
       chain["tokens"] = line.tokens;
+      chain["matching"] = line.matching;
       chain["live"] = line.live;
       chain["pending"] = line.pending;
       chain["condemned"] = line.condemned;

@@ -113,24 +113,32 @@ std::vector<std::uint32_t> TrieSnapshot::reachable_from(std::vector<std::uint32_
   return pages;
 }
 
-void TrieSnapshot::measure() {
-  subtree_.assign(page_count(), 0);
+std::vector<std::uint32_t> TrieSnapshot::pages_of_roots() const {
   std::vector<std::uint32_t> start;
   for (const Root& root : roots_)
     start.insert(start.end(), root.children.begin(), root.children.end());
-  const std::vector<std::uint32_t> order = reachable_from(std::move(start));
-  for (auto page = order.rbegin(); page != order.rend(); ++page) {
+  return reachable_from(std::move(start));
+}
+
+void TrieSnapshot::count_subtrees(const std::vector<std::uint32_t>& top_down) {
+  subtree_.assign(page_count(), 0);
+  for (auto page = top_down.rbegin(); page != top_down.rend(); ++page) {
     ++subtree_[*page];
     if (up_[*page] < page_count()) subtree_[up_[*page]] += subtree_[*page];
   }
   for (Root& root : roots_) {
+    root.pages = 0;
     for (const std::uint32_t page : root.children)
       root.pages += subtree_[page];
   }
   std::ranges::sort(roots_, [](const Root& a, const Root& b) {
     return a.pages != b.pages ? a.pages > b.pages : a.handle.raw < b.handle.raw;
   });
+}
 
+void TrieSnapshot::measure() {
+  const std::vector<std::uint32_t> order = pages_of_roots();
+  count_subtrees(order);
   std::vector<bool> seen(page_count(), false);
   for (const std::uint32_t page : order)
     seen[page] = true;
@@ -144,6 +152,32 @@ void TrieSnapshot::measure() {
   for (std::uint32_t page = 0; page < page_count(); ++page) {
     if (in_trie(page) && !seen[page]) note_detached(Detached::kInCycle, page);
   }
+}
+
+void TrieSnapshot::keep(const std::vector<bool>& wanted) {
+  const std::vector<std::uint32_t> order = pages_of_roots();
+  std::vector<bool> kept(page_count(), false);
+  for (auto page = order.rbegin(); page != order.rend(); ++page) {
+    if (wanted[*page]) kept[*page] = true;
+    if (kept[*page] && up_[*page] < page_count()) kept[up_[*page]] = true;
+  }
+  keep_children(kept);
+  for (Root& root : roots_) std::erase_if(root.children, [&](std::uint32_t page) { return !kept[page]; });
+  std::erase_if(roots_, [](const Root& root) { return root.children.empty(); });
+  count_subtrees(pages_of_roots());
+}
+
+void TrieSnapshot::keep_children(const std::vector<bool>& kept) {
+  std::uint32_t out = 0;
+  std::uint32_t from = 0;
+  for (std::uint32_t page = 0; page < page_count(); ++page) {
+    const std::uint32_t to = first_child_[page + 1];
+    for (; from < to; ++from) {
+      if (kept[children_[from]]) children_[out++] = children_[from];
+    }
+    first_child_[page + 1] = out;
+  }
+  children_.resize(out);
 }
 
 }  // namespace kvtrie::inspect

@@ -62,6 +62,11 @@ class TrieSnapshot {
   // By pages, most first.
   const std::vector<Root>& roots() const { return roots_; }
 
+  // These pages and all below them; each must be reached from a root, or hang on nothing.
+  std::vector<std::uint32_t> reachable_from(std::vector<std::uint32_t> pages) const;
+  // From now on only the wanted pages and the way to them are there.
+  void keep(const std::vector<bool>& wanted);
+
   std::uint64_t changed_while_read() const { return changed_; }
   std::uint64_t detached(Detached kind) const { return detached_[static_cast<std::size_t>(kind)]; }
   // A few of each kind, for a person to look at.
@@ -72,9 +77,10 @@ class TrieSnapshot {
  private:
   void copy(const Segment& segment);
   void link(const Segment& segment);
-  void add_to_root(const Segment& segment, std::uint32_t page, Handle root);
   void measure();
-  std::vector<std::uint32_t> reachable_from(std::vector<std::uint32_t> pages) const;
+  std::vector<std::uint32_t> pages_of_roots() const;
+  void count_subtrees(const std::vector<std::uint32_t>& top_down);
+  void keep_children(const std::vector<bool>& kept);
   void note_detached(Detached kind, std::uint32_t page);
 
   std::vector<std::uint64_t> state_;

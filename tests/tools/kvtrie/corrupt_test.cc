@@ -9,9 +9,11 @@
 
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <random>
 
 #include "shm/geometry.h"
+#include "tests/tools/kvtrie/json_schema.h"
 #include "tests/tools/kvtrie/small_cache.h"
 
 namespace kvtrie::test {
@@ -20,9 +22,12 @@ namespace {
 using inspect::Exit;
 using inspect::Json;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 const std::vector<std::vector<std::string>> kCommands = {
     {"status"},    {"workers"},   {"tree"},       {"tree", "--depth", "100", "--limit", "100000"},
+    {"workers", "--leases"},       {"namespaces"}, {"tree", "--prefix", "0,1,2,3,4", "--worker", "1", "--min-pages", "1"},
+    {"tree", "--leased"},          {"tree", "--below", "3"}, {"page", "3", "--tokens"},
     {"page", "0"}, {"page", "7"}, {"page", "63"}, {"verify", "--at-rest"}};
 
 // A cache with a bit of everything in it.
@@ -60,7 +65,14 @@ struct FullCache {
   SmallCache cache;
 };
 
-// Runs everything, as text and as JSON; each must end, with JSON that parses.
+const Json& schema_of(const std::string& name) {
+  static std::map<std::string, Json> schemas;
+  const auto [at, fresh] = schemas.try_emplace(name);
+  if (fresh) at->second = load_schema(name);
+  return at->second;
+}
+
+// Runs everything, as text and as JSON; each must end, with JSON that fits its schema.
 void run_all(const std::string& cache) {
   for (std::vector<std::string> arguments : kCommands) {
     arguments.insert(arguments.end(), {"--cache", cache});
@@ -68,7 +80,10 @@ void run_all(const std::string& cache) {
     EXPECT_FALSE(text.out.empty() && text.err.empty()) << arguments[0];
     arguments.push_back("--json");
     const auto json = run_kvtrie(arguments);
-    EXPECT_TRUE(Json::accept(json.out)) << arguments[0] << ": " << json.out;
+    ASSERT_TRUE(Json::accept(json.out)) << arguments[0] << ": " << json.out;
+    const Json document = Json::parse(json.out);
+    const std::string schema = document.contains("error") ? "error" : arguments[0];
+    EXPECT_THAT(schema_problems(schema_of(schema), document), IsEmpty()) << arguments[0];
   }
 }
 
