@@ -2,8 +2,8 @@
 // Copyright The kvtrie authors
 //
 // Turns the segment's doorbell, a futex word that workers ring, into an eventfd that the loop's
-// epoll understands. The only thread of the coordinator besides the loop and the metrics server; it
-// touches nothing but the bell.
+// epoll understands. A thread of its own, which touches nothing but the
+// bell.
 #pragma once
 
 #include <atomic>
