@@ -242,7 +242,7 @@ class Store {
     objects_.segment_writable = {};
 
     MaybeFailure failure = make(shape, *claimed);
-    if (failure && !nothing_there) {
+    if (failure && failure->no_room && !nothing_there) {
       // Workers that are still attached to the old cache keep its memory until they detach.
       give_up_old();
       remove_planes(options_.cache);

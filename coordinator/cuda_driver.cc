@@ -30,7 +30,9 @@ MaybeFailure CudaDriver::failure(const char* call, cuda::Result result) const {
   if (result == 0) return {};
   const char* name = nullptr;
   if (error_name(result, &name) != 0 || name == nullptr) name = "an unknown error";
-  return Failure{fmt::format("{}: {} ({})", call, name, result)};
+  Failure failed{fmt::format("{}: {} ({})", call, name, result)};
+  failed.no_room = result == cuda::kOutOfMemory;
+  return failed;
 }
 
 }  // namespace kvtrie

@@ -18,6 +18,7 @@ namespace kvtrie {
 namespace cuda {
 
 using Result = int;  // 0: success
+inline constexpr Result kOutOfMemory = 2;
 using Device = int;
 using Context = void*;
 using DevicePointer = unsigned long long;

@@ -5,13 +5,17 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstring>
 
 namespace kvtrie {
 
 Failure failure_of(const std::string& what, const Status& status) {
-  if (status.system_errno() == 0) return {fmt::format("{}: {}", what, status.what())};
-  return {fmt::format("{}: {} ({})", what, status.what(), std::strerror(status.system_errno()))};
+  const int error = status.system_errno();
+  if (error == 0) return {fmt::format("{}: {}", what, status.what())};
+  Failure failure{fmt::format("{}: {} ({})", what, status.what(), std::strerror(error))};
+  failure.no_room = error == ENOSPC || error == ENOMEM;
+  return failure;
 }
 
 Failure system_failure(const std::string& what, int error) {

@@ -21,6 +21,7 @@ inline constexpr int kExitOtherRunning = 3;  // another coordinator serves this 
 struct Failure {
   std::string text;
   int exit_code = kExitFailure;
+  bool no_room = false;  // memory did not suffice: less of it taken by others might help
 };
 
 // Empty: it worked.

@@ -169,6 +169,19 @@ TEST_F(CacheStoreTest, FreshThatCannotBeMadeTakesNothingAway) {
   EXPECT_TRUE(objects.adopted);
 }
 
+// What was asked for is not to be had, but not for want of memory: giving the old cache up would not help.
+TEST_F(CacheStoreTest, FreshOnMemoryThatIsNotThereTakesNothingAway) {
+  ASSERT_EQ(open_problem(), "");
+  const Options old = options_;
+  options_.fresh = true;
+  options_.memory.numa_node = 999;
+  expect_problem("--numa-node 999: there is no such node");
+  options_ = old;
+  CacheObjects objects;
+  ASSERT_FALSE(open(objects));
+  EXPECT_TRUE(objects.adopted);
+}
+
 TEST_F(CacheStoreTest, PoisonedSegmentGetsASuccessorOfTheSameShape) {
   CacheObjects old;
   ASSERT_FALSE(open(old));

@@ -17,7 +17,7 @@ namespace cuda = kvtrie::cuda;
 namespace {
 
 constexpr cuda::Result kInvalidValue = 1;
-constexpr cuda::Result kOutOfMemory = 2;
+using cuda::kOutOfMemory;
 constexpr cuda::Result kInvalidDevice = 101;
 constexpr std::size_t kGranularity = 2 << 20;
 constexpr int kDevices = 2;
