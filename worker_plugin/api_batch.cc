@@ -108,12 +108,11 @@ class BatchCall {
   }
 
   kvtrie_code prepare(const char* name, const kvtrie_allocate_options& options) {
-    const AttachedCache& cache = calls_.front().cache();
-    Worker& worker = calls_.front().worker();
-    const Status status = worker.prepare_batch(asked_, wait_ns_of(options.flags, options.wait_ms));
+    AttachedCache& cache = calls_.front().cache();
+    const Status status = cache.worker().prepare_batch(asked_, wait_ns_of(options.flags, options.wait_ms));
     if (!status) return no_pages(name, cache, status, tokens_);
     for (const BatchItem& item : asked_)
-      copy_what_is_due(worker, cache.pool_view(), *item.sequence, options.flags);
+      copy_what_is_due(cache, *item.sequence, options.flags);
     for (std::uint32_t i = 0; i < items_.size(); ++i) write_item(cache, asked_[i], i, items_[i]);
     kept_ = true;
     for (std::size_t i = 0; i < items_.size(); ++i) items_[i].sequence.id = calls_[i].leave_now();
@@ -192,10 +191,10 @@ kvtrie_code kvtrie_fork(kvtrie_sequence sequence, const kvtrie_fork_options* opt
     Call call(handle_table().enter_beside(sequence.id));
     if (!call.entered()) return not_entered(kCall, sequence, call.code());
     call.end_after();
-    const PoolView pool = parent.cache().pool_view();
     const bool copies_here = (asked.flags & KVTRIE_NO_COPY) == 0;
-    if (copies_here && !all_planes_mapped(pool)) {
-      return fail(Code::kInvalid, "{}: this process cannot touch each plane: pass KVTRIE_NO_COPY and copy", kCall);
+    if (copies_here && !parent.cache().writes_planes()) {
+      return fail(Code::kInvalid, "{}: planes of this device are not written by this process: pass KVTRIE_NO_COPY and copy",
+                  kCall);
     }
     std::vector<PageCopy> copies;
     call.sequence().lease_slot = kNoSlot;
@@ -207,7 +206,9 @@ kvtrie_code kvtrie_fork(kvtrie_sequence sequence, const kvtrie_fork_options* opt
                       parent.sequence().known_tokens(parent.cache().segment().tokens_per_page()));
     }
     for (const PageCopy& copy : copies) {
-      if (copies_here && copy_page(pool, copy.from.value, copy.to.value)) call.worker().count_copy();
+      if (!copies_here) break;
+      copy_page(parent.cache().pool_view(), copy.from.value, copy.to.value);
+      call.worker().count_copy();
     }
     unfinished.kept = true;
     child->id = call.leave_now();

@@ -104,10 +104,11 @@ std::int64_t wait_ns_of(std::uint32_t flags, std::uint32_t wait_ms) {
   return (flags & KVTRIE_NO_WAIT) != 0 ? 0 : std::int64_t{wait_ms} * 1'000'000;
 }
 
-void copy_what_is_due(Worker& worker, const PoolView& pool, Sequence& sequence, std::uint32_t flags) {
-  const std::optional<PageCopy> copy = worker.copy_due(sequence);
-  if (!copy || (flags & KVTRIE_NO_COPY) != 0) return;
-  if (copy_page(pool, copy->from.value, copy->to.value)) worker.copied(sequence);
+void copy_what_is_due(AttachedCache& cache, Sequence& sequence, std::uint32_t flags) {
+  const std::optional<PageCopy> copy = cache.worker().copy_due(sequence);
+  if (!copy || (flags & KVTRIE_NO_COPY) != 0 || !cache.writes_planes()) return;
+  copy_page(cache.pool_view(), copy->from.value, copy->to.value);
+  cache.worker().copied(sequence);
 }
 
 kvtrie_code no_pages(const char* call, const AttachedCache& cache, const Status& status, std::uint64_t tokens) {

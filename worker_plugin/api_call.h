@@ -87,8 +87,8 @@ kvtrie_code no_namespace(const char* call, kvtrie_namespace name_space);
 kvtrie_code allocate_flags_problem(const char* call, std::uint32_t flags);
 // In nanoseconds; 0 with KVTRIE_NO_WAIT.
 std::int64_t wait_ns_of(std::uint32_t flags, std::uint32_t wait_ms);
-// What the core asks to be copied for this sequence, unless the caller does it.
-void copy_what_is_due(Worker& worker, const PoolView& pool, Sequence& sequence, std::uint32_t flags);
+// What the core asks to be copied for this sequence, unless the caller does it or this process cannot.
+void copy_what_is_due(AttachedCache& cache, Sequence& sequence, std::uint32_t flags);
 // For pages: how many there are, beside what the core says.
 kvtrie_code no_pages(const char* call, const AttachedCache& cache, const Status& status, std::uint64_t tokens);
 

@@ -102,6 +102,9 @@ kvtrie_code copy(kvtrie_sequence sequence, const CopyRequest& request) noexcept 
       return fail(Code::kInvalid, "{}: plane {} of {}: there is none that this process can touch", request.call,
                   request.plane, pool.planes);
     }
+    if (request.direction == CopyDirection::kIn && !call.cache().writes_planes()) {
+      return fail(Code::kInvalid, "{}: planes of this device are not written by this process: see kvtrie_device.h", request.call);
+    }
     const std::uint32_t page_tokens = call.cache().segment().tokens_per_page();
     const Sequence& open = call.sequence();
     const BatchLock lock(open);

@@ -151,7 +151,7 @@ kvtrie_code kvtrie_allocate(kvtrie_sequence sequence, uint64_t total_tokens,
     const Status status =
         call.worker().allocate(open, total_tokens, wait_ns_of(asked.flags, asked.wait_ms));
     if (!status) return no_pages(kCall, call.cache(), status, total_tokens);
-    copy_what_is_due(call.worker(), call.cache().pool_view(), open, asked.flags);
+    copy_what_is_due(call.cache(), open, asked.flags);
     return KVTRIE_OK;
   });
 }

@@ -48,6 +48,8 @@ class AttachedCache {
   const CoordinatorAddress& address() const { return address_; }
   // Planes in device memory have no address here: a view of no planes.
   PoolView pool_view() const;
+  // Whether this process writes into planes by itself: no copy queue, no driver in between.
+  bool writes_planes() const { return segment_.device() == DeviceKind::kHost; }
   // This attachment's life of its slot.
   SlotGrant grant() const { return grant_; }
   bool plane_writer() const { return plane_writer_; }

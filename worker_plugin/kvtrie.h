@@ -155,7 +155,7 @@ typedef struct kvtrie_begin_result {
   uint32_t pending_age_ticks; /* since the first of them was announced */
   uint32_t partial_tokens;    /* KVTRIE_PARTIAL: tokens after these that a page has which is protected
                                * until kvtrie_allocate has copied it into the sequence's own */
-  uint32_t partial_page;      /* that page; for KVTRIE_NO_COPY */
+  uint32_t partial_page;      /* that page; for KVTRIE_NO_COPY, and devices but host memory */
   uint32_t reserved;
 } kvtrie_begin_result;
 
@@ -293,7 +293,8 @@ KVTRIE_API kvtrie_code kvtrie_prepare_batch(kvtrie_worker worker, kvtrie_batch_i
                                             size_t count,
                                             const kvtrie_allocate_options* options) KVTRIE_NOEXCEPT;
 /* A second sequence with the tokens of the first, for beam search and parallel sampling: published
- * pages are shared, the others are copied into pages of its own, all or none. Both go on as they
+ * pages are shared, the others are copied into pages of its own, all or none (on devices other than
+ * host memory only with KVTRIE_NO_COPY). Both go on as they
  * like, and each is released. options may be NULL. With KVTRIE_NO_COPY the caller copies each
  * page of kvtrie_own_pages(child) from the parent's page of that position. */
 KVTRIE_API kvtrie_code kvtrie_fork(kvtrie_sequence sequence, const kvtrie_fork_options* options,
@@ -337,7 +338,8 @@ KVTRIE_API kvtrie_code kvtrie_page_address(kvtrie_worker worker, uint32_t page, 
 /* Copies KV of tokens [first_token, first_token + token_count) of the sequence from the engine's memory
  * into its own unpublished pages, or out of any of its pages. layout NULL: whole pages as they are in
  * the pool, one after the other. Neighbouring pages are copied at once. E_INVALID, and nothing was
- * copied: a position without page, or for kvtrie_copy_in one that is not this sequence's to write. */
+ * copied: a position without page, or for kvtrie_copy_in one that is not this sequence's to write, or a
+ * device whose planes this process does not write (kvtrie_device.h). */
 KVTRIE_API kvtrie_code kvtrie_copy_in(kvtrie_sequence sequence, uint64_t first_token,
                                       uint64_t token_count, uint32_t plane,
                                       const kvtrie_layout* layout, const void* base) KVTRIE_NOEXCEPT;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Copies between a pool and an engine's memory. Knows nothing of states: the callers look whose the pages are.
+// Copies between a pool and an engine's memory. Knows nothing of states and devices: the callers look whose the pages
+// are, and whether this process may touch the planes.
 //
 //   page bytes in a plane   layers x kv x tokens x heads x head_bytes, dense
 //   engine's bytes          base + layer * layer_stride + kv * kv_stride + token * token_stride + head * head_stride
@@ -27,8 +28,7 @@ void copy_tokens(const PoolView& pool, std::uint32_t plane, std::span<const std:
                  std::uint32_t tokens_per_page, std::uint64_t first_token, std::uint64_t token_count,
                  const kvtrie_layout& layout, std::byte* base, CopyDirection direction);
 
-// All bytes of a page into another one, in every plane. False when a plane cannot be touched by this process.
-bool copy_page(const PoolView& pool, std::uint32_t from, std::uint32_t to);
-bool all_planes_mapped(const PoolView& pool);
+// All bytes of a page into another one, in every plane.
+void copy_page(const PoolView& pool, std::uint32_t from, std::uint32_t to);
 
 }  // namespace kvtrie
