@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "coordinator/cache_store.h"
+#include "coordinator/device.h"
 #include "save/save_format.h"
 #include "shm/crash_point.h"
 #include "tests/save/memory_cache.h"
@@ -196,7 +197,7 @@ TEST_F(WarmStartTest, DiesWhileItLoads) {
     EXPECT_FALSE(std::filesystem::exists(cache_.segment_path() + ".tmp"));
     objects = {};
     (void)remove_object(segment_object_name(cache_.name()));
-    remove_pools(cache_.name());
+    remove_planes(cache_.name());
   }
   EXPECT_GT(points, kSavedPages * 6) << "load and announcement have that many";
 }
