@@ -249,7 +249,8 @@ class Store {
       KVTRIE_CRASH_POINT("store.after_old_removed");
       failure = make(shape, *claimed);
     }
-    if (!failure) failure = warm_start.load(*objects_.segment, plane_bytes(), stopped_, log_);
+    if (!failure && !options_.load.empty())
+      failure = warm_start.load(*objects_.segment, plane_bytes(), stopped_, log_);
     if (!failure) {
       give_up_old();
       failure = objects_.device->publish();

@@ -23,6 +23,7 @@ namespace kvtrie {
 struct DeviceChoice {
   DeviceKind kind = DeviceKind::kHost;
   std::vector<int> ordinals;  // CUDA devices: one for each plane, or one for all
+  bool operator==(const DeviceChoice&) const = default;
 };
 std::string device_name(DeviceKind kind);
 // "host", "queued", "cuda:0" or "cuda:0,1".
@@ -33,6 +34,7 @@ struct HostMemory {
   bool huge_pages = false;
   bool lock = false;
   std::optional<unsigned> numa_node;
+  bool operator==(const HostMemory&) const = default;
 };
 
 struct Options {

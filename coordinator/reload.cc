@@ -25,6 +25,14 @@ constexpr Row row(std::string_view key, SettingChange change) {
           [](Options& into, const Options& from) { into.*Member = from.*Member; }};
 }
 
+// Of the memory of host planes.
+template <auto Member>
+constexpr Row memory_row(std::string_view key) {
+  return {key, SettingChange::kRestart,
+          [](const Options& a, const Options& b) { return a.memory.*Member == b.memory.*Member; },
+          [](Options& into, const Options& from) { into.memory.*Member = from.memory.*Member; }};
+}
+
 using enum SettingChange;
 constexpr Row kRows[] = {
     row<&Options::low_percent>("low", kAtOnce),
@@ -37,12 +45,18 @@ constexpr Row kRows[] = {
     row<&Options::policy>("policy", kRestart),
     row<&Options::fresh>("fresh", kRestart),
     row<&Options::mode>("mode", kRestart),
+    row<&Options::load>("load", kRestart),
+    memory_row<&HostMemory::huge_pages>("huge-pages"),
+    memory_row<&HostMemory::numa_node>("numa-node"),
+    memory_row<&HostMemory::lock>("mlock"),
+    row<&Options::queue_delay_ms>("queue-delay-ms", kRestart),
     row<&Options::prefault>("prefault", kRestart),
     row<&Options::realtime>("realtime", kRestart),
     row<&Options::pages>("pages", kNewCache),
     row<&Options::tokens_per_page>("tokens-per-page", kNewCache),
     row<&Options::page_bytes>("page-bytes", kNewCache),
     row<&Options::planes>("planes", kNewCache),
+    row<&Options::device>("device", kNewCache),
     row<&Options::workers>("workers", kNewCache),
     row<&Options::leases>("leases", kNewCache),
     row<&Options::namespaces>("namespaces", kNewCache),

@@ -121,7 +121,7 @@ TEST_F(CApiArgumentsTest, GeometryIsTheCaches) {
 }
 
 TEST_F(CApiArgumentsTest, UnknownFlagsAndValuesOutOfRangeAreRefused) {
-  EXPECT_EQ(begin(worker_, space_, {}, 8).code, KVTRIE_E_INVALID);
+  EXPECT_EQ(begin(worker_, space_, {}, 32).code, KVTRIE_E_INVALID);
   EXPECT_EQ(begin(worker_, space_, {}, KVTRIE_NO_WAIT).code, KVTRIE_E_INVALID);
   auto options = sized<kvtrie_begin_options>();
   auto result = sized<kvtrie_begin_result>();
@@ -223,14 +223,17 @@ TEST(CApiVersionTest, NamesAndTable) {
   EXPECT_EQ(kvtrie_api_version(), KVTRIE_API_VERSION);
   EXPECT_STREQ(kvtrie_code_name(KVTRIE_OK), "ok");
   EXPECT_STREQ(kvtrie_code_name(KVTRIE_E_NO_COORDINATOR), "no_coordinator");
-  EXPECT_STREQ(kvtrie_code_name(static_cast<kvtrie_code>(13)), "unknown");
-  EXPECT_STREQ(kvtrie_code_name(static_cast<kvtrie_code>(15)), "unknown");
+  EXPECT_STREQ(kvtrie_code_name(KVTRIE_E_FLUSHED), "flushed");
+  for (int number : {13, 16, 1000}) {
+    EXPECT_STREQ(kvtrie_code_name(static_cast<kvtrie_code>(number)), "unknown");
+  }
   const kvtrie_api* api = kvtrie_get_api(KVTRIE_API_VERSION);
   ASSERT_NE(api, nullptr);
   EXPECT_EQ(api->size, sizeof(kvtrie_api));
   EXPECT_EQ(api->version, KVTRIE_API_VERSION);
   EXPECT_EQ(api->begin, &kvtrie_begin);
   EXPECT_EQ(api->drive_clock, &kvtrie_drive_clock);
+  EXPECT_EQ(kvtrie_get_api(1), api) << "the table only grows";
   EXPECT_EQ(kvtrie_get_api(0), nullptr);
   EXPECT_EQ(kvtrie_get_api(KVTRIE_API_VERSION + 1), nullptr);
 }
