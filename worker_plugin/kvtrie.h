@@ -14,8 +14,7 @@
  *
  * Around it: kvtrie_prepare_batch does the first two steps for many requests, all or none;
  * kvtrie_wait_pending waits for what others compute; kvtrie_fork makes a second sequence of one;
- * kvtrie_publish_incomplete shares the last page, too; kvtrie_probe only looks. docs/plugin.md has
- * a compiled example of each call.
+ * kvtrie_publish_incomplete shares the last page, too; kvtrie_probe only looks.
  *
  * Units: tokens are 32-bit ids; a page is tokens_per_page consecutive tokens; sizes are bytes;
  * ticks are the cache's clock (kvtrie_geometry.tick_ns). Position p of a sequence is its page for
