@@ -3,11 +3,11 @@
 
 # How every target of the tree is made. A folder's CMakeLists.txt lists names and calls these:
 #
-#   kvtrie_add_library(NAME [SHARED] SOURCES a.cc... HEADERS a.h... [C_HEADERS b.h...]
+#   kvtrie_add_library(NAME [SHARED] [UNITY] SOURCES a.cc... HEADERS a.h... [C_HEADERS b.h...]
 #                      DEPS targets...)
 #   kvtrie_add_program(NAME SOURCES main.cc... DEPS targets...)
 #   kvtrie_add_test(NAME SOURCES a_test.cc... DEPS targets... LABELS unit [TIMEOUT seconds]
-#                   [PROGRAMS kvtried...] [SERIAL] [DEFINITIONS X=1...])
+#                   [PROGRAMS kvtried...] [SERIAL] [UNITY] [DEFINITIONS X=1...])
 #   kvtrie_add_script_test(NAME COMMAND cmd args... LABELS unit [TIMEOUT seconds] [SERIAL])
 #
 # A library without sources becomes an interface library, a program or test without sources is left
@@ -65,7 +65,7 @@ endfunction()
 # One translation unit a header without a source file of its name (which includes it first, tests/layering_test): it must
 # compile with nothing included before it. Sanitizers see nothing there.
 function(kvtrie_check_headers name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;C_HEADERS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "UNITY" "" "HEADERS;C_HEADERS;DEPS")
   if(NOT KVTRIE_BUILD_TESTS OR KVTRIE_SANITIZE OR NOT (arg_HEADERS OR arg_C_HEADERS))
     return()
   endif()
@@ -78,7 +78,7 @@ function(kvtrie_check_headers name)
     foreach(header IN LISTS headers)
       cmake_path(ABSOLUTE_PATH header BASE_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}")
       string(REGEX REPLACE "\\.h$" ".cc" source "${header}")
-      if(EXISTS "${source}")
+      if(EXISTS "${source}" AND NOT arg_UNITY)
         continue()
       endif()
       cmake_path(RELATIVE_PATH header BASE_DIRECTORY "${PROJECT_SOURCE_DIR}")
@@ -99,8 +99,13 @@ function(kvtrie_check_headers name)
   target_link_libraries(${name}_headers PRIVATE kvtrie_options ${arg_DEPS})
 endfunction()
 
+# UNITY: eight sources are compiled at a time, since what they include costs more than they do.
+function(kvtrie_unite name)
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+endfunction()
+
 function(kvtrie_add_library name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "SHARED" "" "SOURCES;HEADERS;C_HEADERS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SHARED;UNITY" "" "SOURCES;HEADERS;C_HEADERS;DEPS")
   string(REGEX REPLACE "^kvtrie_" "" short "${name}")
   kvtrie_allow_missing(${arg_SOURCES} ${arg_HEADERS} ${arg_C_HEADERS})
   if(NOT arg_SOURCES)
@@ -127,7 +132,12 @@ function(kvtrie_add_library name)
     target_link_libraries(${name} PUBLIC kvtrie_options ${arg_DEPS})
   endif()
   add_library(kvtrie::${short} ALIAS ${name})
-  kvtrie_check_headers(${name} HEADERS ${arg_HEADERS} C_HEADERS ${arg_C_HEADERS} DEPS ${arg_DEPS})
+  set(unity)
+  if(arg_UNITY)
+    kvtrie_unite(${name})
+    set(unity UNITY)
+  endif()
+  kvtrie_check_headers(${name} ${unity} HEADERS ${arg_HEADERS} C_HEADERS ${arg_C_HEADERS} DEPS ${arg_DEPS})
 endfunction()
 
 function(kvtrie_add_program name)
@@ -146,10 +156,10 @@ endfunction()
 
 # PROGRAMS: built before the test and found by it in KVTRIE_TEST_BIN_DIR; the plugin is in
 # KVTRIE_TEST_LIB_DIR (string literals). SERIAL: never beside another test, for timing and for
-# effects on the whole machine.
+# effects on the whole machine. UNITY: as for a library.
 function(kvtrie_add_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg
-    "SERIAL" "TIMEOUT" "SOURCES;DEPS;LABELS;PROGRAMS;DEFINITIONS")
+    "SERIAL;UNITY" "TIMEOUT" "SOURCES;DEPS;LABELS;PROGRAMS;DEFINITIONS")
   if(NOT arg_SOURCES)
     message(STATUS "kvtrie: ${name} has no sources yet")
     return()
@@ -170,6 +180,9 @@ function(kvtrie_add_test name)
   target_link_libraries(${name} PRIVATE
     kvtrie_options ${arg_DEPS} GTest::gtest GTest::gmock GTest::gtest_main ${CMAKE_DL_LIBS})
   target_compile_definitions(${name} PRIVATE ${arg_DEFINITIONS})
+  if(arg_UNITY)
+    kvtrie_unite(${name})
+  endif()
   # Lines for backtraces, no variables: a fifth of a test's compile time. The code under test has
   # both.
   target_compile_options(${name} PRIVATE $<$<CONFIG:Debug>:-g1>)

@@ -5,13 +5,16 @@
 // completions are made, and what it does. Each command_*.h has one `add_..._command`; command_line.cc lists them.
 #pragma once
 
-#include <CLI/App.hpp>
 #include <cstdint>
 #include <functional>
 #include <string>
 
 #include "shm/segment.h"
 #include "tools/kvtrie/outcome.h"
+
+namespace CLI {
+class App;
+}
 
 namespace kvtrie::inspect {
 

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "shm/shared_object.h"
 #include "tools/kvtrie/known_models.h"

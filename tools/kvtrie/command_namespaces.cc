@@ -7,13 +7,13 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 
 class PageCounter {
  public:

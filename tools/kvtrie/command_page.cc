@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "shm/page_table.h"
 #include "shm/prefix_hash.h"
@@ -17,7 +18,6 @@
 namespace kvtrie::inspect {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr auto kAcquire = std::memory_order_acquire;
 constexpr std::size_t kTokensKept = 64;
 constexpr std::size_t kChildrenKept = 64;

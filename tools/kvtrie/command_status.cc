@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "shm/lease_table.h"
 #include "shm/namespace_table.h"
@@ -18,7 +19,6 @@
 namespace kvtrie::inspect {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 
 std::uint32_t count_pools(const StatusReport& report, const std::string& shm_directory) {
   std::uint32_t found = 0;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "tools/kvtrie/caches.h"
 #include "tools/kvtrie/text.h"

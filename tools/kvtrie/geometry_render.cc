@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "tools/kvtrie/command_geometry.h"
 #include "tools/kvtrie/text.h"

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <utility>
 
@@ -13,8 +13,8 @@
 
 namespace kvtrie::inspect {
 
-using Json =
-    nlohmann::ordered_json;  // keys stand in the order in which docs/kvtrie-json.md has them
+// Keys stand in the order in which docs/kvtrie-json.md has them. What makes or reads one includes nlohmann/json.hpp.
+using Json = nlohmann::ordered_json;
 
 // What a command may know of the host; filled in main, or by a test.
 struct Environment {
@@ -29,26 +29,16 @@ struct Outcome {
   std::string err;  // for stderr
 };
 
+// As --json prints it; bytes that are not UTF-8 are replaced.
+std::string json_text(const Json& json);
+
 // A failure in words; with --json also as an object on stdout, so that a script reads one stream.
-inline Outcome failure(Exit code, const std::string& message, bool json) {
-  Outcome outcome{code, {}, "kvtrie: " + message + "\n"};
-  if (json) {
-    Json object;
-    object["error"]["exit_code"] = static_cast<int>(code);
-    object["error"]["message"] = message;
-    outcome.out = object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-  }
-  return outcome;
-}
+Outcome failure(Exit code, const std::string& message, bool json);
 
 // One report struct a command, rendered by its own to_text and to_json.
 template <typename Report>
 Outcome render(const Report& report, bool json, Exit code = Exit::kOk) {
-  Outcome outcome;
-  outcome.code = code;
-  outcome.out = json ? to_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n"
-                     : to_text(report);
-  return outcome;
+  return {code, json ? json_text(to_json(report)) : to_text(report), {}};
 }
 
 }  // namespace kvtrie::inspect

@@ -11,7 +11,6 @@
 namespace kvtrie::inspect {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 
 WorkerId slot_id(std::uint32_t slot) { return {static_cast<std::uint16_t>(slot)}; }
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -22,6 +23,8 @@
 #include "tools/kvtrie/host.h"
 
 namespace kvtrie::inspect {
+
+inline constexpr auto kRelaxed = std::memory_order_relaxed;
 
 enum class LeaseTarget : std::uint8_t { kPage, kOtherLife, kImpossible };
 

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <ctime>
+#include <nlohmann/json.hpp>
 
 #include "shm/counter_names.h"
 #include "tools/kvtrie/command_status.h"

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "shm/counter_names.h"
 #include "tools/kvtrie/command_workers.h"
 #include "tools/kvtrie/text.h"

@@ -5,6 +5,7 @@
 // so is a key that the schema does not name: every key must be documented.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
