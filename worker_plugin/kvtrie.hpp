@@ -177,7 +177,7 @@ class Sequence {
                                  detail::bit(KVTRIE_E_FLUSHED));
     return waited;
   }
-  void append(Tokens tokens) { detail::must(table(), table_->append(handle_, tokens.data(), tokens.size())); }
+  void append(Tokens tokens) { must(table()->append(handle_, tokens.data(), tokens.size())); }
   /* KVTRIE_E_NOT_NOW, KVTRIE_E_NEVER, KVTRIE_E_TIMEOUT, KVTRIE_E_FULL. Sleeps only when options ask for it. */
   Outcome allocate(std::uint64_t total_tokens, const kvtrie_allocate_options* options = nullptr) {
     return checked(table()->allocate(handle_, total_tokens, options),
@@ -187,12 +187,12 @@ class Sequence {
 
   std::uint32_t page_count() const {
     std::uint32_t count = 0;
-    detail::must(table(), table_->page_count(handle_, &count));
+    must(table()->page_count(handle_, &count));
     return count;
   }
   /* Page indices of positions [first, first + pages.size()). */
   void get_pages(std::uint32_t first, Span<std::uint32_t> pages) const {
-    detail::must(table(), table_->get_pages(handle_, first, count32(pages.size()), pages.data()));
+    must(table()->get_pages(handle_, first, count32(pages.size()), pages.data()));
   }
   /* Of all positions, in memory of its own. */
   std::vector<std::uint32_t> pages() const {
@@ -203,21 +203,21 @@ class Sequence {
   /* How many there are; as many as fit are in `pages`. */
   std::uint32_t own_pages(Span<kvtrie_own_page> pages) const {
     std::uint32_t count = 0;
-    detail::must(table(), table_->own_pages(handle_, pages.data(), count32(pages.size()), &count));
+    must(table()->own_pages(handle_, pages.data(), count32(pages.size()), &count));
     return count;
   }
   void give_back(std::uint32_t first, std::uint32_t count) {
-    detail::must(table(), table_->give_back(handle_, first, count));
+    must(table()->give_back(handle_, first, count));
   }
 
   /* `layout` nullptr: whole pages. base has room for them, or for what the layout's strides span. */
   void copy_in(std::uint64_t first_token, std::uint64_t token_count, std::uint32_t plane, const kvtrie_layout* layout,
                const void* base) {
-    detail::must(table(), table_->copy_in(handle_, first_token, token_count, plane, layout, base));
+    must(table()->copy_in(handle_, first_token, token_count, plane, layout, base));
   }
   void copy_out(std::uint64_t first_token, std::uint64_t token_count, std::uint32_t plane, const kvtrie_layout* layout,
                 void* base) const {
-    detail::must(table(), table_->copy_out(handle_, first_token, token_count, plane, layout, base));
+    must(table()->copy_out(handle_, first_token, token_count, plane, layout, base));
   }
 
   /* KVTRIE_E_FLUSHED. */
@@ -239,6 +239,7 @@ class Sequence {
 
  private:
   const kvtrie_api* table() const { return detail::opened(table_); }
+  void must(kvtrie_code code) const { (void)detail::checked(table_, code).code(); }
   Outcome checked(kvtrie_code code, std::uint32_t outcomes) const { return detail::checked(table_, code, outcomes); }
   static std::uint32_t count32(std::size_t count) {
     if (count > UINT32_MAX) throw Error(KVTRIE_E_INVALID, "kvtrie: more than 2^32 - 1 pages");
@@ -314,13 +315,13 @@ class Worker {
 
   Geometry geometry() const {
     Geometry geometry;
-    detail::must(table(), calls_.table->get_geometry(handle_, &geometry));
+    must(table()->get_geometry(handle_, &geometry));
     return geometry;
   }
   /* A namespace's handle is a value that lasts as long as the attachment: nothing to release. */
   kvtrie_namespace open_namespace(Fields fields, const char* label = nullptr) const {
     kvtrie_namespace opened{0};
-    detail::must(table(), calls_.table->open_namespace(handle_, fields.data(), fields.size(), label, &opened));
+    must(table()->open_namespace(handle_, fields.data(), fields.size(), label, &opened));
     return opened;
   }
 
@@ -338,7 +339,7 @@ class Worker {
   /* First byte of a page in a plane. */
   void* page_address(std::uint32_t page, std::uint32_t plane) const {
     void* address = nullptr;
-    detail::must(table(), calls_.table->page_address(handle_, page, plane, &address));
+    must(table()->page_address(handle_, page, plane, &address));
     return address;
   }
   /* The page's bytes in that plane: page_bytes of them. Shared pages are for reading. */
@@ -362,7 +363,7 @@ class Worker {
   /* How many there are; as many as fit are in `hashes`. */
   std::size_t hash_tokens(kvtrie_namespace name_space, Tokens tokens, Span<std::uint64_t> hashes) const {
     std::size_t count = 0;
-    detail::must(table(), calls_.table->hash_tokens(handle_, name_space, tokens.data(), tokens.size(), hashes.data(),
+    must(table()->hash_tokens(handle_, name_space, tokens.data(), tokens.size(), hashes.data(),
                                                     hashes.size(), &count));
     return count;
   }
@@ -379,34 +380,34 @@ class Worker {
 
   Counters counters() const {
     Counters counters;
-    detail::must(table(), calls_.table->get_counters(handle_, &counters));
+    must(table()->get_counters(handle_, &counters));
     return counters;
   }
-  void drive_clock(std::uint32_t tick) const { detail::must(table(), calls_.table->drive_clock(handle_, tick)); }
+  void drive_clock(std::uint32_t tick) const { must(table()->drive_clock(handle_, tick)); }
 
   /* kvtrie_device.h. KVTRIE_E_NOT_FOUND: the library is older than these calls. */
   std::uint64_t id() const {
     std::uint64_t id = 0;
-    detail::must(table(), detail::there(calls_.worker_id)(handle_, &id));
+    must(there(calls_.worker_id)(handle_, &id));
     return id;
   }
   /* KVTRIE_E_BUSY: not yet. */
   Outcome writer_over(std::uint64_t id) const {
-    return checked(detail::there(calls_.writer_over)(handle_, id), detail::bit(KVTRIE_E_BUSY));
+    return checked(there(calls_.writer_over)(handle_, id), detail::bit(KVTRIE_E_BUSY));
   }
   PlaneDescriptor plane_descriptor(std::uint32_t plane) const {
     int descriptor = -1;
-    detail::must(table(), detail::there(calls_.plane_descriptor)(handle_, plane, &descriptor));
+    must(there(calls_.plane_descriptor)(handle_, plane, &descriptor));
     return PlaneDescriptor(descriptor);
   }
   /* KVTRIE_E_NOT_NOW. */
   Outcome queue_copy(std::uint32_t page, std::uint32_t plane, std::uint64_t offset, Span<const std::byte> bytes) const {
-    return checked(detail::there(calls_.queue_copy)(handle_, page, plane, offset, bytes.data(), bytes.size()),
+    return checked(there(calls_.queue_copy)(handle_, page, plane, offset, bytes.data(), bytes.size()),
                    detail::bit(KVTRIE_E_NOT_NOW));
   }
   /* KVTRIE_E_TIMEOUT. Sleeps up to timeout_ms. */
   Outcome wait_copies(std::uint32_t timeout_ms) const {
-    return checked(detail::there(calls_.wait_copies)(handle_, timeout_ms), detail::bit(KVTRIE_E_TIMEOUT));
+    return checked(there(calls_.wait_copies)(handle_, timeout_ms), detail::bit(KVTRIE_E_TIMEOUT));
   }
 
   const Calls& calls() const noexcept { return calls_; }
@@ -417,8 +418,15 @@ class Worker {
       detail::bit(KVTRIE_E_STALE) | detail::bit(KVTRIE_E_NOT_FOUND);
 
   const kvtrie_api* table() const { return detail::opened(calls_.table); }
+  template <typename Call>
+  Call there(Call call) const {
+    (void)table(); /* what was never attached says that */
+    if (call == nullptr) throw Error(KVTRIE_E_NOT_FOUND, "kvtrie: this library has no calls of kvtrie_device.h");
+    return call;
+  }
+  void must(kvtrie_code code) const { (void)detail::checked(calls_.table, code).code(); }
   Outcome checked(kvtrie_code code, std::uint32_t outcomes) const {
-    return detail::checked(detail::opened(calls_.table), code, outcomes);
+    return detail::checked(calls_.table, code, outcomes);
   }
   void take(Worker& other) noexcept {
     calls_ = other.calls_;

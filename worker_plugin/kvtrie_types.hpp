@@ -93,7 +93,7 @@ using ProbeResult = Sized<kvtrie_probe_result>;
 using Geometry = Sized<kvtrie_geometry>;
 using Counters = Sized<kvtrie_counters>;
 
-/* The calls of a library. Those of kvtrie_device.h are not in the table; nullptr: the library is older than they are. */
+/* The calls of a library. Those of kvtrie_device.h are not in the table; nullptr: the library is older than they. */
 struct Calls {
   const kvtrie_api* table = nullptr;
   kvtrie_code (*worker_id)(kvtrie_worker, std::uint64_t*) = nullptr;
@@ -115,21 +115,10 @@ inline Outcome checked(const kvtrie_api* table, kvtrie_code code, std::uint32_t 
   throw Error(code, table->last_error());
 }
 
-/* For calls that answer nothing but KVTRIE_OK or an Error. */
-inline void must(const kvtrie_api* table, kvtrie_code code) {
-  if (code != KVTRIE_OK) throw Error(code, table->last_error());
-}
-
 /* The table of an object that has one: one that was only declared has not. */
 inline const kvtrie_api* opened(const kvtrie_api* table) {
   if (table == nullptr) throw Error(KVTRIE_E_STALE, "kvtrie: this Worker or Sequence was never started");
   return table;
-}
-
-template <typename Call>
-Call there(Call call) {
-  if (call == nullptr) throw Error(KVTRIE_E_NOT_FOUND, "kvtrie: this library has no calls of kvtrie_device.h");
-  return call;
 }
 
 }  // namespace detail
