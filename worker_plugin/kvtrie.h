@@ -323,15 +323,16 @@ KVTRIE_API kvtrie_code kvtrie_allocate(kvtrie_sequence sequence, uint64_t total_
  * until they are published. */
 KVTRIE_API kvtrie_code kvtrie_get_pages(kvtrie_sequence sequence, uint32_t first, uint32_t count,
                                         uint32_t* pages) KVTRIE_NOEXCEPT;
+/* Positions of the sequence: cached ones and those of kvtrie_allocate, up to the last that has a page. */
 KVTRIE_API kvtrie_code kvtrie_page_count(kvtrie_sequence sequence, uint32_t* count) KVTRIE_NOEXCEPT;
 /* The positions behind the cached ones, with their pages: how many in *count, as many as fit in
  * pages[0..capacity). pages may be NULL when capacity is 0. */
 KVTRIE_API kvtrie_code kvtrie_own_pages(kvtrie_sequence sequence, kvtrie_own_page* pages,
                                         uint32_t capacity, uint32_t* count) KVTRIE_NOEXCEPT;
-/* Gives own unpublished pages of positions [first, first + count) back before the sequence ends. Of an
- * announced page also those announced after it must go. A copy of a page that another published first
- * makes room for that one. E_INVALID, and nothing was given back: one of them is published, gone, or
- * used by another sequence of the batch. */
+/* Gives own unpublished pages of positions [first, first + count) back before the sequence ends. Positions
+ * at the end go with them, others stay without a page. Of an announced page also those announced after it
+ * must go. A copy of a page that another published first makes room for that one. E_INVALID, and nothing was
+ * given back: one of them is published, gone, or used by another sequence of the batch. */
 KVTRIE_API kvtrie_code kvtrie_give_back(kvtrie_sequence sequence, uint32_t first,
                                         uint32_t count) KVTRIE_NOEXCEPT;
 /* First byte of a page in a plane, page_bytes long, 64-byte aligned when page_bytes is a multiple

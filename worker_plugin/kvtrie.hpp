@@ -150,8 +150,8 @@ class Sequence {
     handle_ = other.take_handle();
     return *this;
   }
-  /* Releases. Nobody hears the code: a sequence that another thread is inside (KVTRIE_E_BUSY), or a release without memory
-   * (KVTRIE_E_SYSTEM), stays open until the worker detaches. Call release() first to hear it. */
+  /* Releases. Nobody hears the code: a sequence that another thread is inside (KVTRIE_E_BUSY), or a release without
+   * memory (KVTRIE_E_SYSTEM), stays open until the worker detaches. Call release() first to hear it. */
   ~Sequence() {
     if (handle_.id != 0) (void)table_->release(handle_);
   }
@@ -206,9 +206,7 @@ class Sequence {
     must(table()->own_pages(handle_, pages.data(), count32(pages.size()), &count));
     return count;
   }
-  void give_back(std::uint32_t first, std::uint32_t count) {
-    must(table()->give_back(handle_, first, count));
-  }
+  void give_back(std::uint32_t first, std::uint32_t count) { must(table()->give_back(handle_, first, count)); }
 
   /* `layout` nullptr: whole pages. base has room for them, or for what the layout's strides span. */
   void copy_in(std::uint64_t first_token, std::uint64_t token_count, std::uint32_t plane, const kvtrie_layout* layout,
@@ -363,8 +361,7 @@ class Worker {
   /* How many there are; as many as fit are in `hashes`. */
   std::size_t hash_tokens(kvtrie_namespace name_space, Tokens tokens, Span<std::uint64_t> hashes) const {
     std::size_t count = 0;
-    must(table()->hash_tokens(handle_, name_space, tokens.data(), tokens.size(), hashes.data(),
-                                                    hashes.size(), &count));
+    must(table()->hash_tokens(handle_, name_space, tokens.data(), tokens.size(), hashes.data(), hashes.size(), &count));
     return count;
   }
 

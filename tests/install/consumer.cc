@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What a user's C++17 program does with an installed kvtrie: kvtrie.hpp and, with KVTRIE_CONSUMER_LINKED, the library that
-// find_package gave; without it the program has the headers alone and loads the library. No coordinator runs here.
+// What a user's C++17 program does with an installed kvtrie: kvtrie.hpp and, with KVTRIE_CONSUMER_LINKED, the library
+// that find_package gave; without it the program has the headers alone and loads the library. No coordinator runs here.
 //   consumer_cxx PATH_OF_LIBKVTRIE_WORKER
 #include <kvtrie_types.hpp>
 

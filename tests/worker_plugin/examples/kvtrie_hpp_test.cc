@@ -49,6 +49,7 @@ static_assert(std::is_convertible_v<std::vector<std::uint32_t>&, Span<std::uint3
 static_assert(std::is_convertible_v<const std::vector<std::uint32_t>&, Tokens>);
 static_assert(!std::is_convertible_v<const std::vector<std::uint32_t>&, Span<std::uint32_t>>);
 static_assert(!std::is_convertible_v<std::vector<std::int32_t>&, Tokens>);
+static_assert(std::is_convertible_v<kvtrie_field (&)[2], Fields> && std::is_convertible_v<Span<std::uint32_t>, Tokens>);
 static_assert(std::is_constructible_v<std::span<const std::uint32_t>, Tokens>);
 
 template <typename Call>
