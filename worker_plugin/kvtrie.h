@@ -64,13 +64,14 @@ extern "C" {
 typedef enum kvtrie_code {
   KVTRIE_OK = 0,
   KVTRIE_E_INVALID = 1,  /* an argument; nothing was changed */
-  KVTRIE_E_NOT_NOW = 2,  /* too few free pages, or others waited for them: release some or ask again */
+  KVTRIE_E_NOT_NOW = 2,  /* too few free pages, or others waited for them: release some or ask again. begin: the
+                          * namespace was flushed again and again. queue_copy: too many are on their way */
   KVTRIE_E_NEVER = 3,    /* more pages than this cache has */
   KVTRIE_E_TIMEOUT = 4,  /* the wait that was asked for ran out; nothing was taken */
   KVTRIE_E_STALE = 5,    /* the handle's object has ended, or this is a forked child */
   KVTRIE_E_CORRUPT = 6,  /* impossible bytes in the segment, begins miss now: detach */
   KVTRIE_E_POISONED = 7, /* the segment was given up, begins miss: detach and attach again */
-  KVTRIE_E_NOT_FOUND = 8,
+  KVTRIE_E_NOT_FOUND = 8,       /* evict, flush: the namespace's place is another's by now; open it again */
   KVTRIE_E_REFUSED = 9,         /* the coordinator said no; kvtrie_last_error() says what to do */
   KVTRIE_E_FULL = 10,           /* no free lease slot, namespace, worker slot or handle */
   KVTRIE_E_NO_COORDINATOR = 11, /* nobody serves this cache */
@@ -153,8 +154,9 @@ typedef struct kvtrie_begin_result {
   uint32_t pending_pages; /* of the next pages, announced by others and being computed: an estimate */
   uint32_t pending_age_ticks; /* since the first of them was announced */
   uint32_t partial_tokens;    /* KVTRIE_PARTIAL: tokens after these that a page has which is protected
-                               * until kvtrie_allocate has copied it into the sequence's own */
-  uint32_t partial_page;      /* that page; for KVTRIE_NO_COPY, and devices but host memory */
+                               * until kvtrie_allocate has copied it into the sequence's own; up to
+                               * tokens_per_page, since a whole page may come just after the match */
+  uint32_t partial_page;      /* that page, or KVTRIE_NO_PAGE; for KVTRIE_NO_COPY, and devices but host memory */
   uint32_t reserved;
 } kvtrie_begin_result;
 
@@ -275,7 +277,8 @@ KVTRIE_API kvtrie_code kvtrie_open_namespace(kvtrie_worker worker, const kvtrie_
 
 /* Matches the longest cached prefix of tokens[0..count), leases it, and starts a sequence that
  * remembers the tokens. Only whole pages match. An empty or short list is fine and matches nothing.
- * options may be NULL. */
+ * options may be NULL. E_STALE: worker or namespace, which says kvtrie_open_namespace. E_FULL: no lease slot or handle
+ * is free. E_NOT_NOW: the namespace was flushed again and again meanwhile; ask again. */
 KVTRIE_API kvtrie_code kvtrie_begin(kvtrie_worker worker, kvtrie_namespace name_space,
                                     const uint32_t* tokens, size_t count,
                                     const kvtrie_begin_options* options,
@@ -292,16 +295,17 @@ KVTRIE_API kvtrie_code kvtrie_prepare_batch(kvtrie_worker worker, kvtrie_batch_i
                                             size_t count,
                                             const kvtrie_allocate_options* options) KVTRIE_NOEXCEPT;
 /* A second sequence with the tokens of the first, for beam search and parallel sampling: published
- * pages are shared, the others are copied into pages of its own, all or none (on devices other than
- * host memory only with KVTRIE_NO_COPY). Both go on as they
- * like, and each is released. options may be NULL. With KVTRIE_NO_COPY the caller copies each
- * page of kvtrie_own_pages(child) from the parent's page of that position. */
+ * pages are shared, the others are copied into pages of its own, all or none. Both go on as they like,
+ * and each is released. options may be NULL. With KVTRIE_NO_COPY, without which devices other than host
+ * memory answer E_INVALID, the caller copies each page of kvtrie_own_pages(child) from the parent's page
+ * of that position. */
 KVTRIE_API kvtrie_code kvtrie_fork(kvtrie_sequence sequence, const kvtrie_fork_options* options,
                                    kvtrie_sequence* child) KVTRIE_NOEXCEPT;
 /* For a sequence without pages of its own, after begin: waits for the next pages as long as others
  * compute them, and matches them. KVTRIE_OK: nobody computes the next one; when that is because its
  * worker died or gave up, it is this sequence's to allocate. E_TIMEOUT: some did not come in time_ms.
- * With both, result says what is matched now. */
+ * With both, result says what is matched now. E_FLUSHED: begin anew. E_FULL: no lease slot to match on. E_INVALID: the
+ * sequence has pages of its own. */
 KVTRIE_API kvtrie_code kvtrie_wait_pending(kvtrie_sequence sequence, uint32_t time_ms,
                                            kvtrie_begin_result* result) KVTRIE_NOEXCEPT;
 /* Adds tokens that were generated since, so that their pages can be published. */
@@ -314,20 +318,21 @@ KVTRIE_API kvtrie_code kvtrie_append(kvtrie_sequence sequence, const uint32_t* t
  * NULL. */
 KVTRIE_API kvtrie_code kvtrie_allocate(kvtrie_sequence sequence, uint64_t total_tokens,
                                        const kvtrie_allocate_options* options) KVTRIE_NOEXCEPT;
-/* Page indices of positions [first, first + count). E_INVALID beyond the last one. The first
- * cached_pages are shared: read them, never write them. The others are this sequence's own to write
+/* Page indices of positions [first, first + count); KVTRIE_NO_PAGE where one was given back. E_INVALID beyond the last
+ * one. The first cached_pages are shared: read them, never write them. The others are this sequence's own to write
  * until they are published. */
 KVTRIE_API kvtrie_code kvtrie_get_pages(kvtrie_sequence sequence, uint32_t first, uint32_t count,
                                         uint32_t* pages) KVTRIE_NOEXCEPT;
+/* Positions of the sequence: cached ones and those of kvtrie_allocate, up to the last that has a page. */
 KVTRIE_API kvtrie_code kvtrie_page_count(kvtrie_sequence sequence, uint32_t* count) KVTRIE_NOEXCEPT;
 /* The positions behind the cached ones, with their pages: how many in *count, as many as fit in
  * pages[0..capacity). pages may be NULL when capacity is 0. */
 KVTRIE_API kvtrie_code kvtrie_own_pages(kvtrie_sequence sequence, kvtrie_own_page* pages,
                                         uint32_t capacity, uint32_t* count) KVTRIE_NOEXCEPT;
-/* Gives own unpublished pages of positions [first, first + count) back before the sequence ends. Of an
- * announced page also those announced after it must go. A copy of a page that another published first
- * makes room for that one. E_INVALID, and nothing was given back: one of them is published, gone, or
- * used by another sequence of the batch. */
+/* Gives own unpublished pages of positions [first, first + count) back before the sequence ends. Positions
+ * at the end go with them, others stay without a page. Of an announced page also those announced after it
+ * must go. A copy of a page that another published first makes room for that one. E_INVALID, and nothing was
+ * given back: one of them is published, gone, or used by another sequence of the batch. */
 KVTRIE_API kvtrie_code kvtrie_give_back(kvtrie_sequence sequence, uint32_t first,
                                         uint32_t count) KVTRIE_NOEXCEPT;
 /* First byte of a page in a plane, page_bytes long, 64-byte aligned when page_bytes is a multiple
@@ -377,7 +382,8 @@ KVTRIE_API kvtrie_code kvtrie_probe_hashes(kvtrie_worker worker, kvtrie_namespac
 
 /* Asks the coordinator, over its socket, to evict up to pages_max pages that nobody uses (0: all of
  * them), least recently used first, of one namespace or, with name_space.id 0, of all. *evicted: how
- * many went; fewer than asked for are no error. E_NO_COORDINATOR, E_REFUSED, E_TIMEOUT. */
+ * many went; fewer than asked for are no error. E_NO_COORDINATOR, E_REFUSED, E_TIMEOUT; E_STALE or E_NOT_FOUND: the
+ * namespace's place is another's by now. */
 KVTRIE_API kvtrie_code kvtrie_evict(kvtrie_worker worker, kvtrie_namespace name_space,
                                     uint64_t pages_max, uint64_t* evicted) KVTRIE_NOEXCEPT;
 /* Asks the coordinator to flush the namespace, as when weights were updated: from its store on nothing
@@ -393,7 +399,8 @@ KVTRIE_API kvtrie_code kvtrie_get_counters(kvtrie_worker worker,
  * caches. */
 KVTRIE_API kvtrie_code kvtrie_drive_clock(kvtrie_worker worker, uint32_t tick) KVTRIE_NOEXCEPT;
 
-/* All calls in one table, for dlopen. Later versions append. NULL when `version` is not known. */
+/* All calls of this header in one table, for dlopen; those of kvtrie_device.h are found by dlsym. Later
+ * versions append. NULL when `version` is not known. */
 typedef struct kvtrie_api {
   size_t size;
   uint32_t version;

@@ -4,7 +4,7 @@
 # How every target of the tree is made. A folder's CMakeLists.txt lists names and calls these:
 #
 #   kvtrie_add_library(NAME [SHARED] [UNITY] SOURCES a.cc... HEADERS a.h... [C_HEADERS b.h...]
-#                      DEPS targets...)
+#                      [CXX_HEADERS c.hpp...] DEPS targets...)
 #   kvtrie_add_program(NAME SOURCES main.cc... DEPS targets...)
 #   kvtrie_add_test(NAME SOURCES a_test.cc... DEPS targets... LABELS unit [TIMEOUT seconds]
 #                   [PROGRAMS kvtried...] [SERIAL] [UNITY] [DEFINITIONS X=1...])
@@ -105,18 +105,18 @@ function(kvtrie_unite name)
 endfunction()
 
 function(kvtrie_add_library name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "SHARED;UNITY" "" "SOURCES;HEADERS;C_HEADERS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SHARED;UNITY" "" "SOURCES;HEADERS;C_HEADERS;CXX_HEADERS;DEPS")
   string(REGEX REPLACE "^kvtrie_" "" short "${name}")
-  kvtrie_allow_missing(${arg_SOURCES} ${arg_HEADERS} ${arg_C_HEADERS})
+  kvtrie_allow_missing(${arg_SOURCES} ${arg_HEADERS} ${arg_C_HEADERS} ${arg_CXX_HEADERS})
   if(NOT arg_SOURCES)
     add_library(${name} INTERFACE)
     target_include_directories(${name} INTERFACE "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>")
     target_link_libraries(${name} INTERFACE "$<BUILD_INTERFACE:kvtrie_options>" ${arg_DEPS})
   elseif(arg_SHARED)
-    # Its C header is all that others see: what it is made of stays private.
+    # Its public headers are all that others see: what it is made of stays private.
     add_library(${name} SHARED ${arg_SOURCES} ${arg_HEADERS})
     target_sources(${name} PUBLIC FILE_SET HEADERS BASE_DIRS "${CMAKE_CURRENT_SOURCE_DIR}"
-                   FILES ${arg_C_HEADERS})
+                   FILES ${arg_C_HEADERS} ${arg_CXX_HEADERS})
     kvtrie_set_up_target(${name})
     target_link_libraries(${name} PRIVATE kvtrie_options ${arg_DEPS})
     target_link_options(${name} PRIVATE -Wl,--exclude-libs,ALL)
