@@ -4,12 +4,16 @@
 // Every operation dies at each of its crash points, one after the other; then its recovery dies at
 // each of its own; and a survivor dies in the sweep of a stripe. The oracle, the checks and the
 // survivors are those of aftermath.h.
+//
+// Who finds a dead process's work has nothing but the shared bytes to go by. So of several deaths that leave the same
+// bytes, one is followed up: an adoption passes thousands of crash points and leaves a dozen images.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
+#include <set>
 
 #include "shm/page_table.h"
 #include "tests/crash/aftermath.h"
@@ -63,6 +67,8 @@ TEST_P(CrashPointTest, ItsRecoveryMayDieAnywhereToo) {
   Scenario twice = scenario();
   twice.adopts = true;  // whoever recovers the second time is the next coordinator
   int kills = 0;
+  std::set<std::uint64_t> firsts;
+  std::set<std::uint64_t> seconds;
   for (std::uint64_t n = 1; n < kPointsMax; ++n) {
     Death first(world_, scenario(), n);
     ASSERT_NE(first.ending(), Ending::kFailed) << "at crash point " << n;
@@ -70,6 +76,7 @@ TEST_P(CrashPointTest, ItsRecoveryMayDieAnywhereToo) {
       RecordProperty("double_kills", kills);
       return;
     }
+    if (!firsts.insert(world_.hash_of_bytes()).second) continue;
     for (std::uint64_t m = 1; m < kPointsMax; ++m) {
       first.happen_again();
       const Ending second = run_and_die(m, [&] {
@@ -77,22 +84,25 @@ TEST_P(CrashPointTest, ItsRecoveryMayDieAnywhereToo) {
         recover(view.segment(), scenario());
       });
       ASSERT_NE(second, Ending::kFailed) << "at crash points " << n << " and " << m;
-      const std::string violation = second == Ending::kKilled
-                                        ? judge(world_, twice, false)
-                                        : judge_recovered(world_, scenario(), false);
-      ASSERT_EQ(violation, "") << "at crash points " << n << " and " << m;
-      if (second == Ending::kReturned) break;
+      if (second == Ending::kReturned) {
+        ASSERT_EQ(judge_recovered(world_, scenario(), false), "") << "at crash point " << n;
+        break;
+      }
       ++kills;
+      if (!seconds.insert(world_.hash_of_bytes()).second) continue;
+      ASSERT_EQ(judge(world_, twice, false), "") << "at crash points " << n << " and " << m;
     }
   }
   FAIL() << "the operation does not end";
 }
 
 TEST_P(CrashPointTest, WhoeverSweepsItsStripesMayDieToo) {
+  std::set<std::uint64_t> firsts;
   for (std::uint64_t n = 1; n < kPointsMax; ++n) {
     Death first(world_, scenario(), n);
     ASSERT_NE(first.ending(), Ending::kFailed) << "at crash point " << n;
     if (first.ending() == Ending::kReturned) return;
+    if (!firsts.insert(world_.hash_of_bytes()).second) continue;
     for (std::uint64_t m = 1; m < kPointsMax; ++m) {
       first.happen_again();
       // Before the reap: a survivor needs the stripe at once.

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
@@ -229,6 +230,11 @@ WorldBytes CrashWorld::copy_bytes() const {
 void CrashWorld::put_bytes(const WorldBytes& bytes) {
   std::memcpy(segment().data(), bytes.segment.data(), bytes.segment.size());
   std::memcpy(view_->pool_bytes().data(), bytes.pool.data(), bytes.pool.size());
+}
+
+std::uint64_t CrashWorld::hash_of_bytes() const {
+  const std::span<const std::byte> pool = view_->pool_bytes();
+  return XXH3_64bits_withSeed(pool.data(), pool.size(), XXH3_64bits(bytes().data(), bytes().size()));
 }
 
 std::span<const std::byte> CrashWorld::bytes() const {

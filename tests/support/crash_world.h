@@ -120,6 +120,8 @@ class CrashWorld {
   // The bytes as they are, and back to them; the survivors of this process stay as they are.
   WorldBytes copy_bytes() const;
   void put_bytes(const WorldBytes& bytes);
+  // Equal for equal bytes, and for no others that a test will meet.
+  std::uint64_t hash_of_bytes() const;
 
   const View& view() const { return *view_; }
   const Segment& segment() const { return view_->segment(); }
