@@ -103,6 +103,8 @@ class Worker {
   // on what it was copied from.
   std::optional<PageCopy> copy_due(const Sequence& sequence) const;
   void copied(Sequence& sequence);
+  // The caller copies himself. The claim lasts until he publishes, since nobody is told when he has.
+  void leave_copy_to_caller(Sequence& sequence) { sequence.source.callers = true; }
   void count_copy() const { count(Counter::kPagesCopied); }
   Status publish(Sequence& sequence, std::uint64_t token_count, PublishReport& report);
   // The same, and the page behind the last whole one with the tokens that it has.

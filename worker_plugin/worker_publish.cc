@@ -287,6 +287,7 @@ Status Worker::give_back(Sequence& sequence, std::uint32_t first, std::uint32_t 
       own = {own.node, own.node.page_index(), OwnState::kLive};  // the other's page serves instead
     } else {
       own = {{}, kNoPage, OwnState::kGone};
+      if (sequence.source.position == position) sequence.source.callers = false;  // with that page's bytes
     }
   }
   sequence.linked = std::min(sequence.linked, std::max(first, sequence.published));
