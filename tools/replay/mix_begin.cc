@@ -283,7 +283,9 @@ MixSequencePtr fork_sequence(const MixContext& context, MixSequence& parent) {
     const HeldPage& mine = parent.held[position];
     HeldPage& its = child->held[position];
     if (position < child->cached) {
-      calls.require(its.page == mine.page || mine.writable(), kCall, "position {}: page {}, the parent has {}", position,
+      // Another's page is canonical where the parent, or who computes it for the parent, has a copy.
+      const bool copy = mine.writable() || mine.state == KVTRIE_PAGE_BORROWED;
+      calls.require(its.page == mine.page || copy, kCall, "position {}: page {}, the parent has {}", position,
                     its.page, mine.page);
       context.mix.add(MixEvent::kForkShared);
       continue;

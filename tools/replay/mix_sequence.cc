@@ -140,7 +140,10 @@ void look(const MixContext& context, MixSequence& sequence, Fresh fresh) {
       now[position].note = std::move(before.note);
       continue;
     }
-    context.calls.require(position >= fresh.first && position < fresh.end, MixCall::get_pages,
+    // Positions at the end that have no page go with the last page before them.
+    const bool may = (position >= fresh.first && position < fresh.end) ||
+                     (position >= now.size() && before.page == KVTRIE_NO_PAGE);
+    context.calls.require(may, MixCall::get_pages,
                           "position {} had page {:#x}, and has no longer", position, before.page);
     before.note.reset();
   }

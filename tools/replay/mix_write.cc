@@ -110,6 +110,15 @@ bool take_flush_answer(const MixContext& context, MixCall call, MixSequence& seq
   return true;
 }
 
+// What a wait matched before the flush that ended it stays, to read.
+void take_matched_before_flush(const MixContext& context, MixSequence& sequence) {
+  std::uint32_t count = 0;
+  context.calls.make<MixCall::page_count>({KVTRIE_OK}, sequence.handle, &count);
+  context.calls.require(count >= sequence.cached, MixCall::page_count, "{} pages, {} were hits", count, sequence.cached);
+  if (count > sequence.cached) sequence.partial.reset();
+  sequence.cached = sequence.published = count;
+}
+
 void note_published(const MixContext& context, MixSequence& sequence, const kvtrie_publish_result& result,
                     std::uint64_t asked) {
   const MixCalls& calls = context.calls;
@@ -289,6 +298,8 @@ void wait_for_pending(const MixContext& context, MixSequence& sequence) {
     context.mix.add(MixEvent::kWaitMatched, result.cached_pages - before);
     if (code == KVTRIE_E_TIMEOUT) context.mix.add(MixEvent::kWaitTimedOut);
     sequence.cached = sequence.published = result.cached_pages;
+  } else {
+    take_matched_before_flush(context, sequence);
   }
   look(context, sequence);
   check(context, sequence, "wait_pending");
