@@ -20,16 +20,19 @@ std::vector<std::uint32_t> prompt_of(const Request& request, std::uint32_t index
   return tokens;
 }
 
-MixSequencePtr new_sequence(const MixContext& context, const MixJob& job) {
+MixSequencePtr new_sequence(const MixContext& context, const MixJob& job, std::span<const std::uint32_t> tokens) {
   const std::uint32_t name_space = namespace_of_request(job.request, context.plan.settings().namespaces);
-  const Request request = context.plan.request(job.request);
   auto sequence = std::make_unique<MixSequence>(context.shape, name_space, context.board.weights(name_space).done.load());
   sequence->request = job.request;
   sequence->owns_request = job.owns_request;
   sequence->tries = job.tries;
-  sequence->content.learn(prompt_of(request, job.request));
-  sequence->target_tokens = sequence->known() + request.output_length;
+  sequence->content.learn(tokens);
+  sequence->target_tokens = sequence->known() + context.plan.planned(job.request).output_length;
   return sequence;
+}
+
+MixSequencePtr new_sequence(const MixContext& context, const MixJob& job) {
+  return new_sequence(context, job, prompt_of(context.plan.request(job.request), job.request));
 }
 
 kvtrie_begin_options draw_options(const MixContext& context, MixSequence& sequence) {
@@ -63,6 +66,13 @@ void take_match(const MixContext& context, MixCall call, MixSequence& sequence, 
   tally.add(Tally::kBegins);
   tally.add(Tally::kPagesAsked, sequence.known() / page_tokens);
   if (sequence.cached > 0) context.mix.add(MixEvent::kHits);
+}
+
+void count_runs(const MixContext& context, const MixSequence& sequence) {
+  std::uint64_t runs = sequence.cached > 0 ? 1 : 0;
+  for (std::uint32_t i = 1; i < sequence.cached; ++i)
+    runs += sequence.held[i].page != sequence.held[i - 1].page + 1 ? 1 : 0;
+  context.tally.add(Tally::kRuns, runs);
 }
 
 void check_partial(const MixContext& context, MixCall call, const MixSequence& sequence, std::uint32_t tokens,
@@ -153,6 +163,7 @@ void take_item(const MixContext& context, const BatchArrays& batch, std::uint32_
   take_match(context, kCall, sequence, item.cached_tokens);
   check_partial(context, kCall, sequence, item.partial_tokens, item.partial_page);
   look(context, sequence);
+  count_runs(context, sequence);
   context.calls.require(sequence.positions() == std::max<std::uint64_t>(sequence.cached, context.pages_for(item.total_tokens)),
                         kCall, "item {}: {} pages for {} tokens", index, sequence.positions(), item.total_tokens);
   const auto shared = static_cast<std::uint32_t>(item.shared_tokens / context.shape.tokens);
@@ -173,16 +184,9 @@ void take_item(const MixContext& context, const BatchArrays& batch, std::uint32_
   salt_private_pages(context, sequence, copied);
 }
 
-}  // namespace
-
-bool weights_are_current(const MixContext& context, const MixSequence& sequence) {
-  return context.board.weights(sequence.name_space).asked.load() == sequence.weights;
-}
-
-MixSequencePtr begin_sequence(const MixContext& context, const MixJob& job) {
+MixSequencePtr begin_with(const MixContext& context, MixSequencePtr sequence) {
   constexpr MixCall kCall = MixCall::begin;
-  drive_clock(context, job.request);
-  MixSequencePtr sequence = new_sequence(context, job);
+  drive_clock(context, sequence->request);
   const kvtrie_begin_options options = draw_options(context, *sequence);
   kvtrie_begin_result result{};
   result.size = sizeof result;
@@ -202,8 +206,29 @@ MixSequencePtr begin_sequence(const MixContext& context, const MixJob& job) {
   if (result.partial_tokens > 0) sequence->partial = note_hit(context, result.partial_page, result.partial_tokens);
   look(context, *sequence);
   context.calls.require(sequence->positions() == sequence->cached, kCall, "{} positions", sequence->positions());
+  count_runs(context, *sequence);
   check(context, *sequence, "begin");
   return sequence;
+}
+
+}  // namespace
+
+bool weights_are_current(const MixContext& context, const MixSequence& sequence) {
+  return context.board.weights(sequence.name_space).asked.load() == sequence.weights;
+}
+
+MixSequencePtr begin_sequence(const MixContext& context, const MixJob& job) {
+  return begin_with(context, new_sequence(context, job));
+}
+
+MixSequencePtr begin_beside(const MixContext& context, const MixSequence& like) {
+  Random& chance = context.chance;
+  std::vector<std::uint32_t> tokens = like.content.tokens();
+  const std::uint64_t pages = chance.percent(50) ? like.published : chance.below(std::uint64_t{like.published} + 1);
+  tokens.resize(std::min<std::uint64_t>(tokens.size(), pages * context.shape.tokens + chance.below(context.shape.tokens)));
+  for (std::uint64_t more = chance.below(3 * std::uint64_t{context.shape.tokens}); more > 0; --more)
+    tokens.push_back(static_cast<std::uint32_t>(chance.next()));
+  return begin_with(context, new_sequence(context, {like.request, false, 0}, tokens));
 }
 
 std::vector<MixSequencePtr> prepare_batch(const MixContext& context, const std::vector<MixJob>& jobs) {

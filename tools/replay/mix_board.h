@@ -64,7 +64,7 @@ static_assert(sizeof(kvtrie_api) == 2 * sizeof(std::size_t) + kMixTableCalls * s
   X(kHits, "begins that matched pages")                                    \
   X(kPartialFound, "matches inside a page")                                \
   X(kPartialCopied, "... copied by the plugin")                            \
-  X(kPartialCopiedHere, "... copied by the caller")                        \
+  X(kCopiedByCaller, "pages copied by the caller (KVTRIE_NO_COPY)")        \
   X(kIncompletePublished, "incomplete pages published")                    \
   X(kIncompleteLeft, "... continued in a copy")                            \
   X(kBatches, "batches")                                                   \

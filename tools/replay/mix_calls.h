@@ -61,13 +61,18 @@ KVTRIE_MIX_DEVICE_CALLS(KVTRIE_MIX_NAME)
 
 class MixCalls {
  public:
-  MixCalls(const Plugin& plugin, const std::string& path, MixTally& tally)
-      : plugin_(plugin), device_(path), tally_(tally) {}
+  MixCalls(const Plugin& plugin, const std::string& path, MixTally& tally, WorkerTally& times)
+      : plugin_(plugin), device_(path), tally_(tally), times_(times) {}
 
   // Throws PluginError when the answer is not in `allowed`.
   template <MixCall Which, typename... A>
   kvtrie_code make(Codes allowed, A... arguments) const {
+    const auto start = std::chrono::steady_clock::now();
     const kvtrie_code code = MixCallOf<Which>::get(*plugin_.operator->(), device_)(arguments...);
+    if constexpr (Which == MixCall::begin) record(Timing::kLookup, start);
+    if constexpr (Which == MixCall::allocate) record(Timing::kAllocate, start);
+    if constexpr (Which == MixCall::publish) record(Timing::kPublish, start);
+    if constexpr (Which == MixCall::release) record(Timing::kRelease, start);
     tally_.add(Which, code);
     if (!allowed.has(code)) refuse(Which, code, allowed);
     return code;
@@ -89,11 +94,17 @@ class MixCalls {
   [[nodiscard]] const Plugin& plugin() const { return plugin_; }
 
  private:
+  void record(Timing timing, std::chrono::steady_clock::time_point start) const {
+    const auto took = std::chrono::steady_clock::now() - start;
+    times_.timing(timing).record(
+        static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()));
+  }
   [[noreturn]] void refuse(MixCall which, kvtrie_code code, Codes allowed) const;
 
   const Plugin& plugin_;
   DeviceCalls device_;
   MixTally& tally_;
+  WorkerTally& times_;
 };
 
 }  // namespace kvtrie::replay

@@ -5,7 +5,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "shm/verify.h"
@@ -61,6 +63,20 @@ std::string mix_to_text(const MixTally& sum) {
   for (std::size_t i = 0; i < kMixEvents; ++i)
     text += fmt::format("  {:>12} {}\n", sum.get(static_cast<MixEvent>(i)), kMixEventNames[i]);
   return text;
+}
+
+std::string mix_to_json(const MixTally& sum) {
+  nlohmann::ordered_json json;
+  for (std::size_t call = 0; call < kMixCalls; ++call) {
+    nlohmann::ordered_json& answers = json["calls"][kMixCallNames[call]] = nlohmann::ordered_json::object();
+    for (std::size_t code = 0; code < kMixCodes; ++code) {
+      const std::uint64_t count = sum.get(static_cast<MixCall>(call), static_cast<kvtrie_code>(code));
+      if (count > 0) answers[kCodeNames[code]] = count;
+    }
+  }
+  for (std::size_t i = 0; i < kMixEvents; ++i)
+    json["events"][kMixEventNames[i]] = sum.get(static_cast<MixEvent>(i));
+  return json.dump();
 }
 
 std::string mix_problem(const MixTally& sum) {

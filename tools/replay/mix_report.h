@@ -20,6 +20,8 @@ void add_mix(const SharedPlan& plan, MixTally& sum);
 
 // One line a call, all of them, used or not; then what came of the operations.
 std::string mix_to_text(const MixTally& sum);
+// {"calls": {"begin": {"ok": 12}}, "events": {"operations": 40}}
+std::string mix_to_json(const MixTally& sum);
 
 // Empty, or what is wrong: calls that a long run did not use.
 std::string mix_problem(const MixTally& sum);

@@ -16,10 +16,11 @@ constexpr std::uint64_t kNeighbours = 8;   // a companion's request is so near t
 constexpr std::uint64_t kNewComesFirst = 8;  // an operation that was not done yet, one time in so many
 
 // In the order of MixWorker::Operation. Flushes are rare, so that there are hits.
-constexpr std::array<std::uint32_t, 22> kWeights = {
+constexpr std::array<std::uint32_t, 23> kWeights = {
     120,  // begin
     50,   // batch
     40,   // companion
+    60,   // beside
     50,   // fork
     80,   // wait
     200,  // allocate
@@ -97,6 +98,7 @@ bool MixWorker::fits(Operation operation, std::size_t chosen) const {
   const MixSequence& sequence = *open_[chosen];
   switch (operation) {
     case Operation::kFork:
+    case Operation::kBeside:
       return has_extra_room;
     case Operation::kWait:
       return !sequence.has_own();
@@ -144,7 +146,8 @@ void MixWorker::perform(Operation operation, std::size_t chosen) {
     case Operation::kCounters:
       return compare_counters(context_, counters_);
     case Operation::kEvict:
-      return evict_some(context_);
+      evict_some(context_);
+      return check_all("evict");
     case Operation::kVisit:
       return visit_beside(context_);
     case Operation::kDevice:
@@ -159,6 +162,9 @@ void MixWorker::perform_on(Operation operation, std::size_t chosen) {
   switch (operation) {
     case Operation::kFork:
       if (MixSequencePtr child = fork_sequence(context_, sequence)) open_.push_back(std::move(child));
+      return;
+    case Operation::kBeside:
+      if (MixSequencePtr begun = begin_beside(context_, sequence)) open_.push_back(std::move(begun));
       return;
     case Operation::kWait:
       return wait_for_pending(context_, sequence);
@@ -241,7 +247,15 @@ void MixWorker::allocate_or_make_room(std::size_t chosen) {
 void MixWorker::flush_and_begin_again(std::size_t chosen) {
   const std::uint32_t request = open_[chosen]->request;
   if (!flush_namespace(context_, open_[chosen]->name_space)) return;
+  check_all("flush");  // what they hold stays readable
   begin_companion(request);
+}
+
+void MixWorker::check_all(const char* when) {
+  for (const MixSequencePtr& one : open_) {
+    look(context_, *one);
+    check(context_, *one, when);
+  }
 }
 
 // `preempted`: its request is begun again later.

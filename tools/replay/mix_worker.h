@@ -30,6 +30,7 @@ class MixWorker {
     kBegin,
     kBatch,
     kCompanion,
+    kBeside,
     kFork,
     kWait,
     kAllocate,
@@ -61,6 +62,7 @@ class MixWorker {
   void begin_next();
   void begin_batch();
   void begin_companion(std::uint32_t request);
+  void check_all(const char* when);
   void allocate_or_make_room(std::size_t chosen);
   void flush_and_begin_again(std::size_t chosen);
   void end(std::size_t chosen, bool preempted);

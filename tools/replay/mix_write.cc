@@ -150,7 +150,7 @@ void use_own_copy(const MixContext& context, MixSequence& sequence, std::uint32_
     std::memcpy(context.address(held.page, plane), context.address(from, plane), context.geometry.page_bytes);
   }
   held.note->computed = tokens;
-  context.mix.add(MixEvent::kPartialCopiedHere);
+  context.mix.add(MixEvent::kCopiedByCaller);
 }
 
 void salt_private_pages(const MixContext& context, MixSequence& sequence, std::uint32_t copied_tokens) {
@@ -232,6 +232,8 @@ void append_tokens(const MixContext& context, MixSequence& sequence) {
   }
   context.calls.make<MixCall::append>({KVTRIE_OK}, sequence.handle, tokens.data(), tokens.size());
   sequence.content.learn(tokens);
+  look(context, sequence);
+  check(context, sequence, "append");
 }
 
 void compute_pages(const MixContext& context, MixSequence& sequence) {
@@ -364,6 +366,8 @@ void copy_out_and_compare(const MixContext& context, MixSequence& sequence) {
     }
   }
   context.mix.add(MixEvent::kTokensOut, count);
+  look(context, sequence);
+  check(context, sequence, "copy_out");
 }
 
 void release_sequence(const MixContext& context, MixSequence& sequence) {

@@ -129,6 +129,7 @@ void add_mix_result(const SharedPlan& plan, const Observer& observer, bool alone
   MixTally sum{};
   add_mix(plan, sum);
   result.mix_text = mix_to_text(sum);
+  result.mix_json = mix_to_json(sum);
   result.uncertain_hits = result.count(Counter::kPagesHit);
   if (result.failure.empty()) result.failure = mix_problem(sum);
   if (result.failure.empty()) result.failure = verify_problem(observer, alone);

@@ -128,7 +128,7 @@ void run_mix(const Plugin& plugin, const Attachment& attachment, const kvtrie_ge
              std::uint32_t worker, std::uint32_t incarnation) {
   const PlanSettings& settings = plan.settings();
   const MixBoard board(plan);
-  MixCalls calls(plugin, settings.plugin, board.tally(worker));
+  MixCalls calls(plugin, settings.plugin, board.tally(worker), plan.tally(worker));
   const std::vector<kvtrie_namespace> namespaces = open_namespaces(
       plugin, attachment.worker(), settings.namespaces, fmt::format("kvtrie-replay-mix-{}", settings.start_ns));
   PageRegistry pages(geometry.pages);
