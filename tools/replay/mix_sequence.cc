@@ -144,7 +144,12 @@ void look(const MixContext& context, MixSequence& sequence, Fresh fresh) {
     const bool may = (position >= fresh.first && position < fresh.end) ||
                      (position >= now.size() && before.page == KVTRIE_NO_PAGE);
     context.calls.require(may, MixCall::get_pages,
-                          "position {} had page {:#x}, and has no longer", position, before.page);
+                          "position {} had page {:#x} (state {}, {} tokens computed), and has {:#x}; {} hits, {} published, "
+                          "{} positions, {} now, {} tokens, flags {:#x}{}{}",
+                          position, before.page, before.state ? static_cast<int>(*before.state) : -1,
+                          before.note ? before.note->computed : 0, position < now.size() ? now[position].page : KVTRIE_NO_PAGE,
+                          sequence.cached, sequence.published, known, now.size(), sequence.known(), sequence.flags,
+                          sequence.in_batch ? ", of a batch" : "", sequence.flushed ? ", flushed" : "");
     before.note.reset();
   }
   for (std::uint32_t position = 0; position < now.size(); ++position) {

@@ -15,38 +15,28 @@ constexpr std::size_t kBatchMax = 5;
 constexpr std::uint64_t kNeighbours = 8;   // a companion's request is so near to the last one taken
 constexpr std::uint64_t kNewComesFirst = 8;  // an operation that was not done yet, one time in so many
 
+struct OperationTraits {
+  const char* name;
+  std::uint32_t weight;
+};
+
 // In the order of MixWorker::Operation. Flushes are rare, so that there are hits.
-constexpr std::array<std::uint32_t, 23> kWeights = {
-    120,  // begin
-    50,   // batch
-    40,   // companion
-    60,   // beside
-    50,   // fork
-    80,   // wait
-    200,  // allocate
-    50,   // append
-    250,  // compute
-    200,  // publish
-    80,   // publish incomplete
-    30,   // give back
-    50,   // copy out
-    300,  // release
-    15,   // preempt
-    40,   // probe
-    30,   // probe by hashes
-    10,   // counters
-    10,   // evict
-    1,    // flush
-    3,    // visit
-    5,    // device
-    20,   // misuse
+constexpr std::array kTraits = {
+    OperationTraits{"begin", 120},     OperationTraits{"prepare a batch", 50}, OperationTraits{"begin what others begin", 40},
+    OperationTraits{"begin beside", 60}, OperationTraits{"fork", 50},          OperationTraits{"wait", 80},
+    OperationTraits{"allocate", 200},  OperationTraits{"append", 50},          OperationTraits{"compute", 250},
+    OperationTraits{"publish", 200},   OperationTraits{"publish incomplete", 80}, OperationTraits{"give back", 30},
+    OperationTraits{"copy out", 50},   OperationTraits{"release", 300},        OperationTraits{"preempt", 15},
+    OperationTraits{"probe", 40},      OperationTraits{"probe by hashes", 30}, OperationTraits{"compare counters", 10},
+    OperationTraits{"evict", 10},      OperationTraits{"flush", 1},            OperationTraits{"attach beside", 3},
+    OperationTraits{"device calls", 5}, OperationTraits{"misuse", 20},
 };
 
 }  // namespace
 
 MixWorker::MixWorker(const MixContext& context, std::uint32_t in_flight, bool successor)
     : context_(context), in_flight_(in_flight), done_(kOperations, successor) {
-  static_assert(kWeights.size() == kOperations);
+  static_assert(kTraits.size() == kOperations);
   counters_.size = sizeof counters_;
 }
 
@@ -59,7 +49,11 @@ void MixWorker::run() {
     const Operation operation = draw(chosen);
     done_[static_cast<std::size_t>(operation)] = true;
     context_.mix.add(MixEvent::kOperations);
-    perform(operation, chosen);
+    try {
+      perform(operation, chosen);
+    } catch (const PluginError& error) {
+      throw PluginError(fmt::format("in '{}': {}", kTraits[static_cast<std::size_t>(operation)].name, error.what()));
+    }
   }
   while (!open_.empty()) end(open_.size() - 1, false);
 }
@@ -123,7 +117,7 @@ MixWorker::Operation MixWorker::draw(std::size_t chosen) {
     sum = 0;
     for (std::size_t i = 0; i < kOperations; ++i) {
       const bool may = fits(static_cast<Operation>(i), chosen) && !(only_new && done_[i]);
-      weights[i] = may ? kWeights[i] : 0;
+      weights[i] = may ? kTraits[i].weight : 0;
       sum += weights[i];
     }
     if (sum > 0) break;
