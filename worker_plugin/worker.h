@@ -196,6 +196,7 @@ class Worker {
   void go_live(Sequence& sequence, std::uint32_t position, const Stamp& stamp);
   void publish_group(Sequence& sequence, std::uint32_t end, PublishReport& report);
   Status publish_locked(Sequence& sequence, std::uint64_t token_count, PublishReport& report);
+  static bool is_shared_in_batch(const Sequence& sequence, std::uint32_t position);
   Status publish_last(Sequence& sequence, std::uint32_t tokens, PublishReport& report);
   void free_own(std::span<const PageIndex> pages);
   const char* give_back_problem(const Sequence& sequence, std::uint32_t first, std::uint32_t end) const;
