@@ -164,6 +164,9 @@ void look(const MixContext& context, MixSequence& sequence, Fresh fresh) {
     if (held.state == KVTRIE_PAGE_BORROWED && position < sequence.published) held.note->published = true;
   }
   sequence.held = std::move(now);
+  if (sequence.has_own() || !sequence.salted) return;
+  sequence.salted = false;  // what it matches from here on is others'
+  sequence.content.salt_from(~std::uint64_t{0}, 0);
 }
 
 void check(const MixContext& context, const MixSequence& sequence, const char* when) {
