@@ -86,7 +86,15 @@ void probe_by_hashes(const MixContext& context, const MixSequence& sequence) {
   check_estimate(context, MixCall::probe_hashes, sequence, result, surely_current(context, sequence));
 }
 
-void compare_counters(const MixContext& context, kvtrie_counters& last) {
+CounterMemory remember_counters(const MixContext& context) {
+  CounterMemory memory;
+  memory.forks = context.mix.get(MixCall::fork_sequence, KVTRIE_OK);
+  memory.batches = context.mix.get(MixCall::prepare_batch, KVTRIE_OK);
+  return memory;
+}
+
+void compare_counters(const MixContext& context, CounterMemory& memory) {
+  kvtrie_counters& last = memory.last;
   kvtrie_counters now{};
   now.size = sizeof now;
   context.calls.make<MixCall::get_counters>({KVTRIE_OK}, context.worker, &now);
@@ -102,6 +110,10 @@ void compare_counters(const MixContext& context, kvtrie_counters& last) {
   grew(&kvtrie_counters::forks, "forks");
   grew(&kvtrie_counters::batches, "batches");
   context.calls.require(now.corrupt_seen == 0, MixCall::get_counters, "corrupt_seen {}", now.corrupt_seen);
+  const std::uint64_t forks = context.mix.get(MixCall::fork_sequence, KVTRIE_OK) - memory.forks;
+  const std::uint64_t batches = context.mix.get(MixCall::prepare_batch, KVTRIE_OK) - memory.batches;
+  context.calls.require(now.forks == forks && now.batches == batches, MixCall::get_counters,
+                        "{} forks of {}, {} batches of {}", now.forks, forks, now.batches, batches);
   last = now;
 }
 

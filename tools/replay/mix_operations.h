@@ -46,7 +46,14 @@ void release_sequence(const MixContext& context, MixSequence& sequence);
 // mix_look.cc: operations beside sequences.
 void probe_prefix(const MixContext& context, const MixSequence& sequence);
 void probe_by_hashes(const MixContext& context, const MixSequence& sequence);
-void compare_counters(const MixContext& context, kvtrie_counters& last);
+// What get_counters said last, and what of the tally was there before this attachment.
+struct CounterMemory {
+  kvtrie_counters last{};
+  std::uint64_t forks = 0;
+  std::uint64_t batches = 0;
+};
+CounterMemory remember_counters(const MixContext& context);
+void compare_counters(const MixContext& context, CounterMemory& memory);
 void evict_some(const MixContext& context);
 // False: another worker flushes this namespace just now.
 bool flush_namespace(const MixContext& context, std::uint32_t name_space);

@@ -35,9 +35,11 @@ constexpr std::array kTraits = {
 }  // namespace
 
 MixWorker::MixWorker(const MixContext& context, std::uint32_t in_flight, bool successor)
-    : context_(context), in_flight_(in_flight), done_(kOperations, successor) {
+    : context_(context),
+      in_flight_(in_flight),
+      done_(kOperations, successor),
+      counters_(remember_counters(context)) {
   static_assert(kTraits.size() == kOperations);
-  counters_.size = sizeof counters_;
 }
 
 void MixWorker::run() {

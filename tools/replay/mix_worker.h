@@ -75,7 +75,7 @@ class MixWorker {
   std::deque<MixJob> jobs_;  // taken from the plan, hold nothing
   std::uint32_t last_taken_ = 0;
   std::vector<bool> done_;  // by operation
-  kvtrie_counters counters_{};
+  CounterMemory counters_;
 };
 
 }  // namespace kvtrie::replay
