@@ -214,10 +214,11 @@ Status Worker::publish_incomplete(Sequence& sequence, std::uint64_t token_count,
   const std::uint64_t position = token_count / page_tokens;
   if (rest == 0 || position >= sequence.positions() || !sequence.options.publish) return {};
   if (token_count > sequence.known_tokens(page_tokens)) return {};
-  // Behind pages that are not Live, announced whole already, or used by others of the batch, who would hold it without a
-  // lease or write into it: it stays private.
+  // Behind pages that are not Live, announced whole already, or used by others of the batch, who would hold it without
+  // a lease or write into it: it stays private.
   if (position != sequence.published || position != sequence.linked ||
-      sequence.own_at(sequence.published).state != OwnState::kPrivate || is_shared_in_batch(sequence, sequence.published)) {
+      sequence.own_at(sequence.published).state != OwnState::kPrivate ||
+      is_shared_in_batch(sequence, sequence.published)) {
     if (sequence.has_incomplete()) {
       report.incomplete_tokens = incomplete_tokens(sequence);
     } else {

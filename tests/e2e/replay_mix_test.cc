@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie-replay --mix: every call of the plugin by four processes at once, without and with deaths; that it sees bytes which
-// somebody spoils meanwhile, and calls that a long run did not use.
+// kvtrie-replay --mix: every call of the plugin by four processes at once, without and with deaths; that it sees bytes
+// which somebody spoils meanwhile, and calls that a long run did not use.
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -53,12 +53,10 @@ std::set<std::string> calls_of_the_table() {
 
 class ReplayMixTest : public testing::Test {
  protected:
-  ReplayMixTest() {
-    EXPECT_TRUE(daemon_.ready()) << daemon_.err();
-  }
+  ReplayMixTest() { EXPECT_TRUE(daemon_.ready()) << daemon_.err(); }
   Words mix_of(std::uint32_t requests, const Words& more = {}) const {
-    Words words = {"--mix",       "--cache", cache_.name(), "--dir",      cache_.directory(),      "--workers", "4",
-                   "--in-flight", "4",       "--generate",  std::to_string(requests)};
+    Words words = {"--mix", "--cache",     cache_.name(), "--dir",      cache_.directory(),      "--workers",
+                   "4",     "--in-flight", "4",           "--generate", std::to_string(requests)};
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -83,10 +81,16 @@ class ReplayMixTest : public testing::Test {
   }
 
   test::TemporaryCache cache_{"replay-mix"};
-  KvtriedProcess daemon_{cache_,
-                         {"--pages", std::to_string(kPages), "--page-bytes", std::to_string(kPageBytes), "--planes", "2",
-                          "--workers", "60", "--metrics", "off", "--clock", "driven", "--tick-ns", "1000000", "--low", "2",
-                          "--high", "5", "--namespaces", "16"}};
+  KvtriedProcess daemon_{cache_, {"--pages",      std::to_string(kPages),
+                                  "--page-bytes", std::to_string(kPageBytes),
+                                  "--planes",     "2",
+                                  "--workers",    "60",
+                                  "--metrics",    "off",
+                                  "--clock",      "driven",
+                                  "--tick-ns",    "1000000",
+                                  "--low",        "2",
+                                  "--high",       "5",
+                                  "--namespaces", "16"}};
 };
 
 TEST_F(ReplayMixTest, UsesEveryCallAndReadsNoWrongPage) {
@@ -164,7 +168,8 @@ TEST(MixReportTest, ALongRunThatNeverUsedACallHasFailed) {
   tally->add(MixEvent::kOperations, replay::kMixLongEnough - 1);
   EXPECT_EQ(replay::mix_problem(*tally), "");
   tally->add(MixEvent::kOperations);
-  EXPECT_NE(replay::mix_problem(*tally).find("never used: give_back"), std::string::npos) << replay::mix_problem(*tally);
+  EXPECT_NE(replay::mix_problem(*tally).find("never used: give_back"), std::string::npos)
+      << replay::mix_problem(*tally);
   EXPECT_NE(replay::mix_to_text(*tally).find("\n  give_back "), std::string::npos);
   tally->add(MixCall::give_back, KVTRIE_OK);
   EXPECT_EQ(replay::mix_problem(*tally), "");

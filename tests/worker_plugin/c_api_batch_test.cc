@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Pages that sequences of a batch share, and publish_incomplete: such a page is never published with fewer tokens, neither
-// by the sequence that computes it nor by one that reads it. The others would hold it without a lease, or write into it.
+// Pages that sequences of a batch share, and publish_incomplete: such a page is never published with fewer tokens,
+// neither by the sequence that computes it nor by one that reads it. The others would hold it without a lease, or write
+// into it.
 
 #include "tests/worker_plugin/c_api_support.h"
 

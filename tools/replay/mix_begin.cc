@@ -22,7 +22,8 @@ std::vector<std::uint32_t> prompt_of(const Request& request, std::uint32_t index
 
 MixSequencePtr new_sequence(const MixContext& context, const MixJob& job, std::span<const std::uint32_t> tokens) {
   const std::uint32_t name_space = namespace_of_request(job.request, context.plan.settings().namespaces);
-  auto sequence = std::make_unique<MixSequence>(context.shape, name_space, context.board.weights(name_space).done.load());
+  auto sequence =
+      std::make_unique<MixSequence>(context.shape, name_space, context.board.weights(name_space).done.load());
   sequence->request = job.request;
   sequence->owns_request = job.owns_request;
   sequence->tries = job.tries;
@@ -77,11 +78,13 @@ void count_runs(const MixContext& context, const MixSequence& sequence) {
 
 void check_partial(const MixContext& context, MixCall call, const MixSequence& sequence, std::uint32_t tokens,
                    std::uint32_t page) {
-  context.calls.require((tokens == 0) == (page == KVTRIE_NO_PAGE), call, "{} partial tokens of page {:#x}", tokens, page);
+  context.calls.require((tokens == 0) == (page == KVTRIE_NO_PAGE), call, "{} partial tokens of page {:#x}", tokens,
+                        page);
   if (tokens == 0) return;
   const std::uint64_t rest = sequence.known() - std::uint64_t{sequence.cached} * context.shape.tokens;
   context.calls.require(sequence.has(KVTRIE_PARTIAL) && !sequence.has(KVTRIE_NO_READ) &&
-                            tokens <= std::min<std::uint64_t>(rest, context.shape.tokens) && page < context.geometry.pages,
+                            tokens <= std::min<std::uint64_t>(rest, context.shape.tokens) &&
+                            page < context.geometry.pages,
                         call, "{} partial tokens of page {}, flags {:#x}", tokens, page, sequence.flags);
   context.mix.add(MixEvent::kPartialFound);
 }
@@ -150,8 +153,9 @@ void check_computers(const MixContext& context, const BatchArrays& batch, std::u
              sequence.held[position].state == KVTRIE_PAGE_BORROWED &&
              sequence.held[position].page == other.held[position].page;
     }
-    context.calls.require(fits, MixCall::prepare_batch, "item {}: position {} is computed by {:#x}; {} cached, {} shared",
-                          index, position, computer, sequence.cached, shared);
+    context.calls.require(fits, MixCall::prepare_batch,
+                          "item {}: position {} is computed by {:#x}; {} cached, {} shared", index, position, computer,
+                          sequence.cached, shared);
   }
 }
 
@@ -164,8 +168,9 @@ void take_item(const MixContext& context, const BatchArrays& batch, std::uint32_
   check_partial(context, kCall, sequence, item.partial_tokens, item.partial_page);
   look(context, sequence);
   count_runs(context, sequence);
-  context.calls.require(sequence.positions() == std::max<std::uint64_t>(sequence.cached, context.pages_for(item.total_tokens)),
-                        kCall, "item {}: {} pages for {} tokens", index, sequence.positions(), item.total_tokens);
+  context.calls.require(
+      sequence.positions() == std::max<std::uint64_t>(sequence.cached, context.pages_for(item.total_tokens)), kCall,
+      "item {}: {} pages for {} tokens", index, sequence.positions(), item.total_tokens);
   const auto shared = static_cast<std::uint32_t>(item.shared_tokens / context.shape.tokens);
   check_computers(context, batch, index, shared);
   context.mix.add(MixEvent::kBatchShared, shared);
@@ -225,7 +230,8 @@ MixSequencePtr begin_beside(const MixContext& context, const MixSequence& like) 
   Random& chance = context.chance;
   std::vector<std::uint32_t> tokens = like.content.tokens();
   const std::uint64_t pages = chance.percent(50) ? like.published : chance.below(std::uint64_t{like.published} + 1);
-  tokens.resize(std::min<std::uint64_t>(tokens.size(), pages * context.shape.tokens + chance.below(context.shape.tokens)));
+  tokens.resize(
+      std::min<std::uint64_t>(tokens.size(), pages * context.shape.tokens + chance.below(context.shape.tokens)));
   for (std::uint64_t more = chance.below(3 * std::uint64_t{context.shape.tokens}); more > 0; --more)
     tokens.push_back(static_cast<std::uint32_t>(chance.next()));
   return begin_with(context, new_sequence(context, {like.request, false, 0}, tokens));
@@ -236,11 +242,11 @@ std::vector<MixSequencePtr> prepare_batch(const MixContext& context, const std::
   BatchArrays batch = batch_of(context, jobs);
   const kvtrie_allocate_options options = draw_wait(context);
   const bool waits = options.wait_ms > 0 && (options.flags & KVTRIE_NO_WAIT) == 0;
-  const kvtrie_code code = context.calls.make<MixCall::prepare_batch>(
-      Codes{KVTRIE_OK, KVTRIE_E_NOT_NOW}
-          .add(KVTRIE_E_TIMEOUT, waits)
-          .add(KVTRIE_E_NEVER, batch.pages_needed > context.geometry.pages),
-      context.worker, batch.items.data(), batch.items.size(), &options);
+  const kvtrie_code code =
+      context.calls.make<MixCall::prepare_batch>(Codes{KVTRIE_OK, KVTRIE_E_NOT_NOW}
+                                                     .add(KVTRIE_E_TIMEOUT, waits)
+                                                     .add(KVTRIE_E_NEVER, batch.pages_needed > context.geometry.pages),
+                                                 context.worker, batch.items.data(), batch.items.size(), &options);
   for (const kvtrie_batch_item& item : batch.items) {
     context.calls.require((item.sequence.id != 0) == (code == KVTRIE_OK), MixCall::prepare_batch,
                           "not all items or none have a sequence");
@@ -259,7 +265,8 @@ std::vector<MixSequencePtr> prepare_batch(const MixContext& context, const std::
     batch.sequences[i]->in_batch = true;
     take_item(context, batch, i, options.flags);
   }
-  for (const MixSequencePtr& sequence : batch.sequences) check(context, *sequence, "prepare_batch");
+  for (const MixSequencePtr& sequence : batch.sequences)
+    check(context, *sequence, "prepare_batch");
   return std::move(batch.sequences);
 }
 
@@ -285,7 +292,8 @@ MixSequencePtr fork_sequence(const MixContext& context, MixSequence& parent) {
   child->salted = parent.salted;
   child->flushed = parent.flushed;
   child->cached = child->published = parent.published;
-  // Of a batch, another may have published pages of the parent, which has not been told yet: the child begins behind them.
+  // Of a batch, another may have published pages of the parent, which has not been told yet: the child begins behind
+  // them.
   if (parent.in_batch) {
     std::uint32_t count = 0;
     std::uint32_t own = 0;
@@ -310,12 +318,13 @@ MixSequencePtr fork_sequence(const MixContext& context, MixSequence& parent) {
     if (position < child->cached) {
       // Another's page is canonical where the parent, or who computes it for the parent, has a copy.
       const bool copy = mine.writable() || mine.state == KVTRIE_PAGE_BORROWED;
-      calls.require(its.page == mine.page || copy, kCall, "position {}: page {}, the parent has {}", position,
-                    its.page, mine.page);
+      calls.require(its.page == mine.page || copy, kCall, "position {}: page {}, the parent has {}", position, its.page,
+                    mine.page);
       context.mix.add(MixEvent::kForkShared);
       continue;
     }
-    calls.require((its.page == KVTRIE_NO_PAGE) == (mine.page == KVTRIE_NO_PAGE), kCall, "position {} without a page", position);
+    calls.require((its.page == KVTRIE_NO_PAGE) == (mine.page == KVTRIE_NO_PAGE), kCall, "position {} without a page",
+                  position);
     if (!its.note) continue;
     context.mix.add(MixEvent::kForkCopied);
     if ((options.flags & KVTRIE_NO_COPY) != 0) {

@@ -12,8 +12,8 @@
 //     Between `asked` and `done` a flush is under way, and nobody can know.
 //   3 One worker at a time flushes a namespace: its number + 1 stands in `flusher`.
 //
-// Crash: a worker that dies as a flusher leaves asked > done, or only its number; its successor asks for the flush again,
-// since nobody knows whether the first one was heard. Then it may be carried out late: `uncertain`.
+// Crash: a worker that dies as a flusher leaves asked > done, or only its number; its successor asks for the flush
+// again, since nobody knows whether the first one was heard. Then it may be carried out late: `uncertain`.
 #pragma once
 
 #include <array>
@@ -28,15 +28,16 @@
 namespace kvtrie::replay {
 
 // The members of kvtrie_api, in its order.
-#define KVTRIE_MIX_TABLE_CALLS(X)                                                                          \
-  X(version_string) X(last_error) X(code_name) X(attach) X(detach) X(get_geometry) X(open_namespace)       \
-  X(begin) X(append) X(allocate) X(get_pages) X(page_count) X(page_address) X(publish) X(release)          \
-  X(get_counters) X(drive_clock) X(prepare_batch) X(fork_sequence) X(wait_pending) X(own_pages)            \
-  X(give_back) X(copy_in) X(copy_out) X(publish_incomplete) X(probe) X(hash_tokens) X(probe_hashes)        \
+// clang-format off
+#define KVTRIE_MIX_TABLE_CALLS(X)                                                                    \
+  X(version_string) X(last_error) X(code_name) X(attach) X(detach) X(get_geometry) X(open_namespace) \
+  X(begin) X(append) X(allocate) X(get_pages) X(page_count) X(page_address) X(publish) X(release)    \
+  X(get_counters) X(drive_clock) X(prepare_batch) X(fork_sequence) X(wait_pending) X(own_pages)      \
+  X(give_back) X(copy_in) X(copy_out) X(publish_incomplete) X(probe) X(hash_tokens) X(probe_hashes)  \
   X(evict) X(flush)
+// clang-format on
 // Of kvtrie_device.h, without kvtrie_.
-#define KVTRIE_MIX_DEVICE_CALLS(X) \
-  X(worker_id) X(writer_over) X(plane_descriptor) X(queue_copy) X(wait_copies)
+#define KVTRIE_MIX_DEVICE_CALLS(X) X(worker_id) X(writer_over) X(plane_descriptor) X(queue_copy) X(wait_copies)
 
 enum class MixCall : std::uint8_t {
 #define KVTRIE_MIX_NAME(name) name,
@@ -58,34 +59,34 @@ static_assert(sizeof(kvtrie_api) == 2 * sizeof(std::size_t) + kMixTableCalls * s
               "each call of the table is used by a mix");
 
 // X(constant, what is counted)
-#define KVTRIE_MIX_EVENTS(X)                                               \
-  X(kOperations, "operations")                                             \
-  X(kChecks, "looks at all pages of a sequence")                           \
-  X(kHits, "begins that matched pages")                                    \
-  X(kPartialFound, "matches inside a page")                                \
-  X(kPartialCopied, "... copied by the plugin")                            \
-  X(kCopiedByCaller, "pages copied by the caller (KVTRIE_NO_COPY)")        \
-  X(kIncompletePublished, "incomplete pages published")                    \
-  X(kIncompleteLeft, "... continued in a copy")                            \
-  X(kBatches, "batches")                                                   \
-  X(kBatchShared, "pages shared inside a batch")                           \
-  X(kBatchHandedOver, "... handed over when their sequence ended")         \
-  X(kForkShared, "pages that forks shared")                                \
-  X(kForkCopied, "pages that forks copied")                                \
-  X(kWaitMatched, "pages that came by waiting")                            \
-  X(kWaitTimedOut, "waits that ran out")                                   \
-  X(kGivenBack, "pages given back")                                        \
-  X(kGaveWay, "own copies that gave way to another's page")                \
-  X(kDuplicates, "own pages beside another's page")                        \
-  X(kFlushes, "flushes")                                                   \
-  X(kFlushRefused, "publishes and waits refused after a flush")            \
-  X(kBesideFlush, "begins beside a flush, dropped")                        \
-  X(kEvicted, "pages evicted by request")                                  \
-  X(kPreempted, "requests preempted")                                      \
-  X(kProtectedFound, "prefixes under a lease that were looked for")        \
-  X(kTokensIn, "tokens copied in")                                         \
-  X(kTokensOut, "tokens copied out")                                       \
-  X(kRefusals, "misuses that were refused")                                \
+#define KVTRIE_MIX_EVENTS(X)                                        \
+  X(kOperations, "operations")                                      \
+  X(kChecks, "looks at all pages of a sequence")                    \
+  X(kHits, "begins that matched pages")                             \
+  X(kPartialFound, "matches inside a page")                         \
+  X(kPartialCopied, "... copied by the plugin")                     \
+  X(kCopiedByCaller, "pages copied by the caller (KVTRIE_NO_COPY)") \
+  X(kIncompletePublished, "incomplete pages published")             \
+  X(kIncompleteLeft, "... continued in a copy")                     \
+  X(kBatches, "batches")                                            \
+  X(kBatchShared, "pages shared inside a batch")                    \
+  X(kBatchHandedOver, "... handed over when their sequence ended")  \
+  X(kForkShared, "pages that forks shared")                         \
+  X(kForkCopied, "pages that forks copied")                         \
+  X(kWaitMatched, "pages that came by waiting")                     \
+  X(kWaitTimedOut, "waits that ran out")                            \
+  X(kGivenBack, "pages given back")                                 \
+  X(kGaveWay, "own copies that gave way to another's page")         \
+  X(kDuplicates, "own pages beside another's page")                 \
+  X(kFlushes, "flushes")                                            \
+  X(kFlushRefused, "publishes and waits refused after a flush")     \
+  X(kBesideFlush, "begins beside a flush, dropped")                 \
+  X(kEvicted, "pages evicted by request")                           \
+  X(kPreempted, "requests preempted")                               \
+  X(kProtectedFound, "prefixes under a lease that were looked for") \
+  X(kTokensIn, "tokens copied in")                                  \
+  X(kTokensOut, "tokens copied out")                                \
+  X(kRefusals, "misuses that were refused")                         \
   X(kCreditless, "requests given up after many preemptions")
 
 enum class MixEvent : std::uint8_t {
@@ -136,8 +137,7 @@ class MixBoard {
   }
   explicit MixBoard(const SharedPlan& plan)
       : weights_(reinterpret_cast<NamespaceWeights*>(plan.extra())),
-        tallies_(reinterpret_cast<MixTally*>(plan.extra() +
-                                             plan.settings().namespaces * sizeof(NamespaceWeights))) {}
+        tallies_(reinterpret_cast<MixTally*>(plan.extra() + plan.settings().namespaces * sizeof(NamespaceWeights))) {}
 
   [[nodiscard]] NamespaceWeights& weights(std::uint32_t name_space) const { return weights_[name_space]; }
   [[nodiscard]] MixTally& tally(std::uint32_t worker) const { return tallies_[worker]; }

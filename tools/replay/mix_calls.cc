@@ -36,7 +36,8 @@ void MixCalls::refuse(MixCall which, kvtrie_code code, Codes allowed) const {
     expected += plugin_->code_name(allowed_code);
   }
   throw PluginError(fmt::format("{}: answered {}{} where it may answer: {}",
-                                kMixCallNames[static_cast<std::size_t>(which)], plugin_->code_name(code), why, expected));
+                                kMixCallNames[static_cast<std::size_t>(which)], plugin_->code_name(code), why,
+                                expected));
 }
 
 }  // namespace kvtrie::replay

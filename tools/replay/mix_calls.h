@@ -20,7 +20,8 @@ namespace kvtrie::replay {
 class Codes {
  public:
   constexpr Codes(std::initializer_list<kvtrie_code> codes) {
-    for (const kvtrie_code code : codes) add(code);
+    for (const kvtrie_code code : codes)
+      add(code);
   }
   constexpr Codes& add(kvtrie_code code, bool when = true) {
     if (when) bits_ |= 1U << static_cast<unsigned>(code);
@@ -44,17 +45,17 @@ struct DeviceCalls {
 
 template <MixCall Which>
 struct MixCallOf;
-#define KVTRIE_MIX_NAME(call)                                                              \
-  template <>                                                                              \
-  struct MixCallOf<MixCall::call> {                                                        \
-    static auto get(const kvtrie_api& api, const DeviceCalls&) { return api.call; }        \
+#define KVTRIE_MIX_NAME(call)                                                       \
+  template <>                                                                       \
+  struct MixCallOf<MixCall::call> {                                                 \
+    static auto get(const kvtrie_api& api, const DeviceCalls&) { return api.call; } \
   };
 KVTRIE_MIX_TABLE_CALLS(KVTRIE_MIX_NAME)
 #undef KVTRIE_MIX_NAME
-#define KVTRIE_MIX_NAME(call)                                                              \
-  template <>                                                                              \
-  struct MixCallOf<MixCall::call> {                                                        \
-    static auto get(const kvtrie_api&, const DeviceCalls& device) { return device.call; }  \
+#define KVTRIE_MIX_NAME(call)                                                             \
+  template <>                                                                             \
+  struct MixCallOf<MixCall::call> {                                                       \
+    static auto get(const kvtrie_api&, const DeviceCalls& device) { return device.call; } \
   };
 KVTRIE_MIX_DEVICE_CALLS(KVTRIE_MIX_NAME)
 #undef KVTRIE_MIX_NAME

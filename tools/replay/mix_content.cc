@@ -42,8 +42,7 @@ EngineMemory::EngineMemory(const PageShape& shape, std::uint64_t tokens, Random&
   layout_.head_bytes = shape.head_words * sizeof(std::uint64_t);
   using Dimension = std::pair<std::int64_t*, std::uint64_t>;
   std::array<Dimension, 4> dimensions{Dimension{&layout_.layer_stride, shape.layers},
-                                      Dimension{&layout_.kv_stride, shape.kv},
-                                      Dimension{&layout_.token_stride, tokens},
+                                      Dimension{&layout_.kv_stride, shape.kv}, Dimension{&layout_.token_stride, tokens},
                                       Dimension{&layout_.head_stride, shape.heads}};
   for (std::size_t left = dimensions.size(); left > 1; --left) {
     std::swap(dimensions[left - 1], dimensions[chance.below(left)]);
@@ -98,8 +97,7 @@ void MixContent::write(std::uint64_t* page, std::uint32_t position, std::uint32_
   for (std::uint32_t token = first; token < end; ++token) {
     words_of(std::uint64_t{position} * shape_.tokens + token, plane, words);
     for (std::size_t group = 0; group < shape_.groups(); ++group) {
-      std::copy_n(&words[group * group_words], group_words,
-                  page + (group * shape_.tokens + token) * group_words);
+      std::copy_n(&words[group * group_words], group_words, page + (group * shape_.tokens + token) * group_words);
     }
   }
 }

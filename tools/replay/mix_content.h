@@ -7,8 +7,8 @@
 //   namespace number and weights, tokens 0..t  --MixContent::digest_of-->  PathDigest of token t
 //   PathDigest, t, plane  --fill_page (content.h)-->  the words of token t in that plane
 //
-// In a page they lie as kvtrie.h has it: layers x kv x tokens x heads x head_bytes. Weights are a number that each flush of
-// the namespace raises: what is matched of older weights is wrong in every word.
+// In a page they lie as kvtrie.h has it: layers x kv x tokens x heads x head_bytes. Weights are a number that each
+// flush of the namespace raises: what is matched of older weights is wrong in every word.
 #pragma once
 
 #include <cstdint>

@@ -173,9 +173,9 @@ void visit_beside(const MixContext& context) {
   const kvtrie_field fields[] = {{"model", "kvtrie-replay-visitor"}};
   kvtrie_namespace name_space{};
   // The table may be full of others' namespaces.
-  const kvtrie_code opened =
-      calls.make<MixCall::open_namespace>({KVTRIE_OK, KVTRIE_E_FULL, KVTRIE_E_NO_COORDINATOR, KVTRIE_E_TIMEOUT}, visitor,
-                                          fields, std::size(fields), static_cast<const char*>(nullptr), &name_space);
+  const kvtrie_code opened = calls.make<MixCall::open_namespace>(
+      {KVTRIE_OK, KVTRIE_E_FULL, KVTRIE_E_NO_COORDINATOR, KVTRIE_E_TIMEOUT}, visitor, fields, std::size(fields),
+      static_cast<const char*>(nullptr), &name_space);
   kvtrie_sequence sequence{};
   if (opened == KVTRIE_OK) {
     const std::uint32_t tokens[] = {1, 2, 3};
@@ -219,10 +219,9 @@ void misuse(const MixContext& context, MixSequence& sequence) {
   calls.require(!text.empty(), MixCall::last_error, "says nothing of a failure");
   if (sequence.cached > 0) {  // others read it
     const std::vector<std::uint64_t> zeros(context.geometry.page_bytes / sizeof(std::uint64_t));
-    calls.make<MixCall::copy_in>({KVTRIE_E_INVALID}, sequence.handle,
-                                 std::uint64_t{sequence.cached - 1} * context.shape.tokens,
-                                 std::uint64_t{context.shape.tokens}, 0U, static_cast<const kvtrie_layout*>(nullptr),
-                                 zeros.data());
+    calls.make<MixCall::copy_in>(
+        {KVTRIE_E_INVALID}, sequence.handle, std::uint64_t{sequence.cached - 1} * context.shape.tokens,
+        std::uint64_t{context.shape.tokens}, 0U, static_cast<const kvtrie_layout*>(nullptr), zeros.data());
     calls.make<MixCall::give_back>({KVTRIE_E_INVALID}, sequence.handle, sequence.cached - 1, 1U);
   }
   if (sequence.has_own()) {

@@ -24,8 +24,8 @@ using MixSequencePtr = std::unique_ptr<MixSequence>;
 
 // mix_begin.cc: operations that start sequences. Null or empty: there was no room, or a flush was under way.
 MixSequencePtr begin_sequence(const MixContext& context, const MixJob& job);
-// With the tokens of `like` up to some token of a page that it has published, or just behind, and then others: so that it
-// matches inside that page.
+// With the tokens of `like` up to some token of a page that it has published, or just behind, and then others: so that
+// it matches inside that page.
 MixSequencePtr begin_beside(const MixContext& context, const MixSequence& like);
 std::vector<MixSequencePtr> prepare_batch(const MixContext& context, const std::vector<MixJob>& jobs);
 MixSequencePtr fork_sequence(const MixContext& context, MixSequence& parent);

@@ -20,9 +20,9 @@ constexpr auto kVerifyAgainAfter = std::chrono::milliseconds(20);
 constexpr std::size_t kFindingsShown = 10;
 
 // By kvtrie_code.
-constexpr const char* kCodeNames[kMixCodes] = {"ok",      "invalid", "not now",        "never", "timeout", "stale",
-                                               "corrupt", "poisoned", "not found",     "refused", "full",  "no coordinator",
-                                               "busy",    "?",        "system",        "flushed"};
+constexpr const char* kCodeNames[kMixCodes] = {
+    "ok",        "invalid", "not now", "never",          "timeout", "stale", "corrupt", "poisoned",
+    "not found", "refused", "full",    "no coordinator", "busy",    "?",     "system",  "flushed"};
 
 std::uint64_t used(const MixTally& sum, std::size_t call) {
   std::uint64_t all = 0;

@@ -18,8 +18,8 @@ std::vector<kvtrie_own_page> own_pages(const MixContext& context, const MixSeque
   const MixCalls& calls = context.calls;
   std::vector<kvtrie_own_page> own(context.chance.below(2) == 0 ? sequence.held.size() + 1 : 0);
   std::uint32_t count = 0;
-  calls.make<MixCall::own_pages>({KVTRIE_OK}, sequence.handle, own.data(),
-                                 static_cast<std::uint32_t>(own.size()), &count);
+  calls.make<MixCall::own_pages>({KVTRIE_OK}, sequence.handle, own.data(), static_cast<std::uint32_t>(own.size()),
+                                 &count);
   if (count > own.size()) {
     const std::uint32_t before = count;
     own.resize(count);
@@ -47,8 +47,8 @@ std::vector<HeldPage> held_now(const MixContext& context, const MixSequence& seq
   }
   std::uint32_t least = sequence.cached;
   for (const kvtrie_own_page& own : own_pages(context, sequence)) {
-    calls.require(own.position >= least && own.position < count && own.page == pages[own.position],
-                  MixCall::own_pages, "position {} with page {}", own.position, own.page);
+    calls.require(own.position >= least && own.position < count && own.page == pages[own.position], MixCall::own_pages,
+                  "position {} with page {}", own.position, own.page);
     held[own.position].state = own.state;
     least = own.position + 1;
   }
@@ -77,12 +77,13 @@ void report_wrong(const MixContext& context, const MixSequence& sequence, std::u
   if (context.tally.get(Tally::kWrongPages) > kWrongPagesShown) return;
   const HeldPage* held = position < sequence.held.size() ? &sequence.held[position] : nullptr;
   const std::string line = fmt::format(
-      "kvtrie-replay: wrong page {} after {}: request {}, position {} ({}), plane {}, first wrong token {}, flags {:#x}, "
+      "kvtrie-replay: wrong page {} after {}: request {}, position {} ({}), plane {}, first wrong token {}, flags "
+      "{:#x}, "
       "weights {}\n",
       held == nullptr ? sequence.partial->page() : held->page, when, sequence.request, position,
-      held == nullptr          ? "partial"
-      : !held->state           ? "hit"
-                               : fmt::format("own, state {}", static_cast<int>(*held->state)),
+      held == nullptr ? "partial"
+      : !held->state  ? "hit"
+                      : fmt::format("own, state {}", static_cast<int>(*held->state)),
       plane, token, sequence.flags, sequence.weights);
   // One write, so that lines of several workers stay whole.
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
@@ -93,8 +94,7 @@ void check_page(const MixContext& context, const MixSequence& sequence, std::uin
                 std::uint32_t tokens, const char* when) {
   context.tally.add(Tally::kPagesChecked);
   for (std::uint32_t plane = 0; plane < context.geometry.planes; ++plane) {
-    const std::uint32_t wrong =
-        sequence.content.first_wrong(context.address(page, plane), position, tokens, plane);
+    const std::uint32_t wrong = sequence.content.first_wrong(context.address(page, plane), position, tokens, plane);
     if (wrong == tokens) continue;
     return report_wrong(context, sequence, position, plane, wrong, when);
   }
@@ -106,8 +106,8 @@ PageNote::PageNote(PageRegistry& registry, std::uint32_t page, bool own, std::ui
     : computed(computed_tokens), registry_(registry), page_(page), own_(own) {
   const std::shared_ptr<PageNote> owner = registry.find(page);
   if (own && (owner || registry.hits_[page] > 0)) {
-    throw PluginError(fmt::format("page {} was handed out while this process holds it{}", page,
-                                  owner ? "" : " as a hit"));
+    throw PluginError(
+        fmt::format("page {} was handed out while this process holds it{}", page, owner ? "" : " as a hit"));
   }
   if (!own && owner && !owner->published) {
     throw PluginError(fmt::format("page {} was a hit, and this process has not published it", page));
@@ -141,15 +141,16 @@ void look(const MixContext& context, MixSequence& sequence, Fresh fresh) {
       continue;
     }
     // Positions at the end that have no page go with the last page before them.
-    const bool may = (position >= fresh.first && position < fresh.end) ||
-                     (position >= now.size() && before.page == KVTRIE_NO_PAGE);
-    context.calls.require(may, MixCall::get_pages,
-                          "position {} had page {:#x} (state {}, {} tokens computed), and has {:#x}; {} hits, {} published, "
-                          "{} positions, {} now, {} tokens, flags {:#x}{}{}",
-                          position, before.page, before.state ? static_cast<int>(*before.state) : -1,
-                          before.note ? before.note->computed : 0, position < now.size() ? now[position].page : KVTRIE_NO_PAGE,
-                          sequence.cached, sequence.published, known, now.size(), sequence.known(), sequence.flags,
-                          sequence.in_batch ? ", of a batch" : "", sequence.flushed ? ", flushed" : "");
+    const bool may =
+        (position >= fresh.first && position < fresh.end) || (position >= now.size() && before.page == KVTRIE_NO_PAGE);
+    context.calls.require(
+        may, MixCall::get_pages,
+        "position {} had page {:#x} (state {}, {} tokens computed), and has {:#x}; {} hits, {} published, "
+        "{} positions, {} now, {} tokens, flags {:#x}{}{}",
+        position, before.page, before.state ? static_cast<int>(*before.state) : -1,
+        before.note ? before.note->computed : 0, position < now.size() ? now[position].page : KVTRIE_NO_PAGE,
+        sequence.cached, sequence.published, known, now.size(), sequence.known(), sequence.flags,
+        sequence.in_batch ? ", of a batch" : "", sequence.flushed ? ", flushed" : "");
     before.note.reset();
   }
   for (std::uint32_t position = 0; position < now.size(); ++position) {
@@ -177,7 +178,8 @@ void check(const MixContext& context, const MixSequence& sequence, const char* w
     if (!held.note || held.note->computed == 0) continue;
     if (percent < 100 && static_cast<double>(context.chance.below(10'000)) >= percent * 100) continue;
     const auto known = static_cast<std::uint32_t>(std::min<std::uint64_t>(
-        held.note->computed, sequence.known() - std::min(sequence.known(), std::uint64_t{position} * context.shape.tokens)));
+        held.note->computed,
+        sequence.known() - std::min(sequence.known(), std::uint64_t{position} * context.shape.tokens)));
     check_page(context, sequence, held.page, position, known, when);
   }
   if (sequence.partial) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What a mix knows of a sequence that it has open, and how it compares that with the plugin's answers and with the bytes.
+// What a mix knows of a sequence that it has open, and how it compares that with the plugin's answers and with the
+// bytes.
 //
 // Which pages a sequence holds is asked of the plugin after each operation (look); what may have changed, only the
-// operation knows. How much of a page is computed is noted beside the page (PageNote), once for all sequences of a batch
-// that use it. A page that nobody else may have is registered, so one that is handed out twice to this process shows at
-// once, before its bytes do.
+// operation knows. How much of a page is computed is noted beside the page (PageNote), once for all sequences of a
+// batch that use it. A page that nobody else may have is registered, so one that is handed out twice to this process
+// shows at once, before its bytes do.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,7 @@ class PageNote {
   PageNote& operator=(const PageNote&) = delete;
   ~PageNote();
 
-  std::uint32_t computed;      // tokens from the page's start that are there
+  std::uint32_t computed;        // tokens from the page's start that are there
   std::uint32_t incomplete = 0;  // published with so many
   bool published = false;
   [[nodiscard]] std::uint32_t page() const { return page_; }
@@ -66,9 +67,7 @@ struct HeldPage {
   std::optional<kvtrie_page_state> state;  // none: a hit, or no page
   std::shared_ptr<PageNote> note;          // null: no page
 
-  [[nodiscard]] bool writable() const {
-    return state == KVTRIE_PAGE_PRIVATE || state == KVTRIE_PAGE_ANNOUNCED;
-  }
+  [[nodiscard]] bool writable() const { return state == KVTRIE_PAGE_PRIVATE || state == KVTRIE_PAGE_ANNOUNCED; }
 };
 
 struct MixSequence {
@@ -84,8 +83,8 @@ struct MixSequence {
   std::uint32_t tries = 0;          // preempted so often
   std::uint32_t flags = 0;          // of begin
   MixContent content;
-  std::vector<HeldPage> held;  // by position
-  std::uint32_t cached = 0;    // hits
+  std::vector<HeldPage> held;   // by position
+  std::uint32_t cached = 0;     // hits
   std::uint32_t published = 0;  // pages of the path that are Live for sure
   bool flushed = false;         // it has been told so
   bool in_batch = false;
@@ -127,8 +126,8 @@ struct MixContext {
 };
 
 // Asks which pages the sequence holds and compares with what is known: hits stay what they were, pages of its own are
-// handed out once. Pages at positions [fresh_first, fresh_end) and behind the known ones may be new; with `hits` those are
-// others' pages.
+// handed out once. Pages at positions [fresh_first, fresh_end) and behind the known ones may be new; with `hits` those
+// are others' pages.
 struct Fresh {
   std::uint32_t first = 0;
   std::uint32_t end = 0;

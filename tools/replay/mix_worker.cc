@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::uint32_t kTriesMax = 40;
 constexpr std::size_t kBatchMax = 5;
-constexpr std::uint64_t kNeighbours = 8;   // a companion's request is so near to the last one taken
+constexpr std::uint64_t kNeighbours = 8;     // a companion's request is so near to the last one taken
 constexpr std::uint64_t kNewComesFirst = 8;  // an operation that was not done yet, one time in so many
 
 struct OperationTraits {
@@ -22,23 +22,35 @@ struct OperationTraits {
 
 // In the order of MixWorker::Operation. Flushes are rare, so that there are hits.
 constexpr std::array kTraits = {
-    OperationTraits{"begin", 120},     OperationTraits{"prepare a batch", 50}, OperationTraits{"begin what others begin", 40},
-    OperationTraits{"begin beside", 60}, OperationTraits{"fork", 50},          OperationTraits{"wait", 80},
-    OperationTraits{"allocate", 200},  OperationTraits{"append", 50},          OperationTraits{"compute", 250},
-    OperationTraits{"publish", 200},   OperationTraits{"publish incomplete", 80}, OperationTraits{"give back", 30},
-    OperationTraits{"copy out", 50},   OperationTraits{"release", 300},        OperationTraits{"preempt", 15},
-    OperationTraits{"probe", 40},      OperationTraits{"probe by hashes", 30}, OperationTraits{"compare counters", 10},
-    OperationTraits{"evict", 10},      OperationTraits{"flush", 1},            OperationTraits{"attach beside", 3},
-    OperationTraits{"device calls", 5}, OperationTraits{"misuse", 20},
+    OperationTraits{"begin", 120},
+    OperationTraits{"prepare a batch", 50},
+    OperationTraits{"begin what others begin", 40},
+    OperationTraits{"begin beside", 60},
+    OperationTraits{"fork", 50},
+    OperationTraits{"wait", 80},
+    OperationTraits{"allocate", 200},
+    OperationTraits{"append", 50},
+    OperationTraits{"compute", 250},
+    OperationTraits{"publish", 200},
+    OperationTraits{"publish incomplete", 80},
+    OperationTraits{"give back", 30},
+    OperationTraits{"copy out", 50},
+    OperationTraits{"release", 300},
+    OperationTraits{"preempt", 15},
+    OperationTraits{"probe", 40},
+    OperationTraits{"probe by hashes", 30},
+    OperationTraits{"compare counters", 10},
+    OperationTraits{"evict", 10},
+    OperationTraits{"flush", 1},
+    OperationTraits{"attach beside", 3},
+    OperationTraits{"device calls", 5},
+    OperationTraits{"misuse", 20},
 };
 
 }  // namespace
 
 MixWorker::MixWorker(const MixContext& context, std::uint32_t in_flight, bool successor)
-    : context_(context),
-      in_flight_(in_flight),
-      done_(kOperations, successor),
-      counters_(remember_counters(context)) {
+    : context_(context), in_flight_(in_flight), done_(kOperations, successor), counters_(remember_counters(context)) {
   static_assert(kTraits.size() == kOperations);
 }
 
@@ -57,11 +69,13 @@ void MixWorker::run() {
       throw PluginError(fmt::format("in '{}': {}", kTraits[static_cast<std::size_t>(operation)].name, error.what()));
     }
   }
-  while (!open_.empty()) end(open_.size() - 1, false);
+  while (!open_.empty())
+    end(open_.size() - 1, false);
 }
 
 std::size_t MixWorker::serving() const {
-  return static_cast<std::size_t>(std::ranges::count_if(open_, [](const MixSequencePtr& one) { return one->owns_request; }));
+  return static_cast<std::size_t>(
+      std::ranges::count_if(open_, [](const MixSequencePtr& one) { return one->owns_request; }));
 }
 
 void MixWorker::fill_jobs() {
@@ -126,7 +140,8 @@ MixWorker::Operation MixWorker::draw(std::size_t chosen) {
   }
   std::uint64_t at = context_.chance.below(sum);
   std::size_t i = 0;
-  while (at >= weights[i]) at -= weights[i++];
+  while (at >= weights[i])
+    at -= weights[i++];
   return static_cast<Operation>(i);
 }
 
@@ -137,8 +152,8 @@ void MixWorker::perform(Operation operation, std::size_t chosen) {
     case Operation::kBatch:
       return begin_batch();
     case Operation::kCompanion:
-      return begin_companion(static_cast<std::uint32_t>(
-          (last_taken_ + context_.chance.below(kNeighbours)) % context_.plan.request_count()));
+      return begin_companion(static_cast<std::uint32_t>((last_taken_ + context_.chance.below(kNeighbours)) %
+                                                        context_.plan.request_count()));
     case Operation::kCounters:
       return compare_counters(context_, counters_);
     case Operation::kEvict:
@@ -225,7 +240,8 @@ void MixWorker::begin_batch() {
       }
     }
   }
-  for (MixSequencePtr& one : begun) open_.push_back(std::move(one));
+  for (MixSequencePtr& one : begun)
+    open_.push_back(std::move(one));
 }
 
 void MixWorker::begin_companion(std::uint32_t request) {

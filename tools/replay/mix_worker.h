@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A worker process of a mix: like worker_loop it takes requests from the shared plan and keeps several open, but what it
-// does with them is drawn by weight from all that the plugin can do, among what fits the sequence that was drawn before.
-// What it has not done yet comes first now and then, so that a run of a few thousand operations has used every call.
+// A worker process of a mix: like worker_loop it takes requests from the shared plan and keeps several open, but what
+// it does with them is drawn by weight from all that the plugin can do, among what fits the sequence that was drawn
+// before. What it has not done yet comes first now and then, so that a run of a few thousand operations has used every
+// call.
 //
-// A request is served when a sequence that computed its prompt is released. One that is preempted, or finds no room, gives
-// everything back and is begun again later; after many times it counts as failed. Beside these there are sequences that
-// serve no request: forks, and prompts that others compute at the same time.
+// A request is served when a sequence that computed its prompt is released. One that is preempted, or finds no room,
+// gives everything back and is begun again later; after many times it counts as failed. Beside these there are
+// sequences that serve no request: forks, and prompts that others compute at the same time.
 #pragma once
 
 #include <cstdint>

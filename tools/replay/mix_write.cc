@@ -33,7 +33,8 @@ std::vector<Piece> pieces_to_compute(const MixContext& context, const MixSequenc
   for (std::uint32_t position = sequence.cached; position < sequence.positions(); ++position) {
     const HeldPage& held = sequence.held[position];
     const std::uint32_t end = known_in(context, sequence, position);
-    if (held.note && held.writable() && held.note->computed < end) pieces.push_back({position, held.note->computed, end});
+    if (held.note && held.writable() && held.note->computed < end)
+      pieces.push_back({position, held.note->computed, end});
   }
   return pieces;
 }
@@ -48,8 +49,8 @@ void write_in_place(const MixContext& context, const MixSequence& sequence, std:
   }
 }
 
-// As one writes that has its own memory: pieces that follow each other by one call, whole pages as they are in the pool or
-// tokens by their layout.
+// As one writes that has its own memory: pieces that follow each other by one call, whole pages as they are in the pool
+// or tokens by their layout.
 void copy_run_in(const MixContext& context, const MixSequence& sequence, std::span<const Piece> run) {
   const std::uint64_t page_tokens = context.shape.tokens;
   const std::uint64_t first = run.front().position * page_tokens + run.front().first;
@@ -69,9 +70,11 @@ void copy_run_in(const MixContext& context, const MixSequence& sequence, std::sp
     std::vector<std::uint64_t> words(context.shape.token_words());
     for (std::uint64_t token = 0; token < count; ++token) {
       sequence.content.words_of(first + token, plane, words);
-      for (std::size_t word = 0; word < words.size(); ++word) memory.at(token, word) = words[word];
+      for (std::size_t word = 0; word < words.size(); ++word)
+        memory.at(token, word) = words[word];
     }
-    context.calls.make<MixCall::copy_in>({KVTRIE_OK}, sequence.handle, first, count, plane, &memory.layout(), memory.base());
+    context.calls.make<MixCall::copy_in>({KVTRIE_OK}, sequence.handle, first, count, plane, &memory.layout(),
+                                         memory.base());
   }
   context.mix.add(MixEvent::kTokensIn, count);
 }
@@ -119,7 +122,8 @@ bool take_flush_answer(const MixContext& context, MixCall call, MixSequence& seq
 void take_matched_before_flush(const MixContext& context, MixSequence& sequence) {
   std::uint32_t count = 0;
   context.calls.make<MixCall::page_count>({KVTRIE_OK}, sequence.handle, &count);
-  context.calls.require(count >= sequence.cached, MixCall::page_count, "{} pages, {} were hits", count, sequence.cached);
+  context.calls.require(count >= sequence.cached, MixCall::page_count, "{} pages, {} were hits", count,
+                        sequence.cached);
   if (count > sequence.cached) sequence.partial.reset();
   sequence.cached = sequence.published = count;
 }
@@ -129,7 +133,8 @@ void note_published(const MixContext& context, MixSequence& sequence, const kvtr
   const MixCalls& calls = context.calls;
   const std::uint32_t page_tokens = context.shape.tokens;
   const std::uint32_t before = sequence.published;
-  calls.require(result.published_tokens % page_tokens == 0 && result.published_tokens >= std::uint64_t{before} * page_tokens &&
+  calls.require(result.published_tokens % page_tokens == 0 &&
+                    result.published_tokens >= std::uint64_t{before} * page_tokens &&
                     result.published_tokens <= sequence.known(),
                 MixCall::publish, "{} of {} tokens are published, {} were", result.published_tokens, sequence.known(),
                 std::uint64_t{before} * page_tokens);
@@ -187,8 +192,8 @@ bool allocate_pages(const MixContext& context, MixSequence& sequence) {
   const std::uint64_t needed = context.pages_for(total);
   const bool never = needed > context.geometry.pages;
   const kvtrie_code code = context.calls.make<MixCall::allocate>(
-      never ? Codes{KVTRIE_E_NEVER} : Codes{KVTRIE_OK, waits ? KVTRIE_E_TIMEOUT : KVTRIE_E_NOT_NOW}, sequence.handle, total,
-      &options);
+      never ? Codes{KVTRIE_E_NEVER} : Codes{KVTRIE_OK, waits ? KVTRIE_E_TIMEOUT : KVTRIE_E_NOT_NOW}, sequence.handle,
+      total, &options);
   if (code != KVTRIE_OK) {
     look(context, sequence);  // nothing was taken
     check(context, sequence, "an allocate without room");
@@ -233,7 +238,8 @@ void append_tokens(const MixContext& context, MixSequence& sequence) {
   if (chance.percent(50)) {
     tokens_of_output(sequence.request + sequence.known(), tokens);
   } else {
-    for (std::uint32_t& token : tokens) token = static_cast<std::uint32_t>(chance.next());
+    for (std::uint32_t& token : tokens)
+      token = static_cast<std::uint32_t>(chance.next());
   }
   context.calls.make<MixCall::append>({KVTRIE_OK}, sequence.handle, tokens.data(), tokens.size());
   sequence.content.learn(tokens);
@@ -254,7 +260,8 @@ void compute_pages(const MixContext& context, MixSequence& sequence) {
   } else {
     copy_in(context, sequence, pieces);
   }
-  for (const Piece& piece : pieces) sequence.held[piece.position].note->computed = piece.end;
+  for (const Piece& piece : pieces)
+    sequence.held[piece.position].note->computed = piece.end;
   context.tally.add(Tally::kPagesWritten, pieces.size());
   look(context, sequence);
   check(context, sequence, "computing");
@@ -291,11 +298,12 @@ void wait_for_pending(const MixContext& context, MixSequence& sequence) {
   const bool was_flushed = is_flushed(context, sequence) && !sequence.has(KVTRIE_NO_READ);
   kvtrie_begin_result result{};
   result.size = sizeof result;
-  const kvtrie_code code = context.calls.make<MixCall::wait_pending>(
-      {KVTRIE_OK, KVTRIE_E_TIMEOUT, KVTRIE_E_FLUSHED}, sequence.handle, time_ms, &result);
+  const kvtrie_code code = context.calls.make<MixCall::wait_pending>({KVTRIE_OK, KVTRIE_E_TIMEOUT, KVTRIE_E_FLUSHED},
+                                                                     sequence.handle, time_ms, &result);
   if (take_flush_answer(context, MixCall::wait_pending, sequence, code, was_flushed)) {
     const std::uint32_t before = sequence.cached;
-    context.calls.require(result.cached_pages >= before && result.cached_pages * std::uint64_t{context.shape.tokens} <= sequence.known() &&
+    context.calls.require(result.cached_pages >= before &&
+                              result.cached_pages * std::uint64_t{context.shape.tokens} <= sequence.known() &&
                               (code == KVTRIE_OK) == (result.pending_pages == 0),
                           MixCall::wait_pending, "{} cached, {} before; {} pending", result.cached_pages, before,
                           result.pending_pages);
@@ -323,9 +331,10 @@ void give_pages_back(const MixContext& context, MixSequence& sequence) {
   if (context.chance.percent(70)) end = sequence.positions();
   // To the end of what is its own alone it must be possible.
   bool sure = end == sequence.positions() && !sequence.in_batch;
-  for (std::uint32_t position = first; position < end; ++position) sure = sure && sequence.held[position].writable();
+  for (std::uint32_t position = first; position < end; ++position)
+    sure = sure && sequence.held[position].writable();
   const kvtrie_code code = context.calls.make<MixCall::give_back>(Codes{KVTRIE_OK}.add(KVTRIE_E_INVALID, !sure),
-                                                                 sequence.handle, first, end - first);
+                                                                  sequence.handle, first, end - first);
   if (code == KVTRIE_OK) {
     context.mix.add(MixEvent::kGivenBack, end - first);
     look(context, sequence, {first, end, true});
@@ -354,14 +363,15 @@ void copy_out_and_compare(const MixContext& context, MixSequence& sequence) {
     context.calls.make<MixCall::copy_out>({KVTRIE_OK}, sequence.handle, first, count, plane,
                                           static_cast<const kvtrie_layout*>(nullptr), pages.data());
     for (std::uint64_t page = 0; page < count / page_tokens; ++page) {
-      const std::uint32_t wrong =
-          sequence.content.first_wrong(&pages[page * page_words], static_cast<std::uint32_t>(first / page_tokens + page),
-                                       context.shape.tokens, plane);
+      const std::uint32_t wrong = sequence.content.first_wrong(&pages[page * page_words],
+                                                               static_cast<std::uint32_t>(first / page_tokens + page),
+                                                               context.shape.tokens, plane);
       if (wrong < page_tokens) fail_copy_out(context, first + page * page_tokens + wrong);
     }
   } else {
     EngineMemory memory(context.shape, count, chance);
-    context.calls.make<MixCall::copy_out>({KVTRIE_OK}, sequence.handle, first, count, plane, &memory.layout(), memory.base());
+    context.calls.make<MixCall::copy_out>({KVTRIE_OK}, sequence.handle, first, count, plane, &memory.layout(),
+                                          memory.base());
     std::vector<std::uint64_t> words(context.shape.token_words());
     for (std::uint64_t token = 0; token < count; ++token) {
       sequence.content.words_of(first + token, plane, words);

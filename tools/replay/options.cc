@@ -107,14 +107,15 @@ std::string problem_of(const ReplayOptions& options) {
   if (options.low_percent > options.high_percent) return "--low: must not be above --high";
   if (options.mix && options.speed != 0) return "--mix: goes as fast as it can, leave --speed out";
   if (options.mix && options.cache.empty()) {
-    const std::string problem = PageShape::problem(options.geometry.page_bytes, std::max(options.geometry.tokens_per_page, 1U));
+    const Geometry& asked = options.geometry;
+    const std::string problem = PageShape::problem(asked.page_bytes, std::max(asked.tokens_per_page, 1U));
     if (!problem.empty()) return problem;
   }
   return options.cache.empty() ? geometry_problem(options.geometry) : std::string{};
 }
 
-// A mix flushes: some namespaces, so that the others have hits meanwhile. Its forks and matches inside pages have leases of
-// their own, and each worker attaches a second time now and then.
+// A mix flushes: some namespaces, so that the others have hits meanwhile. Its forks and matches inside pages have leases
+// of their own, and each worker attaches a second time now and then.
 void settle_mix(ReplayOptions& options, bool namespaces_given, bool seed_given) {
   if (!namespaces_given) options.namespaces = 3;
   if (!seed_given) options.mix_seed = options.seed;

@@ -123,7 +123,7 @@ void note_clock(bool drives, const PlanSettings& settings, std::uint32_t worker)
              "kvtried with --clock driven for the trace's\n");
 }
 
-// Its pages have another content, which depends on how often this run has flushed: so they are in namespaces of its own.
+// Its pages have another content, which depends on how often this run has flushed: so it has namespaces of its own.
 void run_mix(const Plugin& plugin, const Attachment& attachment, const kvtrie_geometry& geometry, SharedPlan& plan,
              std::uint32_t worker, std::uint32_t incarnation) {
   const PlanSettings& settings = plan.settings();
