@@ -147,19 +147,6 @@ TEST_F(ReplayMixTest, SeesBytesThatSomebodySpoilsMeanwhile) {
   EXPECT_NE(replay.err().find("plane 1, first wrong token 15"), std::string::npos) << replay.err();
 }
 
-TEST_F(ReplayMixTest, SaysWhatCannotBe) {
-  const std::vector<Words> wrong = {
-      {"--mix", "--generate", "10", "--page-bytes", "64"},  // 16 tokens of 8 bytes are more
-      {"--mix", "--generate", "10", "--page-bytes", "512", "--speed", "2"},
-      {"--mix", "--generate", "10", "--mix-seed", "-1"},
-  };
-  for (const Words& words : wrong) {
-    ReplayProcess replay(folder(), words);
-    EXPECT_EQ(replay.wait(), 2) << replay.err();
-    EXPECT_NE(replay.err().find("--"), std::string::npos);
-  }
-}
-
 TEST(MixReportTest, ALongRunThatNeverUsedACallHasFailed) {
   auto tally = std::make_unique<MixTally>();
   for (std::size_t call = 0; call < replay::kMixCalls; ++call) {

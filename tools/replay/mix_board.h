@@ -87,7 +87,7 @@ static_assert(sizeof(kvtrie_api) == 2 * sizeof(std::size_t) + kMixTableCalls * s
   X(kTokensIn, "tokens copied in")                                  \
   X(kTokensOut, "tokens copied out")                                \
   X(kRefusals, "misuses that were refused")                         \
-  X(kCreditless, "requests given up after many preemptions")
+  X(kGivenUp, "requests given up after many preemptions")
 
 enum class MixEvent : std::uint8_t {
 #define KVTRIE_MIX_NAME(name, text) name,

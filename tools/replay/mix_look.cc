@@ -240,7 +240,7 @@ void misuse(const MixContext& context, MixSequence& sequence) {
   calls.make<MixCall::begin>({KVTRIE_E_INVALID}, context.worker, context.namespaces[sequence.name_space],
                              sequence.content.tokens().data(), std::size_t{1}, &options, &result, &none);
   calls.require(none.id == 0, MixCall::begin, "gave a handle with its refusal");
-  context.mix.add(MixEvent::kRefusals, 4);
+  context.mix.add(MixEvent::kRefusals, 3U + (sequence.cached > 0 ? 2U : 0U) + (sequence.has_own() ? 1U : 0U));
   look(context, sequence);
   check(context, sequence, "misuse");
 }

@@ -32,7 +32,7 @@ constexpr std::array kTraits = {
     OperationTraits{"append", 50},
     OperationTraits{"compute", 250},
     OperationTraits{"publish", 200},
-    OperationTraits{"publish incomplete", 80},
+    OperationTraits{"publish incomplete", 120},
     OperationTraits{"give back", 30},
     OperationTraits{"copy out", 50},
     OperationTraits{"release", 300},
@@ -235,7 +235,7 @@ void MixWorker::begin_batch() {
         jobs_.push_back(job);
       } else if (job.owns_request) {
         context_.tally.add(Tally::kFailed);
-        context_.mix.add(MixEvent::kCreditless);
+        context_.mix.add(MixEvent::kGivenUp);
         context_.plan.finish(job.request, false);
       }
     }
@@ -279,7 +279,7 @@ void MixWorker::end(std::size_t chosen, bool preempted) {
   if (!preempted) return finish(*sequence, true);
   context_.mix.add(MixEvent::kPreempted);
   if (sequence->tries >= kTriesMax) {
-    context_.mix.add(MixEvent::kCreditless);
+    context_.mix.add(MixEvent::kGivenUp);
     return finish(*sequence, false);
   }
   jobs_.push_back({sequence->request, true, sequence->tries + 1});

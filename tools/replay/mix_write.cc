@@ -269,7 +269,7 @@ void compute_pages(const MixContext& context, MixSequence& sequence) {
 
 void publish_pages(const MixContext& context, MixSequence& sequence, bool incomplete) {
   std::uint64_t tokens = computed_tokens(context, sequence);
-  if (context.chance.percent(25)) tokens = context.chance.below(tokens + 1);
+  if (context.chance.percent(incomplete ? 10 : 25)) tokens = context.chance.below(tokens + 1);
   const bool was_flushed = is_flushed(context, sequence);
   kvtrie_publish_result result{};
   result.size = sizeof result;
