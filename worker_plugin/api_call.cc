@@ -106,7 +106,8 @@ std::int64_t wait_ns_of(std::uint32_t flags, std::uint32_t wait_ms) {
 
 void copy_what_is_due(AttachedCache& cache, Sequence& sequence, std::uint32_t flags) {
   const std::optional<PageCopy> copy = cache.worker().copy_due(sequence);
-  if (!copy || (flags & KVTRIE_NO_COPY) != 0 || !cache.writes_planes()) return;
+  if (!copy) return;
+  if ((flags & KVTRIE_NO_COPY) != 0 || !cache.writes_planes()) return cache.worker().leave_copy_to_caller(sequence);
   copy_page(cache.pool_view(), copy->from.value, copy->to.value);
   cache.worker().copied(sequence);
 }

@@ -134,7 +134,7 @@ enum {
   KVTRIE_NO_PUBLISH = 1u << 1, /* begin: keep every page of this sequence private */
   KVTRIE_NO_WAIT = 1u << 2,    /* allocate, fork: never wait, whatever wait_ms says */
   KVTRIE_PARTIAL = 1u << 3,    /* begin: look for a match inside the next page, too */
-  KVTRIE_NO_COPY = 1u << 4     /* allocate, fork: do not copy bytes, the caller does */
+  KVTRIE_NO_COPY = 1u << 4     /* allocate, fork: do not copy bytes, the caller does: no later call copies them */
 };
 
 typedef struct kvtrie_begin_options {

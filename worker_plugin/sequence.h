@@ -62,6 +62,7 @@ struct CopySource {
   std::uint32_t tokens = 0;  // from its start; 0: there is none
   std::uint32_t position = 0;
   std::uint32_t lease_slot = 0;
+  bool callers = false;  // the caller copies, or has copied: nobody else does. The claim lasts until he publishes
 
   bool any() const { return tokens != 0; }
 };

@@ -245,7 +245,7 @@ void Worker::append(Sequence& sequence, std::span<const std::uint32_t> tokens) {
 
 std::optional<PageCopy> Worker::copy_due(const Sequence& sequence) const {
   const CopySource& source = sequence.source;
-  if (!source.any() || source.position >= sequence.positions()) return std::nullopt;
+  if (!source.any() || source.callers || source.position >= sequence.positions()) return std::nullopt;
   const PageIndex to = sequence.own_at(source.position).page;
   if (to == kNoPage) return std::nullopt;
   return PageCopy{source.page.page_index(), to};

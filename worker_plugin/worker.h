@@ -103,6 +103,8 @@ class Worker {
   // on what it was copied from.
   std::optional<PageCopy> copy_due(const Sequence& sequence) const;
   void copied(Sequence& sequence);
+  // The caller copies himself. The claim lasts until he publishes, since nobody is told when he has.
+  void leave_copy_to_caller(Sequence& sequence) { sequence.source.callers = true; }
   void count_copy() const { count(Counter::kPagesCopied); }
   Status publish(Sequence& sequence, std::uint64_t token_count, PublishReport& report);
   // The same, and the page behind the last whole one with the tokens that it has.
@@ -194,6 +196,7 @@ class Worker {
   void go_live(Sequence& sequence, std::uint32_t position, const Stamp& stamp);
   void publish_group(Sequence& sequence, std::uint32_t end, PublishReport& report);
   Status publish_locked(Sequence& sequence, std::uint64_t token_count, PublishReport& report);
+  static bool is_shared_in_batch(const Sequence& sequence, std::uint32_t position);
   Status publish_last(Sequence& sequence, std::uint32_t tokens, PublishReport& report);
   void free_own(std::span<const PageIndex> pages);
   const char* give_back_problem(const Sequence& sequence, std::uint32_t first, std::uint32_t end) const;

@@ -98,7 +98,7 @@ void Worker::fill_child(const Sequence& parent, std::uint32_t request_tag, std::
       child.own.push_back({{}, kNoPage, OwnState::kGone});
       continue;
     }
-    const bool not_copied_yet = parent.source.any() && parent.source.position == p;
+    const bool not_copied_yet = parent.source.any() && !parent.source.callers && parent.source.position == p;
     copies.push_back({not_copied_yet ? parent.source.page.page_index() : own.page, taken.front()});
     child.own.push_back({{}, taken.front()});
     taken.erase(taken.begin());
@@ -109,6 +109,7 @@ void Worker::fill_child(const Sequence& parent, std::uint32_t request_tag, std::
     if (second && lease_in(*second, parent.source.page) != LeaseOutcome::kLost) {
       child.source = parent.source;
       child.source.lease_slot = *second;
+      child.source.callers = false;
     } else if (second) {
       give_slot_back(*second);
     }

@@ -198,6 +198,13 @@ Status Worker::publish_locked(Sequence& sequence, std::uint64_t token_count, Pub
   return {};
 }
 
+// Borrowed from or lent to another of its batch.
+bool Worker::is_shared_in_batch(const Sequence& sequence, std::uint32_t position) {
+  bool shared = sequence.own_at(position).borrowed;
+  for_each_shared_page(sequence, [&](const Sequence&, std::uint32_t at) { shared = shared || at == position; });
+  return shared;
+}
+
 Status Worker::publish_incomplete(Sequence& sequence, std::uint64_t token_count, PublishReport& report) {
   const BatchLock lock(sequence);
   if (!lock.status()) return lock.status();
@@ -207,9 +214,11 @@ Status Worker::publish_incomplete(Sequence& sequence, std::uint64_t token_count,
   const std::uint64_t position = token_count / page_tokens;
   if (rest == 0 || position >= sequence.positions() || !sequence.options.publish) return {};
   if (token_count > sequence.known_tokens(page_tokens)) return {};
-  // Behind pages that are not Live, or announced whole already: it stays private.
+  // Behind pages that are not Live, announced whole already, or used by others of the batch, who would hold it without
+  // a lease or write into it: it stays private.
   if (position != sequence.published || position != sequence.linked ||
-      sequence.own_at(sequence.published).state != OwnState::kPrivate) {
+      sequence.own_at(sequence.published).state != OwnState::kPrivate ||
+      is_shared_in_batch(sequence, sequence.published)) {
     if (sequence.has_incomplete()) {
       report.incomplete_tokens = incomplete_tokens(sequence);
     } else {
@@ -287,6 +296,7 @@ Status Worker::give_back(Sequence& sequence, std::uint32_t first, std::uint32_t 
       own = {own.node, own.node.page_index(), OwnState::kLive};  // the other's page serves instead
     } else {
       own = {{}, kNoPage, OwnState::kGone};
+      if (sequence.source.position == position) sequence.source.callers = false;  // with that page's bytes
     }
   }
   sequence.linked = std::min(sequence.linked, std::max(first, sequence.published));

@@ -11,6 +11,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "tools/replay/mix_content.h"
+
 namespace kvtrie::replay {
 namespace {
 
@@ -63,6 +65,10 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
                  "Kill a worker N times, and start it again (0)")
       ->type_name("N")
       ->check(CLI::Range(0U, kWorkersMax));
+  app.add_flag("--mix", options.mix, "Use every call of the plugin, by weight, and check every answer and page");
+  app.add_option("--mix-seed", options.mix_seed, "Of the operations that a mix draws (as --seed)")
+      ->type_name("N")
+      ->check(no_sign);
 
   app.add_option("--cache", options.cache, "An existing cache; without it a coordinator of its own")
       ->type_name("NAME");
@@ -99,7 +105,22 @@ std::string problem_of(const ReplayOptions& options) {
     return "--page-bytes: must be a multiple of 8";
   }
   if (options.low_percent > options.high_percent) return "--low: must not be above --high";
+  if (options.mix && options.speed != 0) return "--mix: goes as fast as it can, leave --speed out";
+  if (options.mix && options.cache.empty()) {
+    const Geometry& asked = options.geometry;
+    const std::string problem = PageShape::problem(asked.page_bytes, std::max(asked.tokens_per_page, 1U));
+    if (!problem.empty()) return problem;
+  }
   return options.cache.empty() ? geometry_problem(options.geometry) : std::string{};
+}
+
+// A mix flushes: some namespaces, so that the others have hits meanwhile. Its forks and matches inside pages have leases
+// of their own, and each worker attaches a second time now and then.
+void settle_mix(ReplayOptions& options, bool namespaces_given, bool seed_given) {
+  if (!namespaces_given) options.namespaces = 3;
+  if (!seed_given) options.mix_seed = options.seed;
+  options.geometry.workers = std::min(2 * options.workers + options.kill_workers + 1, kWorkersMax);
+  options.geometry.leases_per_worker = std::max(4 * options.in_flight + 16, 64U);
 }
 
 }  // namespace
@@ -136,7 +157,8 @@ std::optional<ReplayOptions> parse_options(int argc, const char* const* argv,
   // A killed worker's slot is given back a little after the next one asks for its own.
   options.geometry.workers = std::min(options.workers + options.kill_workers + 1, kWorkersMax);
   options.geometry.leases_per_worker = std::max(2 * options.in_flight + 8, 64U);
-  options.geometry.namespaces = std::min(options.namespaces + 1, kNamespacesMax);
+  if (options.mix) settle_mix(options, app.count("--namespaces") > 0, app.count("--mix-seed") > 0);
+  options.geometry.namespaces = std::min(options.namespaces + (options.mix ? 2 : 1), kNamespacesMax);
   if (const std::string problem = problem_of(options); !problem.empty()) {
     fmt::print(stderr, "kvtrie-replay: {}\n", problem);
     return {};

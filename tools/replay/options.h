@@ -38,6 +38,8 @@ struct ReplayOptions {
       0;  // 0: as fast as it goes, the clock is driven; else a multiple of the trace's time
   double check_percent = 100;
   std::uint32_t kill_workers = 0;  // how many times a worker is killed and started again
+  bool mix = false;                // all calls of the plugin, by chance (mix_worker.h)
+  std::uint64_t mix_seed = 0;
 
   // The cache: an existing one, or one of its own with this geometry.
   std::string cache;

@@ -18,6 +18,8 @@
 
 #include "tools/replay/child_process.h"
 #include "tools/replay/generator.h"
+#include "tools/replay/mix_content.h"
+#include "tools/replay/mix_report.h"
 #include "tools/replay/own_cache.h"
 #include "tools/replay/progress_bar.h"
 #include "tools/replay/report.h"
@@ -67,6 +69,10 @@ void adopt_geometry(const Geometry& there, ReplayOptions& options) {
     throw UsageError{fmt::format("--namespaces {}: the cache has places for {}", options.namespaces, there.namespaces)};
   }
   options.geometry = there;
+  if (!options.mix) return;
+  if (const std::string problem = PageShape::problem(there.page_bytes, there.tokens_per_page); !problem.empty()) {
+    throw UsageError{problem};
+  }
 }
 
 template <std::size_t N>
@@ -87,6 +93,8 @@ PlanSettings settings_of(const ReplayOptions& options, const std::string& cache,
   settings.seed = options.seed;
   settings.speed = options.speed;
   settings.check_percent = options.check_percent;
+  settings.mix = options.mix ? 1 : 0;
+  settings.mix_seed = options.mix_seed;
   return settings;
 }
 
@@ -116,6 +124,17 @@ struct Cache {
   std::string directory;
 };
 
+// A batch that waits matches several times before it answers, so its hits are more than were told.
+void add_mix_result(const SharedPlan& plan, const Observer& observer, bool alone, ReplayResult& result) {
+  MixTally sum{};
+  add_mix(plan, sum);
+  result.mix_text = mix_to_text(sum);
+  result.mix_json = mix_to_json(sum);
+  result.uncertain_hits = result.count(Counter::kPagesHit);
+  if (result.failure.empty()) result.failure = mix_problem(sum);
+  if (result.failure.empty()) result.failure = verify_problem(observer, alone);
+}
+
 ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Request>& requests,
                              const Cache& cache, const Observer& observer, Signals& signals,
                              OwnCache* own, const std::string& program, const std::string& plugin) {
@@ -124,7 +143,8 @@ ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Req
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch())
           .count());
   SharedPlan plan(requests, settings, options.workers,
-                  observer.clock_is_driven() ? observer.driven_tick() : 0);
+                  observer.clock_is_driven() ? observer.driven_tick() : 0,
+                  options.mix ? MixBoard::bytes(options.namespaces, options.workers) : 0);
   ReplayResult result;
   result.requests = plan.request_count();
   result.own_cache = own != nullptr;
@@ -147,6 +167,7 @@ ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Req
   for (std::size_t i = 0; i < kCounters; ++i)
     result.counted[i] = after[i] - before[i];
   add_tallies(plan, result);
+  if (options.mix) add_mix_result(plan, observer, own != nullptr, result);
   return result;
 }
 
@@ -178,7 +199,7 @@ ExitCode replay_on_cache(ReplayOptions options) {
   const ReplayResult result = replay_workload(options, requests, cache, observer, signals,
                                               own ? &*own : nullptr, program, plugin);
 
-  fmt::print("{}", to_text(result, options));
+  fmt::print("{}{}", to_text(result, options), result.mix_text);
   if (!options.json.empty()) write_json(options.json, to_json(result, options));
   std::string why;
   const ExitCode code = judge(result, why);

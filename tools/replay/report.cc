@@ -119,6 +119,7 @@ std::string to_json(const ReplayResult& result, const ReplayOptions& options) {
   json["page_bytes"] = options.geometry.page_bytes;
   json["planes"] = options.geometry.planes;
   json["failure"] = result.failure;
+  if (!result.mix_json.empty()) json["mix"] = nlohmann::ordered_json::parse(result.mix_json);
   return json.dump(2) + "\n";
 }
 

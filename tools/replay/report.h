@@ -26,6 +26,8 @@ struct ReplayResult {
   double seconds = 0;
   bool own_cache = true;
   std::string failure;  // why the replay ended early; empty: it did not
+  std::string mix_text;  // of a mix: what it did; else empty
+  std::string mix_json;
 
   [[nodiscard]] std::uint64_t sum(Tally tally) const {
     return sums[static_cast<std::size_t>(tally)];

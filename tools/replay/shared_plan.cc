@@ -41,7 +41,7 @@ constexpr PartOffsets offsets_of(std::uint64_t header_bytes, std::uint64_t reque
 }  // namespace
 
 SharedPlan::SharedPlan(std::span<const Request> requests, const PlanSettings& settings,
-                       std::uint32_t workers, std::uint32_t tick_base) {
+                       std::uint32_t workers, std::uint32_t tick_base, std::uint64_t extra_bytes) {
   std::uint64_t ids = 0;
   for (const Request& request : requests)
     ids += request.hash_ids.size();
@@ -50,7 +50,7 @@ SharedPlan::SharedPlan(std::span<const Request> requests, const PlanSettings& se
   }
   fd_ = ::memfd_create("kvtrie-replay-plan", MFD_CLOEXEC);
   if (fd_ < 0) fail("memfd_create");
-  const std::uint64_t bytes = offsets_of(sizeof(PlanHeader), requests.size(), ids, workers).end;
+  const std::uint64_t bytes = offsets_of(sizeof(PlanHeader), requests.size(), ids, workers).end + extra_bytes;
   if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail("the plan's memory");
   map(bytes);
   header_->bytes = bytes;

@@ -4,7 +4,7 @@
 // What the replay's parent and its workers share: the requests, who has which, and what came of it.
 // An anonymous object (memfd) that the workers inherit.
 //
-//   PlanHeader | PlannedRequest x requests | ids | WorkerTally x workers        each part 64-byte
+//   PlanHeader | PlannedRequest x requests | ids | WorkerTally x workers | extra   each part 64-byte
 //   aligned
 //
 // Invariants
@@ -42,11 +42,12 @@ struct PlanSettings {
   std::uint32_t in_flight;
   std::uint32_t namespaces;
   std::uint32_t sequential;  // 1: wait for the evictor where the sequential model evicts
-  std::uint32_t reserved;
+  std::uint32_t mix;         // 1: all calls by chance (mix_worker.h)
   std::uint64_t seed;
   double speed;  // 0: max
   double check_percent;
   std::uint64_t start_ns;  // CLOCK_MONOTONIC at the trace's time 0
+  std::uint64_t mix_seed;
 };
 
 struct PlannedRequest {
@@ -106,8 +107,9 @@ class SharedPlan {
   static constexpr std::uint32_t kFailed = 0xFFFF'FFFE;
 
   // Ticks go up from `tick_base`. Throws std::system_error or std::runtime_error.
+  // `extra_bytes`, zeroed, are for another part's use (mix_board.h).
   SharedPlan(std::span<const Request> requests, const PlanSettings& settings, std::uint32_t workers,
-             std::uint32_t tick_base);
+             std::uint32_t tick_base, std::uint64_t extra_bytes = 0);
   // The plan that a worker inherited as `fd`.
   explicit SharedPlan(int fd);
   SharedPlan(const SharedPlan&) = delete;
@@ -121,6 +123,7 @@ class SharedPlan {
   [[nodiscard]] PlannedRequest& planned(std::uint32_t index) const { return requests_[index]; }
   [[nodiscard]] Request request(std::uint32_t index) const;
   [[nodiscard]] WorkerTally& tally(std::uint32_t worker) const { return tallies_[worker]; }
+  [[nodiscard]] std::byte* extra() const { return reinterpret_cast<std::byte*>(tallies_ + worker_count()); }
 
   // The first open request is `worker`'s from now on; empty when none is open.
   std::optional<std::uint32_t> take(std::uint32_t worker);

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "tools/replay/mix_worker.h"
 #include "tools/replay/options.h"
 #include "tools/replay/random.h"
 #include "tools/replay/request_run.h"
@@ -27,11 +28,11 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kLongestSleep = std::chrono::milliseconds(50);  // between looks at the stop word
 
 std::vector<kvtrie_namespace> open_namespaces(const Plugin& plugin, kvtrie_worker worker,
-                                              std::uint32_t count) {
+                                              std::uint32_t count, const std::string& model) {
   std::vector<kvtrie_namespace> opened(count);
   for (std::uint32_t number = 0; number < count; ++number) {
     const std::string salt = std::to_string(number);
-    const kvtrie_field fields[] = {{"model", "kvtrie-replay"}, {"salt", salt.c_str()}};
+    const kvtrie_field fields[] = {{"model", model.c_str()}, {"salt", salt.c_str()}};
     const std::string label = "replay-" + salt;
     plugin.expect(
         plugin->open_namespace(worker, fields, std::size(fields), label.c_str(), &opened[number]),
@@ -122,6 +123,34 @@ void note_clock(bool drives, const PlanSettings& settings, std::uint32_t worker)
              "kvtried with --clock driven for the trace's\n");
 }
 
+// Its pages have another content, which depends on how often this run has flushed: so it has namespaces of its own.
+void run_mix(const Plugin& plugin, const Attachment& attachment, const kvtrie_geometry& geometry, SharedPlan& plan,
+             std::uint32_t worker, std::uint32_t incarnation) {
+  const PlanSettings& settings = plan.settings();
+  const MixBoard board(plan);
+  MixCalls calls(plugin, settings.plugin, board.tally(worker), plan.tally(worker));
+  const std::vector<kvtrie_namespace> namespaces = open_namespaces(
+      plugin, attachment.worker(), settings.namespaces, fmt::format("kvtrie-replay-mix-{}", settings.start_ns));
+  PageRegistry pages(geometry.pages);
+  const std::uint64_t identity = std::uint64_t{incarnation} << 32 | worker;
+  Random chance(mix64(settings.mix_seed + mix64(identity)));
+  const MixContext context{.calls = calls,
+                           .worker = attachment.worker(),
+                           .geometry = geometry,
+                           .shape = PageShape(geometry.page_bytes, geometry.tokens_per_page),
+                           .namespaces = namespaces,
+                           .plan = plan,
+                           .worker_number = worker,
+                           .tally = plan.tally(worker),
+                           .board = board,
+                           .mix = board.tally(worker),
+                           .pages = pages,
+                           .chance = chance,
+                           .owner_salt = mix64(identity + kGoldenGamma),
+                           .drives_clock = can_drive_clock(plugin, attachment.worker())};
+  MixWorker(context, settings.in_flight, incarnation > 0).run();
+}
+
 void replay_requests(SharedPlan& plan, std::uint32_t worker, std::uint32_t incarnation) {
   const PlanSettings& settings = plan.settings();
   const Plugin plugin(settings.plugin);
@@ -130,6 +159,7 @@ void replay_requests(SharedPlan& plan, std::uint32_t worker, std::uint32_t incar
   kvtrie_geometry geometry{};
   geometry.size = sizeof geometry;
   plugin.expect(plugin->get_geometry(attachment.worker(), &geometry), "get_geometry");
+  if (settings.mix != 0) return run_mix(plugin, attachment, geometry, plan, worker, incarnation);
   std::optional<Observer> observer;
   if (settings.sequential != 0) observer.emplace(settings.cache);
   const std::uint64_t identity = std::uint64_t{incarnation} << 32 | worker;
@@ -137,7 +167,7 @@ void replay_requests(SharedPlan& plan, std::uint32_t worker, std::uint32_t incar
       .plugin = plugin,
       .worker = attachment.worker(),
       .geometry = geometry,
-      .namespaces = open_namespaces(plugin, attachment.worker(), settings.namespaces),
+      .namespaces = open_namespaces(plugin, attachment.worker(), settings.namespaces, "kvtrie-replay"),
       .plan = plan,
       .tally = plan.tally(worker),
       .observer = observer ? &*observer : nullptr,

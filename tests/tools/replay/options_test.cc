@@ -74,6 +74,18 @@ TEST(OptionsTest, OwnCacheHasRoomForAllWorkersAndThoseThatReplaceTheKilled) {
   EXPECT_GE(parsed.options->geometry.namespaces, 3U);
 }
 
+TEST(OptionsTest, MixHasNamespacesToFlushAndRoomForItsForks) {
+  const Parsed parsed = parse({"--generate", "10", "--mix", "--seed", "5", "--workers", "6", "--in-flight", "40"});
+  ASSERT_TRUE(parsed.options);
+  EXPECT_TRUE(parsed.options->mix);
+  EXPECT_EQ(parsed.options->mix_seed, 5U);
+  EXPECT_GT(parsed.options->namespaces, 1U);
+  EXPECT_GE(parsed.options->geometry.leases_per_worker, 160U);  // two a sequence, twice as many sequences
+  EXPECT_GE(parsed.options->geometry.workers, 12U);
+  EXPECT_EQ(parse({"--generate", "10", "--mix", "--namespaces", "1"}).options->namespaces, 1U);
+  EXPECT_EQ(parse({"--generate", "10", "--mix", "--mix-seed", "9"}).options->mix_seed, 9U);
+}
+
 TEST(OptionsTest, RefusesWhatCannotBe) {
   const std::vector<std::vector<const char*>> wrong = {
       {},
@@ -91,6 +103,9 @@ TEST(OptionsTest, RefusesWhatCannotBe) {
       {"--generate", "5", "--tokens-per-page", "1025"},
       {"--generate", "5", "--limit", "0"},
       {"--generate", "5", "--what", "1"},
+      {"--generate", "5", "--mix", "--page-bytes", "64"},  // 16 tokens of 8 bytes are more
+      {"--generate", "5", "--mix", "--speed", "2"},
+      {"--generate", "5", "--mix", "--mix-seed", "-1"},
   };
   for (const std::vector<const char*>& words : wrong) {
     testing::internal::CaptureStderr();
