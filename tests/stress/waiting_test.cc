@@ -5,7 +5,7 @@
 // pages without ever having to wait, and a coordinator that makes its passes. The large requests are served, oldest
 // first; the coordinator's death and a stopped waiter hold nobody up for good (shm/waiting.h).
 //
-// KVTRIE_WAITING_ROUNDS: rounds of each large process; 25 when not set, some thousands for a long run.
+// KVTRIE_WAITING_ROUNDS: rounds of each large process beside small ones; 25 when not set, some thousands for a long run.
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -42,6 +42,7 @@ using test::LocalCacheOptions;
 constexpr std::uint32_t kPages = 64;
 constexpr std::uint32_t kTokens = 4;
 constexpr std::uint32_t kLarge = 39;  // 60 %
+constexpr std::uint32_t kBatch = 3;   // requests of a batch, which share it
 constexpr std::uint32_t kSmall = 10;
 constexpr std::size_t kHeldBySmall = 3;  // sequences of a churning process at a time: two of them fill the pool
 constexpr std::uint64_t kFilled = 2 * kHeldBySmall;
@@ -166,6 +167,29 @@ class WaitingTest : public ::testing::Test {
     });
   }
 
+  // Batches of 60 % of the pool, of prompts that nobody else has; each is published, so the next one needs evictions.
+  pid_t start_batches(std::uint16_t number, std::uint32_t rounds) {
+    return start([this, number, rounds](const Segment& segment) {
+      Worker worker(segment, WorkerId{static_cast<std::uint16_t>(number + 1)});
+      std::array<Sequence, kBatch> sequences;
+      std::array<std::vector<std::uint32_t>, kBatch> tokens;
+      for (std::uint32_t round = 0; round < rounds; ++round) {
+        std::array<BatchItem, kBatch> items;
+        for (std::uint32_t i = 0; i < kBatch; ++i) {
+          tokens[i].assign(kLarge / kBatch * kTokens, (round * kLargeProcesses + number) * kBatch + i);
+          items[i] = {LocalCache::name_space(), tokens[i], {}, tokens[i].size(), &sequences[i]};
+        }
+        if (!worker.prepare_batch(items, kWaitNs)) ::_exit(1);
+        for (Sequence& sequence : sequences) {
+          PublishReport report;
+          if (!worker.publish(sequence, kLarge / kBatch * kTokens, report) || report.pages_private != 0) ::_exit(1);
+          worker.release(sequence);
+        }
+        board_->rounds[number].store(round + 1);
+      }
+    });
+  }
+
   static bool take(Worker& worker, Sequence& sequence, std::uint32_t pages, std::int64_t wait_ns) {
     BeginReport report;
     if (!worker.begin(LocalCache::name_space(), {}, {}, sequence, report)) ::_exit(1);
@@ -226,6 +250,16 @@ TEST_F(WaitingTest, LargeRequestsAreServedInOrderBesideSmallOnesThatNeverWait) {
   EXPECT_EQ(timed_out, 0U);
   EXPECT_EQ(overtaken, 0U);
   EXPECT_TRUE(goes_on(kLargeProcesses + 1)) << "nobody waits, and small requests get no pages";
+}
+
+TEST_F(WaitingTest, TwoBatchesThatNeedSixtyPercentEachBothAlwaysFinish) {
+  constexpr std::uint32_t kRounds = 10'000;
+  (void)start_coordinator();
+  for (std::uint16_t i = 0; i < kLargeProcesses; ++i) (void)start_batches(i, kRounds);
+  for (std::uint16_t i = 0; i < kLargeProcesses; ++i) {
+    EXPECT_TRUE(eventually([&] { return board_->rounds[i].load() == kRounds; }, std::chrono::seconds(200)))
+        << "process " << i << " ended or hangs after round " << board_->rounds[i].load();
+  }
 }
 
 TEST_F(WaitingTest, WithoutACoordinatorTheReservationEnds) {
