@@ -46,11 +46,6 @@ void compare(const char* name, const std::optional<Given>& given, const There& t
 
 }  // namespace
 
-std::string device_name(DeviceKind kind) {
-  constexpr const char* kNames[] = {"host", "queued", "cuda"};
-  return kNames[static_cast<std::size_t>(kind)];
-}
-
 Result<DeviceChoice> parse_device(std::string_view text) {
   constexpr std::string_view kCuda = "cuda:";
   if (text == "host") return DeviceChoice{};
@@ -99,7 +94,7 @@ std::string options_problem(const Options& options) {
                        socket_path(options.directory, options.cache), kSocketPathMax);
   }
   if (!options.load.empty() && options.device && options.device->kind != DeviceKind::kHost) {
-    return fmt::format("--load fills planes in host memory: leave --device {} out, or --load", device_name(options.device->kind));
+    return fmt::format("--load fills planes in host memory: leave --device {} out, or --load", name_of(options.device->kind));
   }
   if (!good_metrics_address(options.metrics)) {
     return fmt::format("--metrics '{}': must be HOST:PORT or off", options.metrics);
@@ -152,8 +147,8 @@ std::string shape_conflict(const Options& options, const CacheShape& there) {
                            clock_name(*options.clock), clock_name(there.clock));
   }
   if (conflict.empty() && options.device && options.device->kind != there.device) {
-    conflict = fmt::format("--device {} was given, but the cache there has {}", device_name(options.device->kind),
-                           device_name(there.device));
+    conflict = fmt::format("--device {} was given, but the cache there has {}", name_of(options.device->kind),
+                           name_of(there.device));
   }
   return conflict;
 }

@@ -25,7 +25,6 @@ struct DeviceChoice {
   std::vector<int> ordinals;  // CUDA devices: one for each plane, or one for all
   bool operator==(const DeviceChoice&) const = default;
 };
-std::string device_name(DeviceKind kind);
 // "host", "queued", "cuda:0" or "cuda:0,1".
 Result<DeviceChoice> parse_device(std::string_view text);
 

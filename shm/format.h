@@ -91,6 +91,11 @@ enum class DeviceKind : std::uint64_t {
 };
 inline constexpr std::uint64_t kDeviceKinds = 3;
 
+constexpr const char* name_of(DeviceKind kind) {
+  constexpr const char* kNames[kDeviceKinds] = {"host", "queued", "cuda"};
+  return kNames[static_cast<std::uint64_t>(kind)];
+}
+
 // Why a segment was given up. Append-only.
 enum class PoisonReason : std::uint32_t {
   kNone = 0,

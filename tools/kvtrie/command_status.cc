@@ -93,6 +93,7 @@ StatusReport gather_status(const Segment& segment, const std::string& cache,
   report.made_realtime_ns = block.created_realtime_ns;
   report.geometry = segment.geometry();
   report.segment_bytes = segment.size_bytes();
+  report.device = segment.device();
   report.pool_bytes_each = pool_bytes(segment.geometry());
   // Device memory has no names: who has the segment served has its planes.
   report.pools_found =

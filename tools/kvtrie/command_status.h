@@ -24,6 +24,7 @@ struct StatusReport {
   std::uint64_t made_realtime_ns = 0;
   Geometry geometry;
   std::uint64_t segment_bytes = 0;
+  DeviceKind device = DeviceKind::kHost;
   std::uint64_t pool_bytes_each = 0;
   std::uint32_t pools_found = 0;  // objects there, of the size that the geometry asks for
 

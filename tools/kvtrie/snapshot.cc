@@ -37,6 +37,9 @@ WorkerView read_worker(const Segment& segment, const HostView& host, WorkerId sl
   view.leases_high_water = record.leases_high_water.load(kRelaxed);
   view.pages_wanted = record.pages_wanted.load(kRelaxed);
   view.wait_ticket = record.wait_ticket.load(kRelaxed);
+  view.awaited = (record.pending_word.load(kRelaxed) & 1) != 0;
+  view.scheduler = static_cast<std::uint16_t>(record.scheduler.load(kRelaxed));
+  view.plane_mask = record.plane_mask.load(kRelaxed);
   for (std::size_t i = 0; i < kCounters; ++i)
     view.counters[i] = record.counters[i].load(kRelaxed);
   return view;

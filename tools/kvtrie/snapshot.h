@@ -59,6 +59,9 @@ struct WorkerView {
   std::uint32_t leases_high_water = 0;
   std::uint32_t pages_wanted = 0;
   std::uint64_t wait_ticket = 0;
+  bool awaited = false;            // somebody sleeps, or did, until a page comes that it computes
+  std::uint16_t scheduler = 0;     // of a plane writer: the slot for which it writes
+  std::uint64_t plane_mask = 0;    // of a plane writer: the planes
   std::array<std::uint64_t, kCounters> counters{};
 
   std::uint64_t writing = 0;

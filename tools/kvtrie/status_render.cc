@@ -163,8 +163,8 @@ std::string to_text(const StatusReport& report) {
                         g.tokens_per_page, counted(g.planes, "plane"), bytes_text(g.page_bytes)));
   lines.add(
       "memory",
-      fmt::format("segment {}, pools {} ({} of {} there)", bytes_text(report.segment_bytes),
-                  bytes_text(report.pool_bytes_each * g.planes), report.pools_found, g.planes));
+      fmt::format("segment {}, pools {} ({} of {} there, {} device)", bytes_text(report.segment_bytes),
+                  bytes_text(report.pool_bytes_each * g.planes), report.pools_found, g.planes, name_of(report.device)));
   lines.add("clock", fmt::format("{}, tick {}, now {}",
                                  report.clock == ClockKind::kDriven
                                      ? "driven by a replay (ages are the trace's)"
@@ -211,6 +211,7 @@ Json to_json(const StatusReport& report) {
                       {"workers", g.workers},       {"leases_per_worker", g.leases_per_worker},
                       {"namespaces", g.namespaces}, {"stripes", g.stripes}};
   json["memory"] = {{"segment_bytes", report.segment_bytes},
+                    {"device", name_of(report.device)},
                     {"pool_bytes_each", report.pool_bytes_each},
                     {"pools_found", report.pools_found}};
   json["clock"] = {{"kind", report.clock == ClockKind::kDriven ? "driven" : "system"},

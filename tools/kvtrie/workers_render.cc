@@ -18,8 +18,26 @@ std::string seconds_or(std::optional<double> seconds, const char* none) {
   return seconds ? seconds_text(*seconds) : none;
 }
 
-const char* role_text(const WorkerView& worker) {
+const char* role_name(const WorkerView& worker) {
   return worker.slot == kCoordinatorSlot ? "coordinator" : name_of(worker.role);
+}
+
+bool writes_planes(const WorkerView& worker) {
+  return worker.slot != kCoordinatorSlot && worker.role == WorkerRole::kPlaneWriter;
+}
+
+std::vector<unsigned> planes_of(const WorkerView& worker) {
+  std::vector<unsigned> planes;
+  for (unsigned plane = 0; plane < 64; ++plane) {
+    if ((worker.plane_mask >> plane & 1) != 0) planes.push_back(plane);
+  }
+  return planes;
+}
+
+// "plane_writer of 3: 0, 1": the slot that it writes for, and the planes.
+std::string role_text(const WorkerView& worker) {
+  if (!writes_planes(worker)) return role_name(worker);
+  return fmt::format("{} of {}: {}", role_name(worker), worker.scheduler, fmt::join(planes_of(worker), ", "));
 }
 
 const char* process_text(const WorkerView& worker) {
@@ -59,6 +77,11 @@ std::string own_pages_text(std::uint64_t pages, std::optional<double> oldest_sec
   return pages == 0 ? "0" : fmt::format("{}, {}", grouped(pages), seconds_or(oldest_seconds, "?"));
 }
 
+std::string pending_text(const WorkerRow& row) {
+  const bool awaited = row.worker.pending != 0 && row.worker.awaited;
+  return own_pages_text(row.worker.pending, row.oldest_pending_seconds) + (awaited ? ", awaited" : "");
+}
+
 std::string table_text(const WorkersReport& report) {
   using enum Table::Align;
   Table table;
@@ -84,8 +107,7 @@ std::string table_text(const WorkersReport& report) {
                worker.name.empty() ? "-" : worker.name,
                worker.attached() ? seconds_or(row.attached_seconds, "?") : "-", leases_text(worker),
                oldest_text(row), own_pages_text(worker.writing, row.oldest_writing_seconds),
-               own_pages_text(worker.pending, row.oldest_pending_seconds), hits_text(worker), waits_text(row),
-               row.note});
+               pending_text(row), hits_text(worker), waits_text(row), row.note});
   }
   return table.text();
 }
@@ -171,7 +193,9 @@ Json to_json(const WorkerRow& row, bool leases_asked) {
   entry["uid"] = worker.uid;
   entry["liveness"] = name_of(worker.liveness);
   entry["process"] = process_text(worker);
-  entry["role"] = role_text(worker);
+  entry["role"] = role_name(worker);
+  entry["scheduler"] = writes_planes(worker) ? Json(worker.scheduler) : Json(nullptr);
+  entry["planes"] = writes_planes(worker) ? Json(planes_of(worker)) : Json(nullptr);
   entry["name"] = worker.name;
   entry["attached_seconds"] = optional_json(row.attached_seconds);
   entry["leases"] = worker.leases;
@@ -181,6 +205,7 @@ Json to_json(const WorkerRow& row, bool leases_asked) {
   entry["oldest_writing_seconds"] = optional_json(row.oldest_writing_seconds);
   entry["pages_pending"] = worker.pending;
   entry["oldest_pending_seconds"] = optional_json(row.oldest_pending_seconds);
+  entry["pages_awaited"] = worker.pending != 0 && worker.awaited;
   entry["pages_held_hint"] = worker.held_hint;
   entry["oldest_lease_seconds"] = optional_json(row.oldest_lease_seconds);
   entry["oldest_lease_request_tag"] =
@@ -209,7 +234,8 @@ std::string to_text(const WorkersReport& report) {
   if (report.options.filtered()) return text;
   return text + fmt::format(
                     "{} attached, {} slots. Slot 0's leases are the operator's pins; page hits are of all that had the "
-                    "slot; beside pages being written: how long the oldest has been so.\n",
+                    "slot; beside pages being written: how long the oldest has been so; awaited: others sleep until one "
+                    "comes.\n",
                     counted(report.attached, "worker"), report.slots);
 }
 

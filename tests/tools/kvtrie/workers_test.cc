@@ -98,6 +98,27 @@ TEST_F(WorkersTest, SaysForHowLongPagesHaveBeenWritten) {
   EXPECT_THAT(text({"workers"}), AllOf(HasSubstr("3, 8 s"), HasSubstr("1, 6 s")));
 }
 
+TEST_F(WorkersTest, SaysThatOthersSleepUntilAPageComes) {
+  WorkerRecord& record = cache_.segment().worker(one_);
+  record.pending_word.store(1);
+  EXPECT_EQ(json({"workers"})["workers"][1]["pages_awaited"], false) << "no page is pending";
+  cache_.publish(one_, end_, 1, 0, PageState::kPending);
+  EXPECT_EQ(json({"workers"})["workers"][1]["pages_awaited"], true);
+  EXPECT_THAT(text({"workers"}), HasSubstr(", awaited"));
+}
+
+TEST_F(WorkersTest, SaysForWhomAPlaneWriterWritesWhat) {
+  WorkerRecord& record = cache_.segment().worker(two_);
+  record.role.store(static_cast<std::uint32_t>(WorkerRole::kPlaneWriter));
+  record.scheduler.store(one_.value);
+  record.plane_mask.store(0b1'0010);
+  const Json rows = json({"workers"})["workers"];
+  EXPECT_TRUE(rows[1]["planes"].is_null());
+  EXPECT_EQ(rows[2]["scheduler"], one_.value);
+  EXPECT_EQ(rows[2]["planes"], Json::array({1, 4}));
+  EXPECT_THAT(text({"workers"}), HasSubstr("plane_writer of 1: 1, 4"));
+}
+
 TEST_F(WorkersTest, NamespacesSayWhatEachHas) {
   PathEnd other = cache_.open_namespace("other");
   cache_.publish(one_, end_, 3, 0);
