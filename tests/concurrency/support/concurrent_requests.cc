@@ -100,7 +100,7 @@ ConcurrencyTest::~ConcurrencyTest() { ::munmap(board_, sizeof(Board)); }
 void ConcurrencyTest::serve(std::vector<std::string> more) {
   std::vector<std::string> words = {"--tokens-per-page", std::to_string(kTokensPerPage), "--page-bytes",
                                     std::to_string(kPageBytes), "--planes", std::to_string(kPlanes), "--workers",
-                                    "40", "--leases", "512", "--namespaces", "4", "--stripes", "8", "--metrics",
+                                    "40", "--leases", "2048", "--namespaces", "4", "--stripes", "8", "--metrics",
                                     "off"};
   words.insert(words.end(), more.begin(), more.end());
   daemon_ = std::make_unique<KvtriedProcess>(cache_, words, program_directory());
