@@ -116,7 +116,7 @@ class Request {
 };
 
 void expect_published(Requester& me, Request& request) {
-  const bool all = eventually([&] { return me.board.complaints.load() != 0 || request.publish(); });
+  const bool all = comes([&] { return me.board.complaints.load() != 0 || request.publish(); });
   me.expect(all, "a prompt could not be published: somebody blocks it");
   if (me.board.complaints.load() == 0) request.read_back();
 }
@@ -158,7 +158,8 @@ void live_alone(Requester& me) {
 // Who computes what, as the batch says it, is what the pages say.
 void expect_shares(Requester& me, const client::Batch& batch, std::size_t i, const Request& request,
                    const std::vector<std::uint32_t>& computed_by, const std::vector<Request>& all) {
-  const auto shared_until = static_cast<std::uint32_t>((batch.item(i).cached_tokens + batch.item(i).shared_tokens) / kTokensPerPage);
+  const std::uint64_t shared_tokens = batch.item(i).cached_tokens + batch.item(i).shared_tokens;
+  const auto shared_until = static_cast<std::uint32_t>(shared_tokens / kTokensPerPage);
   for (std::uint32_t position = 0; position < request.prompt().pages(); ++position) {
     const std::uint32_t by = computed_by[position];
     if (position < request.cached()) {
@@ -178,8 +179,9 @@ void live_in_a_batch(Requester& me, std::size_t size) {
   std::vector<std::vector<std::uint32_t>> computed_by(size);
   client::Batch batch;
   for (std::size_t i = 0; i < size; ++i) {
+    const std::vector<std::uint32_t>& tokens = requests[i].prompt().tokens;
     computed_by[i].resize(requests[i].prompt().pages());
-    batch.add(me.space, requests[i].prompt().tokens, requests[i].prompt().tokens.size(), nullptr, computed_by[i].data());
+    batch.add(me.space, tokens, tokens.size(), nullptr, computed_by[i].data());
   }
   const client::AllocateOptions wait = patience();
   if (const client::Outcome got = batch.prepare(me.worker, &wait); !got)
@@ -211,7 +213,7 @@ void live_in_a_batch(Requester& me, std::size_t size) {
   }
   // Parents first is not the caller's care: each may be published as soon as what it shares is.
   me.shuffle(order);
-  const bool all = eventually([&] {
+  const bool all = comes([&] {
     bool done = true;
     for (const std::size_t i : order) {
       requests[i].take_borrowed();

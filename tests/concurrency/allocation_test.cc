@@ -140,7 +140,8 @@ TEST_P(AllocationTest, NoPageIsWrittenByTwoAndNoneChangesUnderALease) {
   const std::uint32_t rounds = 16000 / GetParam().requests;
   run_together([rounds](Requester& me) {
     me.meet();
-    for (std::uint32_t round = 1; round <= rounds && me.board.complaints.load() == 0; ++round) Request(me, round).live();
+    for (std::uint32_t round = 1; round <= rounds && me.board.complaints.load() == 0; ++round)
+      Request(me, round).live();
   });
   expect_at_rest();
   // All of it must have happened, or nothing was shown.
@@ -181,7 +182,7 @@ TEST_P(AllocationTest, MoreThanThereIsLeavesNothingHeld) {
     if (me.number == 0) me.expect(held.prepare(me.worker) == KVTRIE_OK, "a batch that fits");
     me.meet();
     expect_refused(me, kPages + 1, 0, KVTRIE_E_NEVER);
-    expect_refused(me, kPages + 1, kPatienceMs, KVTRIE_E_NEVER);
+    expect_refused(me, kPages + 1, patience_ms(), KVTRIE_E_NEVER);
     expect_refused(me, kMost, 0, KVTRIE_E_NOT_NOW);
     expect_refused(me, kMost, 10, KVTRIE_E_TIMEOUT);
     client::Begun alone = me.worker.begin(me.space, {});

@@ -62,7 +62,11 @@ std::vector<Plan> plans_of(std::uint32_t request) {
 std::set<Path> union_of(std::uint32_t requests) {
   std::set<Path> all;
   const auto enter = [&all](const Path& path) {
-    for (std::size_t length = 1; length <= path.size(); ++length) all.emplace(path.begin(), path.begin() + static_cast<std::ptrdiff_t>(length));
+    Path prefix;
+    for (const PageName name : path) {
+      prefix.push_back(name);
+      all.insert(prefix);
+    }
   };
   for (std::uint32_t i = 0; i < requests; ++i) {
     for (const Plan& plan : plans_of(i)) {
@@ -112,7 +116,7 @@ class Publisher {
     prompt.extend(end);
     sequence.append(client::Tokens(prompt.tokens).subspan(before * kTokensPerPage));
     // Not for long: it holds its stem, for which others may wait.
-    const client::AllocateOptions wait = patience(pressure_ ? 5 : kPatienceMs);
+    const client::AllocateOptions wait = patience(pressure_ ? 5 : patience_ms());
     if (const client::Outcome got = sequence.allocate(prompt.tokens.size(), &wait); !got)
       return me_.expect(pressure_, fmt::format("no pages to go on with: {}", int{got.code()}));
     finish(sequence, prompt, before);
@@ -129,7 +133,7 @@ class Publisher {
       published = sequence.publish(std::uint64_t{i + 1} * kTokensPerPage);
       if (published.result.pages_private != 0) me_.saw(kPublishedByAnother);
     }
-    const bool all = eventually([&] {
+    const bool all = comes([&] {
       if (published.result.published_tokens == prompt.tokens.size()) return true;
       published = sequence.publish(prompt.tokens.size());
       return published.outcome != KVTRIE_OK;
@@ -142,7 +146,8 @@ class Publisher {
     me_.expect(probed.result.cached_pages == prompt.pages(), "what was published is not found");
     Prompt beyond = prompt;
     beyond.extend(std::array{kNeverPublished});
-    me_.expect(me_.worker.probe(me_.space, beyond.tokens).result.cached_pages == prompt.pages(), "more than was published");
+    const client::Probed below = me_.worker.probe(me_.space, beyond.tokens);
+    me_.expect(below.result.cached_pages == prompt.pages(), "more than was published is found");
     me_.saw(kChecked);
   }
 
@@ -222,8 +227,7 @@ TEST_P(StructureTest, WhatEvictionLeavesIsATree) {
         std::ranges::count_if(published, [&](const Path& path) { return found(worker, space, path) == path.size(); }));
   };
   std::uint64_t live = 0;
-  const bool equal = eventually([&] { return (live = pages_in(PageState::kLive)) == reachable(); },
-                                std::chrono::seconds(5));  // it may still evict
+  const bool equal = comes([&] { return (live = pages_in(PageState::kLive)) == reachable(); });  // it may still evict
   EXPECT_TRUE(equal) << live << " pages are there, of which " << reachable() << " can be reached";
   if (published.size() > 150) {
     EXPECT_GT(segment().total(Counter::kEvictions), 0U);

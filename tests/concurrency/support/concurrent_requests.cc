@@ -17,13 +17,15 @@
 namespace kvtrie::test {
 namespace {
 
-// Where kvtried and the plugin are. The builds with a mutant in them are elsewhere (mutants_test.cc).
+// Of concurrency_mutants_test.cc: where kvtried and the plugin are that have a mutant in them.
+const char* mutants_directory() { return std::getenv("KVTRIE_TEST_MUTANTS_DIR"); }
+
 std::string program_directory() {
-  const char* const mutants = std::getenv("KVTRIE_TEST_MUTANTS_DIR");
+  const char* const mutants = mutants_directory();
   return mutants != nullptr ? mutants : KVTRIE_TEST_BIN_DIR;
 }
 std::string plugin_path() {
-  const char* const mutants = std::getenv("KVTRIE_TEST_MUTANTS_DIR");
+  const char* const mutants = mutants_directory();
   return std::string(mutants != nullptr ? mutants : KVTRIE_TEST_LIB_DIR) + "/libkvtrie_worker.so";
 }
 
@@ -41,6 +43,8 @@ void PrintTo(const Setting& setting, std::ostream* out) {
 std::string setting_name(const testing::TestParamInfo<Setting>& info) {
   return fmt::format("{}{}", info.param.apart == Apart::kThreads ? "Threads" : "Processes", info.param.requests);
 }
+
+std::uint32_t patience_ms() { return mutants_directory() != nullptr ? 2'000 : 20'000; }
 
 client::AllocateOptions patience(std::uint32_t wait_ms) {
   client::AllocateOptions options;
@@ -66,7 +70,7 @@ void Requester::meet() {
   }
   // Nobody comes to the gate any more who has ended.
   const auto open_or_never = [&] { return board.opened.load() != opened || board.ended.load() != 0; };
-  if (!eventually(open_or_never) || board.opened.load() == opened) throw std::runtime_error("the others did not come");
+  if (!comes(open_or_never) || board.opened.load() == opened) throw std::runtime_error("the others did not come");
 }
 
 void Requester::complain(std::string_view what) {
@@ -120,7 +124,7 @@ client::Worker ConcurrencyTest::attach(const client::Library& library, const cha
   options.cache = cache_.name().c_str();
   options.directory = cache_.directory().c_str();
   options.name = name;
-  options.timeout_ms = kPatienceMs;
+  options.timeout_ms = patience_ms();
   return {library, options};
 }
 
@@ -199,7 +203,7 @@ void ConcurrencyTest::expect_whole() const {
 void ConcurrencyTest::expect_at_rest() const {
   // The coordinator may still be evicting, and taking back the slots of who detached.
   VerifyReport report;
-  const bool clean = eventually([&] {
+  const bool clean = comes([&] {
     report = verify(segment(), {.at_rest = true});
     return report.clean();
   });

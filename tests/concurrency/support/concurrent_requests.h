@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -58,8 +59,7 @@ inline auto all_settings() {
 std::string setting_name(const testing::TestParamInfo<Setting>& info);  // "Threads8"
 
 inline constexpr std::uint32_t kBoardPages = 4096;  // pages of a cache, at most
-inline constexpr std::uint32_t kPatienceMs = 20'000;  // to wait for what must come
-inline constexpr unsigned kLifeSeconds = 60;          // of a request's process
+inline constexpr unsigned kLifeSeconds = 60;         // of a request's process
 
 // What the requests of a run and the test have in common, in memory that all of them map.
 struct Board {
@@ -111,8 +111,14 @@ class Requester {
   std::minstd_rand random_;
 };
 
-// Waits so long for pages.
-client::AllocateOptions patience(std::uint32_t wait_ms = kPatienceMs);
+// How long to wait for what must come.
+std::uint32_t patience_ms();
+// Of pages.
+client::AllocateOptions patience(std::uint32_t wait_ms = patience_ms());
+template <typename Condition>
+bool comes(Condition condition) {
+  return eventually(condition, std::chrono::milliseconds(patience_ms()));
+}
 
 class ConcurrencyTest : public testing::TestWithParam<Setting> {
  protected:
