@@ -242,7 +242,6 @@ TEST_P(AllocationTest, WhoWaitsIsServed) {
         me.saw(kServed);
       },
       [&] {
-        ::sched_yield();
         if (let || segment().total(Counter::kWaits) < waiters) return;
         let = true;
         EXPECT_EQ(seen(kServed), 0U);

@@ -216,7 +216,7 @@ TEST_P(StructureTest, HoldsWhatWasPublishedAndEachPrefixOnce) {
 
 TEST_P(StructureTest, WhatEvictionLeavesIsATree) {
   serve({"--pages", "96", "--low", "5", "--high", "15"});
-  publish_all(true, 4);
+  publish_all(true, 3);
   expect_at_rest();
   const std::set<Path> published = union_of(GetParam().requests);
   const client::Worker worker = attach();

@@ -151,7 +151,7 @@ void ConcurrencyTest::run_threads(const Body& body, const std::function<void()>&
       board_->ended.fetch_add(1);
     });
   }
-  while (meanwhile && board_->ended.load() != threads.size()) meanwhile();
+  for (; meanwhile && board_->ended.load() != threads.size(); ::sched_yield()) meanwhile();
   for (std::thread& thread : threads) thread.join();
   EXPECT_TRUE(worker.detach() == KVTRIE_OK);
 }
@@ -177,7 +177,7 @@ void ConcurrencyTest::run_processes(const Body& body, const std::function<void()
   const auto all_ended = [&] {
     return std::ranges::all_of(children, [](const auto& child) { return has_ended(child->pid()); });
   };
-  while (meanwhile && !all_ended()) meanwhile();
+  for (; meanwhile && !all_ended(); ::sched_yield()) meanwhile();
   for (std::uint32_t i = 0; i < children.size(); ++i) EXPECT_EQ(children[i]->wait(), 0) << "process of request " << i;
 }
 
