@@ -72,8 +72,19 @@ TEST_P(ConcurrencyMutantsTest, IsCaught) {
 INSTANTIATE_TEST_SUITE_P(
     , ConcurrencyMutantsTest,
     testing::Values(
-        Catch{"evict_without_lease_scan", "allocation_test", "*NoPageIsWrittenByTwo*8"}),
-    [](const testing::TestParamInfo<Catch>& caught) { return caught.param.test + "_" + caught.param.mutant; });
+        // A leased page is evicted and given to another.
+        Catch{"evict_without_lease_scan", "allocation_test", "*NoPageIsWrittenByTwo*/Threads8"},
+        Catch{"evict_without_lease_scan", "allocation_test", "*NoPageIsWrittenByTwo*/Processes8"},
+        // The second of a prefix is entered beside the first; children lose their parents.
+        Catch{"duplicate_supersedes", "structure_test", "*EachPrefixOnce/Processes8"},
+        Catch{"evict_interior_pages", "structure_test", "*IsATree/Threads8"},
+        // Who shares a page in a batch loses it when its publisher ends; a match loses its pages.
+        Catch{"share_publisher_only", "allocation_publishing_test", "*Batches*/Threads8"},
+        Catch{"evict_without_lease_scan", "allocation_publishing_test", "*Overlap*/Processes8"}),
+    [](const testing::TestParamInfo<Catch>& caught) {
+      const std::string setting = caught.param.filter.substr(caught.param.filter.find('/') + 1);
+      return caught.param.test + "_" + caught.param.mutant + "_" + setting;
+    });
 
 }  // namespace
 }  // namespace kvtrie::test
