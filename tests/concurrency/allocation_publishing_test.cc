@@ -92,6 +92,7 @@ class Request {
     me_.expect(again.result.cached_pages == prompt_.pages(), "what is published is not matched");
     std::vector<std::uint64_t> words(kPageBytes / sizeof(std::uint64_t));
     for (std::uint32_t i = 0; i < again.result.cached_pages; ++i) {
+      const OrderedByKvtried bytes;
       for (std::uint32_t plane = 0; plane < kPlanes; ++plane) {
         again.sequence.copy_out(std::uint64_t{i} * kTokensPerPage, kTokensPerPage, plane, nullptr, words.data());
         if (replay::first_wrong_word(words, prompt_.digests[i], i, plane) != replay::npos)

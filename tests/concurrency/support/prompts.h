@@ -14,6 +14,15 @@
 #include "tools/replay/content.h"
 #include "worker_plugin/kvtrie.hpp"
 
+#ifdef KVTRIE_TSAN
+extern "C" {  // of the sanitizer's library
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#endif
+
 namespace kvtrie::test {
 
 inline constexpr std::uint32_t kTokensPerPage = 4;
@@ -38,18 +47,41 @@ struct Prompt {
   std::vector<replay::PathDigest> digests;  // of each page
 };
 
+// While one lives, the thread sanitizer passes by what this thread reads and writes. What orders the bytes of a page
+// that is evicted and taken by another thread goes through kvtried: a process that the sanitizer of this one cannot see.
+class OrderedByKvtried {
+ public:
+#ifdef KVTRIE_TSAN
+  OrderedByKvtried() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~OrderedByKvtried() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+#else
+  OrderedByKvtried() {}
+  ~OrderedByKvtried() {}
+#endif
+  OrderedByKvtried(const OrderedByKvtried&) = delete;
+  OrderedByKvtried& operator=(const OrderedByKvtried&) = delete;
+};
+
 inline std::span<std::uint64_t> words_of(const client::Worker& worker, std::uint32_t page, std::uint32_t plane) {
   return {static_cast<std::uint64_t*>(worker.page_address(page, plane)), kPageBytes / sizeof(std::uint64_t)};
 }
 
 inline void write_page(const client::Worker& worker, std::uint32_t page, const replay::PathDigest& digest,
                        std::uint64_t position) {
+  const OrderedByKvtried bytes;
   for (std::uint32_t plane = 0; plane < kPlanes; ++plane)
     replay::fill_page(words_of(worker, page, plane), digest, position, plane);
 }
 
 inline bool page_has(const client::Worker& worker, std::uint32_t page, const replay::PathDigest& digest,
                      std::uint64_t position) {
+  const OrderedByKvtried bytes;
   for (std::uint32_t plane = 0; plane < kPlanes; ++plane) {
     const auto words = words_of(worker, page, plane);
     if (replay::first_wrong_word(words, digest, position, plane) != replay::npos) return false;
