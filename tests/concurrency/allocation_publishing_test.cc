@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::uint32_t kPages = 256;
 
-enum Seen : std::size_t { kRead, kComputed, kDuplicates, kAwaited, kBorrowed, kInherited };
+enum Seen : std::size_t { kRead, kComputed, kDuplicates, kAwaited, kBatches, kBorrowed, kInherited };
 
 // A tree of prompts: two branches a level, up to nine deep, the beginnings in everybody's mouth.
 Path some_path(Requester& me) {
@@ -187,6 +187,7 @@ void live_in_a_batch(Requester& me, std::size_t size) {
   const client::AllocateOptions wait = patience();
   if (const client::Outcome got = batch.prepare(me.worker, &wait); !got)
     return me.complain(fmt::format("a batch of {} waited in vain: {}", size, int{got.code()}));
+  me.saw(kBatches);
   for (std::size_t i = 0; i < size; ++i) {
     requests[i].start(std::move(batch.sequence(i)), batch.item(i).cached_tokens);
     expect_shares(me, batch, i, requests[i], computed_by[i], requests);
@@ -248,7 +249,7 @@ TEST_P(AllocationPublishingTest, RequestsThatOverlapReadEachOthersPages) {
   const std::uint32_t rounds = 20000 / GetParam().requests;
   run_together([rounds](Requester& me) {
     me.meet();
-    for (std::uint32_t round = 0; round < rounds && me.board.complaints.load() == 0; ++round) live_alone(me);
+    for (std::uint32_t round = 0; me.goes_on(round, rounds); ++round) live_alone(me);
   });
   if (GetParam().requests == 32) {
     EXPECT_GT(seen(kDuplicates), 0U);
@@ -262,14 +263,16 @@ TEST_P(AllocationPublishingTest, BatchesShareWhatTheyCompute) {
   const std::uint32_t rounds = std::max(6U, 400 / GetParam().requests);
   run_together([rounds](Requester& me) {
     me.meet();
-    for (std::uint32_t round = 0; round < rounds; ++round) {
+    for (std::uint32_t round = 0; me.goes_on(round, rounds); ++round) {
       for (const std::size_t size : {4U, 8U, 32U}) {
         if (me.board.complaints.load() == 0) live_in_a_batch(me, size);
       }
     }
   });
   EXPECT_GT(seen(kBorrowed), 0U);
-  EXPECT_GT(seen(kInherited), 0U);
+  if (seen(kBatches) > 200) {
+    EXPECT_GT(seen(kInherited), 0U);
+  }
   expect_all_well();
 }
 

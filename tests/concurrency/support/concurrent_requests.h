@@ -59,6 +59,7 @@ inline auto all_settings() {
 std::string setting_name(const testing::TestParamInfo<Setting>& info);  // "Threads8"
 
 inline constexpr std::uint32_t kBoardPages = 4096;  // pages of a cache, at most
+inline constexpr std::chrono::seconds kRoundsFor{2};
 inline constexpr unsigned kLifeSeconds = 60;         // of a request's process
 
 // What the requests of a run and the test have in common, in memory that all of them map.
@@ -93,9 +94,13 @@ class Requester {
 
   // Returns when all requests are here: what follows begins at once. Throws when they do not come.
   void meet();
+  // Whether there is another round to do. A loaded machine, or a sanitizer, does fewer of them than `rounds`.
+  bool goes_on(std::uint32_t round, std::uint32_t rounds) const {
+    return round < rounds && board.complaints.load() == 0 && std::chrono::steady_clock::now() < end_;
+  }
   // Between two steps: all requests are under way at a time, also on few cores.
   void let_others() {
-    if (below(2) == 0) ::sched_yield();
+    if (count > 1 && below(4) == 0) ::sched_yield();
   }
   void complain(std::string_view what);
   void expect(bool holds, std::string_view what) {
@@ -109,6 +114,7 @@ class Requester {
 
  private:
   std::minstd_rand random_;
+  const std::chrono::steady_clock::time_point end_ = std::chrono::steady_clock::now() + kRoundsFor;
 };
 
 // How long to wait for what must come.
