@@ -26,11 +26,11 @@ namespace kvtrie::test {
 
 class KvtriedProcess {
  public:
-  // `more` follows --cache and --dir.
-  KvtriedProcess(const TemporaryCache& cache, std::vector<std::string> more)
+  // `more` follows --cache and --dir. `bin`: where the program is.
+  KvtriedProcess(const TemporaryCache& cache, std::vector<std::string> more,
+                 const std::string& bin = KVTRIE_TEST_BIN_DIR)
       : out_path_(cache.directory() + "/" + unique_name("out")), err_path_(out_path_ + ".err") {
-    std::vector<std::string> words = {std::string(KVTRIE_TEST_BIN_DIR) + "/kvtried", "--cache",
-                                      cache.name(), "--dir", cache.directory()};
+    std::vector<std::string> words = {bin + "/kvtried", "--cache", cache.name(), "--dir", cache.directory()};
     words.insert(words.end(), more.begin(), more.end());
     std::vector<char*> argv;
     for (std::string& word : words)
