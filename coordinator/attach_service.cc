@@ -28,6 +28,11 @@ constexpr char kPidNamespaceHelp[] =
     "--pid=container:..., "
     "Kubernetes hostPID: true or shareProcessNamespace: true)";
 
+template <typename... Kinds>
+constexpr bool is_any_of(WireKind kind, Kinds... kinds) {
+  return ((kind == kinds) || ...);
+}
+
 }  // namespace
 
 AttachService::AttachService(const Options& options, const CacheObjects& cache, Reaper& reaper,
@@ -86,6 +91,16 @@ AttachService::No AttachService::protocol_problem(std::span<const std::byte> pac
                 "the client speaks protocol version {}, this coordinator {}: install plugin and "
                 "kvtried of one release",
                 header.version, kWireVersion)};
+  }
+  // Namespaces and pages that it names are of another segment: what was done to ours would not be what it asked for.
+  // An attach says more by itself; ping, statistics, drain and stop are of the process.
+  const bool of_segment = is_any_of(static_cast<WireKind>(header.kind), WireKind::kNamespace, WireKind::kEvict,
+                                    WireKind::kFlush, WireKind::kPin, WireKind::kUnpin);
+  if (of_segment && header.layout_version != 0 && header.layout_version != kLayoutVersion) {
+    return {Refusal::kLayout,
+            fmt::format("the segment here has layout version {}, the one of who asks has {}: a kvtried of another "
+                        "release has taken over; attach anew with plugin and tools of its release",
+                        kLayoutVersion, header.layout_version)};
   }
   return {};
 }

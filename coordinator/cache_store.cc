@@ -29,6 +29,10 @@ namespace {
 
 constexpr char kGiveUp[] = "remove it with `kvtrie destroy`, or start with --fresh";
 
+constexpr char kOtherRelease[] =
+    "of another release: workers that are attached to it go on, its kvtried takes it over again; remove it when neither "
+    "is to come";
+
 MaybeFailure random_bytes(void* into, std::size_t bytes) {
   if (::getrandom(into, bytes, 0) != static_cast<ssize_t>(bytes)) {
     return system_failure("getrandom", errno);
@@ -80,6 +84,10 @@ class Store {
       return failure;
     if (MaybeFailure failure = random_bytes(&identity_.hash_secret, sizeof identity_.hash_secret)) {
       return failure;
+    }
+    for (const std::uint32_t layout : other_layouts_of(options_.cache)) {
+      log_(fmt::format("event=other_layout cache={} layout={} objects=/dev/shm/kvtrie.{}.v{}.* why=\"{}\"", options_.cache,
+                       layout, options_.cache, layout, kOtherRelease));
     }
     Result<FileDescriptor> fd = open_object(name_, Access::kReadWrite);
     if (!fd && fd.error().code() == Code::kNotFound) {
@@ -263,6 +271,11 @@ class Store {
     if (failure) {
       discard_planes(options_.cache);
       (void)discard_object(name_);
+      if (failure->no_room && !other_layouts_of(options_.cache).empty()) {
+        failure->text += fmt::format("; /dev/shm also has the cache of another release (kvtrie.{}.v*, not v{}): remove it "
+                                     "when its workers are gone",
+                                     options_.cache, kLayoutVersion);
+      }
       return failure;
     }
     // The old one may have had more planes, or a queue.

@@ -107,7 +107,7 @@ Status CopyQueue::wait_idle(WorkerId me, std::int64_t timeout_ns) const {
     const std::uint32_t done = ring.done.load(std::memory_order_acquire);
     if (done == ring.submitted.load(std::memory_order_relaxed)) return {};
     const auto passed = static_cast<std::int64_t>(now_ns() - start);
-    if (timeout_ns >= 0 && passed >= timeout_ns) return {Code::kTimeout, "copies are still on their way"};
+    if (timeout_ns >= 0 && passed >= timeout_ns) return {Code::kTimeout, "copies are still on their way: wait again"};
     (void)futex_wait(ring.done, done, timeout_ns < 0 ? -1 : timeout_ns - passed);
   }
 }

@@ -22,7 +22,11 @@
 namespace kvtrie {
 
 inline constexpr std::uint64_t kSegmentMagic = 0x0031'4549'5254'564bULL;  // "KVTRIE1" in memory order
+#ifdef KVTRIE_TEST_LAYOUT_VERSION  // of a release that is not this one: tests/e2e/upgrade_test.cc
+inline constexpr std::uint32_t kLayoutVersion = KVTRIE_TEST_LAYOUT_VERSION;
+#else
 inline constexpr std::uint32_t kLayoutVersion = 1;
+#endif
 inline constexpr std::size_t kAreaAlignment = 4096;
 inline constexpr std::size_t kLineBytes = 64;
 

@@ -50,6 +50,9 @@ std::string queue_object_name(const std::string& cache);  // of the copy queue, 
 // Empty when `cache` may name a cache: 1 to 63 of [A-Za-z0-9._-], not starting with a dot.
 std::string cache_name_problem(const std::string& cache);
 
+// Layout versions, but this build's, of which there is a segment of that name: other releases' of the same cache.
+std::vector<std::uint32_t> other_layouts_of(const std::string& cache);
+
 // Makes `name`.tmp, empty and locked (flock), for whoever builds this object: there is one at a time, whatever directory
 // it was given. One that nobody has locked was left by a death and is thrown away. kBusy: somebody builds it. The lock
 // lasts as long as this descriptor, through publish_object too.

@@ -120,7 +120,7 @@ struct WireHeader {
   std::uint16_t version;
   std::uint16_t kind;   // WireKind
   std::uint32_t bytes;  // of the whole message
-  std::uint32_t reserved;
+  std::uint32_t layout_version;  // of a request: of the segment that its sender knows; 0: it does not say
 };
 static_assert(sizeof(WireHeader) == 16, "the same in every version");
 

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <ctime>
 
@@ -120,6 +121,10 @@ Status WireClient::wait_for(short events, std::string& message) {
         address_.cache, address_.timeout_ms);
     return {Code::kTimeout, "the coordinator did not answer in time"};
   }
+}
+
+void WireClient::say_layout(std::span<std::byte> request) {
+  std::memcpy(request.data() + offsetof(WireHeader, layout_version), &kLayoutVersion, sizeof kLayoutVersion);
 }
 
 Status WireClient::exchange(std::span<const std::byte> request, std::span<std::byte> reply,

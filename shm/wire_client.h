@@ -35,8 +35,10 @@ class WireClient {
   Status call(const Request& request, Reply& reply, std::string& message,
               std::vector<FileDescriptor>* descriptors = nullptr) {
     std::size_t received = 0;
+    Request sent = request;
+    say_layout(std::as_writable_bytes(std::span(&sent, 1)));
     if (Status status =
-            exchange(std::as_bytes(std::span(&request, 1)),
+            exchange(std::as_bytes(std::span(&sent, 1)),
                      std::as_writable_bytes(std::span(&reply, 1)), received, descriptors, message);
         !status) {
       return status;
@@ -47,6 +49,7 @@ class WireClient {
   FileDescriptor take_socket() { return std::move(socket_); }
 
  private:
+  static void say_layout(std::span<std::byte> request);
   Status exchange(std::span<const std::byte> request, std::span<std::byte> reply,
                   std::size_t& received, std::vector<FileDescriptor>* descriptors,
                   std::string& message);

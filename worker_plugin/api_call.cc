@@ -3,6 +3,7 @@
 
 #include "worker_plugin/api_call.h"
 
+#include <cstring>
 #include <optional>
 
 #include "worker_plugin/page_copy.h"
@@ -19,13 +20,21 @@ kvtrie_code stale_worker(const char* call, std::uint64_t id) {
               id);
 }
 
-kvtrie_code not_entered(const char* call, kvtrie_worker worker, Code code) {
-  if (code == Code::kStale) return stale_worker(call, worker.id);
-  return fail(code, "{}: {} sequences and calls are open in this process: release some", call,
+namespace {
+
+kvtrie_code no_handle(const char* call) {
+  return fail(Code::kFull, "{}: {} sequences and calls are open in this process: release some", call,
               HandleTable::kSlotsMax - 1);
 }
 
+}  // namespace
+
+kvtrie_code not_entered(const char* call, kvtrie_worker worker, Code code) {
+  return code == Code::kStale ? stale_worker(call, worker.id) : no_handle(call);
+}
+
 kvtrie_code not_entered(const char* call, kvtrie_sequence sequence, Code code) {
+  if (code == Code::kFull) return no_handle(call);  // for its child
   if (code == Code::kBusy) {
     return fail(code, "{}: another thread is in a call on sequence {:#x}: one at a time", call,
                 sequence.id);
@@ -44,7 +53,9 @@ kvtrie_code null_argument(const char* call, const char* name) {
 }
 
 kvtrie_code failed(const char* call, const AttachedCache& cache, const Status& status) {
-  return fail(status.code(), "{}: cache '{}': {}", call, cache.cache_name(), status.what());
+  const int error = status.system_errno();
+  return fail(status.code(), "{}: cache '{}': {}{}{}", call, cache.cache_name(), status.what(), error != 0 ? ": " : "",
+              error != 0 ? std::strerror(error) : "");
 }
 
 kvtrie_code too_many_tokens(const char* call, std::uint64_t count) {

@@ -117,6 +117,11 @@ Status Worker::prepare_batch(std::span<BatchItem> items, std::int64_t wait_ns) {
   for (;;) {
     std::uint64_t wanted = 0;
     if (const Status status = begin_batch(items, wanted); !status) return status;
+    // Begins are misses on a cache that was given up; pages of it are for nobody, as in allocate.
+    if (const Status status = health(); !status) {
+      for (BatchItem& item : items) release(*item.sequence);
+      return status;
+    }
     if (add_pages(wanted, taken)) return fill_batch(items, taken, batch);
     for (BatchItem& item : items) release(*item.sequence);
     free_own(taken);

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -26,11 +27,12 @@ namespace kvtrie::test {
 
 class KvtriedProcess {
  public:
-  // `more` follows --cache and --dir. `bin`: where the program is.
+  // `more` follows --cache and --dir, which counts where it is not in `more`.
   KvtriedProcess(const TemporaryCache& cache, std::vector<std::string> more,
-                 const std::string& bin = KVTRIE_TEST_BIN_DIR)
+                 const std::string& program = std::string(KVTRIE_TEST_BIN_DIR) + "/kvtried")
       : out_path_(cache.directory() + "/" + unique_name("out")), err_path_(out_path_ + ".err") {
-    std::vector<std::string> words = {bin + "/kvtried", "--cache", cache.name(), "--dir", cache.directory()};
+    std::vector<std::string> words = {program, "--cache", cache.name()};
+    if (std::ranges::find(more, "--dir") == more.end()) words.insert(words.end(), {"--dir", cache.directory()});
     words.insert(words.end(), more.begin(), more.end());
     std::vector<char*> argv;
     for (std::string& word : words)

@@ -46,6 +46,12 @@ std::string line_about(const std::string& cache) {
                      pid == 0 ? "none" : fmt::format("pid {} {}", pid, name_of(liveness)));
 }
 
+// Of an object that this build does not read.
+std::string layout_text(std::uint32_t layout) {
+  return fmt::format(", layout version {}, this kvtrie reads {}: use that of the release that made it", layout,
+                     kLayoutVersion);
+}
+
 }  // namespace
 
 std::optional<ObjectName> parse_object_name(std::string_view name) {
@@ -114,12 +120,14 @@ CacheChoice choose_cache(const Environment& environment, const std::string& name
   const std::vector<std::string> caches = find_caches(environment.shm_directory);
   if (caches.size() == 1) return {caches.front(), {}};
   if (caches.empty()) {
-    return {{},
-            failure(Exit::kNotFound,
-                    fmt::format("no cache on this host (no kvtrie.*.v{}.seg in {}); start kvtried, "
-                                "or run this where its /dev/shm is",
-                                kLayoutVersion, environment.shm_directory),
-                    json)};
+    std::string message = fmt::format("no cache on this host (no kvtrie.*.v{}.seg in {}); start kvtried, "
+                                      "or run this where its /dev/shm is",
+                                      kLayoutVersion, environment.shm_directory);
+    for (const FoundObject& other : find_objects(environment.shm_directory)) {
+      if (other.name.segment && !other.name.temporary)
+        message += fmt::format("\n  there is {} ({}{})", other.file, bytes_text(other.bytes), layout_text(other.name.layout));
+    }
+    return {{}, failure(Exit::kNotFound, message, json)};
   }
   std::string message =
       fmt::format("{} caches on this host; choose one with --cache:", caches.size());
@@ -134,7 +142,8 @@ std::string open_problem(const Environment& environment, const std::string& cach
     std::string message = fmt::format("no cache '{}' on this host (no {})", cache, object);
     for (const FoundObject& other : find_objects(environment.shm_directory)) {
       if (other.name.cache == cache) {
-        message += fmt::format("\n  there is {} ({})", other.file, bytes_text(other.bytes));
+        message += fmt::format("\n  there is {} ({}{})", other.file, bytes_text(other.bytes),
+                               other.name.layout == kLayoutVersion ? "" : layout_text(other.name.layout));
       }
     }
     const std::vector<std::string> caches = find_caches(environment.shm_directory);

@@ -110,7 +110,7 @@ void ConcurrencyTest::serve(std::vector<std::string> more) {
                                     "40", "--leases", "2048", "--namespaces", "4", "--stripes", "8", "--metrics",
                                     "off"};
   words.insert(words.end(), more.begin(), more.end());
-  daemon_ = std::make_unique<KvtriedProcess>(cache_, words, program_directory());
+  daemon_ = std::make_unique<KvtriedProcess>(cache_, words, program_directory() + "/kvtried");
   ASSERT_TRUE(daemon_->ready()) << daemon_->err();
   Result<Segment> opened = open_segment(cache_.name(), Access::kReadOnly);
   ASSERT_TRUE(opened);
