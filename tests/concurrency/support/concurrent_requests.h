@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// N requests at once against a real kvtried, through the plugin as it is shipped (loaded with dlopen): as threads of one
-// process that is attached once, or as processes that load and attach each for themselves.
+// N requests at once against a real kvtried, through the plugin as it is shipped (loaded with dlopen): as threads of
+// one process that is attached once, or as processes that load and attach each for themselves.
 //
 //   class AllocationTest : public ConcurrencyTest { ... };
 //   TEST_P(AllocationTest, ...) {

@@ -48,7 +48,7 @@ struct Prompt {
 };
 
 // While one lives, the thread sanitizer passes by what this thread reads and writes. What orders the bytes of a page
-// that is evicted and taken by another thread goes through kvtried: a process that the sanitizer of this one cannot see.
+// that is evicted and taken by another thread goes through kvtried: a process that this one's sanitizer cannot see.
 class OrderedByKvtried {
  public:
 #ifdef KVTRIE_TSAN
