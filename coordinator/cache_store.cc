@@ -30,8 +30,8 @@ namespace {
 constexpr char kGiveUp[] = "remove it with `kvtrie destroy`, or start with --fresh";
 
 constexpr char kOtherRelease[] =
-    "of another release: workers that are attached to it go on, its kvtried takes it over again; remove it when neither "
-    "is to come";
+    "of another release: workers that are attached to it go on, its kvtried takes it over again; remove it when "
+    "neither is to come";
 
 MaybeFailure random_bytes(void* into, std::size_t bytes) {
   if (::getrandom(into, bytes, 0) != static_cast<ssize_t>(bytes)) {
@@ -86,8 +86,8 @@ class Store {
       return failure;
     }
     for (const std::uint32_t layout : other_layouts_of(options_.cache)) {
-      log_(fmt::format("event=other_layout cache={} layout={} objects=/dev/shm/kvtrie.{}.v{}.* why=\"{}\"", options_.cache,
-                       layout, options_.cache, layout, kOtherRelease));
+      log_(fmt::format("event=other_layout cache={} layout={} objects=/dev/shm/kvtrie.{}.v{}.* why=\"{}\"",
+                       options_.cache, layout, options_.cache, layout, kOtherRelease));
     }
     Result<FileDescriptor> fd = open_object(name_, Access::kReadWrite);
     if (!fd && fd.error().code() == Code::kNotFound) {
@@ -272,8 +272,8 @@ class Store {
       discard_planes(options_.cache);
       (void)discard_object(name_);
       if (failure->no_room && !other_layouts_of(options_.cache).empty()) {
-        failure->text += fmt::format("; /dev/shm also has the cache of another release (kvtrie.{}.v*, not v{}): remove it "
-                                     "when its workers are gone",
+        failure->text += fmt::format("; /dev/shm also has the cache of another release (kvtrie.{}.v*, not v{}): remove "
+                                     "it when its workers are gone",
                                      options_.cache, kLayoutVersion);
       }
       return failure;

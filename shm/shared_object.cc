@@ -70,14 +70,16 @@ std::string queue_object_name(const std::string& cache) {
 std::vector<std::uint32_t> other_layouts_of(const std::string& cache) {
   std::vector<std::uint32_t> found;
   const std::string prefix = fmt::format("kvtrie.{}.v", cache);
-  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir("/dev/shm"), [](DIR* open) { return ::closedir(open); });
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir("/dev/shm"),
+                                                      [](DIR* open) { return ::closedir(open); });
   while (const dirent* const entry = directory ? ::readdir(directory.get()) : nullptr) {
     const std::string_view name = entry->d_name;
     if (!name.starts_with(prefix) || !name.ends_with(".seg")) continue;
     const std::string_view number = name.substr(prefix.size(), name.size() - prefix.size() - 4);
     std::uint32_t version = 0;
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), version);
-    if (error == std::errc() && end == number.data() + number.size() && version != kLayoutVersion) found.push_back(version);
+    const bool whole = error == std::errc() && end == number.data() + number.size();
+    if (whole && version != kLayoutVersion) found.push_back(version);
   }
   std::ranges::sort(found);
   return found;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Attaching and leaving ten thousand times, with the plugin as it is shipped and a real kvtried: no descriptor, mapping or
-// byte is left, neither here nor there, nor in the segment. And the same of processes that die in the midst of it.
+// Attaching and leaving ten thousand times, with the plugin as it is shipped and a real kvtried: no descriptor, mapping
+// or byte is left, neither here nor there, nor in the segment. And the same of processes that die in the midst of it.
 
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -84,8 +84,8 @@ class AttachCyclesTest : public testing::Test {
  protected:
   void SetUp() override {
     daemon_ = std::make_unique<KvtriedProcess>(
-        cache_, std::vector<std::string>{"--pages", std::to_string(kPages), "--page-bytes", "1K", "--planes", "3", "--workers",
-                                         std::to_string(kWorkers), "--metrics", "off", "--stripes", "8"});
+        cache_, std::vector<std::string>{"--pages", std::to_string(kPages), "--page-bytes", "1K", "--planes", "3",
+                                         "--workers", std::to_string(kWorkers), "--metrics", "off", "--stripes", "8"});
     ASSERT_TRUE(daemon_->ready()) << daemon_->err();
     Result<Segment> segment = open_segment(cache_.name(), Access::kReadWrite);
     ASSERT_TRUE(segment);

@@ -2,8 +2,8 @@
 // Copyright The kvtrie authors
 //
 // Another release beside the running one: kvtried and plugin with another layout version, which is part of the objects'
-// names. Either has a segment of its own; each refuses the other in words that say what to do; workers go on with what they
-// have; and the way back is open.
+// names. Either has a segment of its own; each refuses the other in words that say what to do; workers go on with what
+// they have; and the way back is open.
 
 #include <dlfcn.h>
 #include <gmock/gmock.h>
@@ -86,15 +86,16 @@ class Engine {
     const kvtrie_field field{"model", model.c_str()};
     return plugin_->open_namespace(worker_, &field, 1, model.c_str(), &space);
   }
-  // Serves a prompt of two pages: returns how many of its tokens were cached, and caches the rest. The bytes of a page are
-  // derived from `mark`; a hit with others is a failure.
+  // Serves a prompt of two pages: returns how many of its tokens were cached, and caches the rest. The bytes of a page
+  // are derived from `mark`; a hit with others is a failure.
   std::uint64_t serve(std::uint32_t prompt, char mark) {
     std::array<std::uint32_t, 32> tokens{};
     tokens.fill(prompt);
     kvtrie_begin_result hit{};
     hit.size = sizeof hit;
     kvtrie_sequence sequence{0};
-    EXPECT_EQ(plugin_->begin(worker_, space_, tokens.data(), tokens.size(), nullptr, &hit, &sequence), KVTRIE_OK) << plugin_.error();
+    EXPECT_EQ(plugin_->begin(worker_, space_, tokens.data(), tokens.size(), nullptr, &hit, &sequence), KVTRIE_OK)
+        << plugin_.error();
     EXPECT_EQ(plugin_->allocate(sequence, tokens.size(), nullptr), KVTRIE_OK) << plugin_.error();
     std::array<char, 2 * 1024> bytes{};
     bytes.fill(mark);
@@ -128,7 +129,8 @@ class UpgradeTest : public testing::Test {
   ~UpgradeTest() override {
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-      if (entry.path().filename().string().starts_with("kvtrie." + cache_.name() + ".v")) std::filesystem::remove(entry, ignored);
+      if (entry.path().filename().string().starts_with("kvtrie." + cache_.name() + ".v"))
+        std::filesystem::remove(entry, ignored);
     }
   }
   static std::vector<std::string> geometry() {
@@ -154,7 +156,8 @@ class UpgradeTest : public testing::Test {
     std::string printed;
     FILE* const pipe = ::popen(command.c_str(), "r");
     std::array<char, 512> part{};
-    while (::fgets(part.data(), part.size(), pipe) != nullptr) printed += part.data();
+    while (::fgets(part.data(), part.size(), pipe) != nullptr)
+      printed += part.data();
     return {WEXITSTATUS(::pclose(pipe)), printed};
   }
 
@@ -190,8 +193,8 @@ TEST_F(UpgradeTest, WithAnotherDirectoryBothServeTheirOwn) {
   EXPECT_EQ(theirs.serve(1, 'b'), 32U);
   const Engine astray(plugin_, cache_.name(), directory);
   EXPECT_EQ(astray.code(), KVTRIE_E_REFUSED);
-  EXPECT_THAT(astray.text(), HasSubstr("the segment has layout version 902, the plugin knows " + std::to_string(kLayoutVersion) +
-                                       ": install plugin and kvtried of one release"));
+  EXPECT_THAT(astray.text(), HasSubstr("the segment has layout version 902, the plugin knows " +
+                                       std::to_string(kLayoutVersion) + ": install plugin and kvtried of one release"));
   const Engine too_new(other_plugin_, cache_.name(), cache_.directory());
   EXPECT_EQ(too_new.code(), KVTRIE_E_REFUSED);
   EXPECT_THAT(too_new.text(), HasSubstr("layout version " + std::to_string(kLayoutVersion) + ", the plugin knows 902"));
@@ -218,7 +221,8 @@ TEST_F(UpgradeTest, WorkersOfTheOldOneGoOnAndTheWayBackIsOpen) {
   kvtrie_namespace space{7};
   for (const kvtrie_code code : {worker->flush(), worker->evict(), worker->open("new", space)}) {
     EXPECT_EQ(code, KVTRIE_E_REFUSED);
-    EXPECT_THAT(worker->error(), HasSubstr("layout version 902, the one of who asks has " + std::to_string(kLayoutVersion)));
+    EXPECT_THAT(worker->error(),
+                HasSubstr("layout version 902, the one of who asks has " + std::to_string(kLayoutVersion)));
     EXPECT_THAT(worker->error(), HasSubstr("attach anew with plugin and tools of its release"));
   }
   EXPECT_EQ(engine(other_plugin_)->serve(1, 'b'), 32U) << "neither evicted nor flushed";
@@ -242,7 +246,8 @@ TEST_F(UpgradeTest, ToolsSayWhatASegmentOfAnotherReleaseIs) {
   for (const char* const command : {"status", "verify", "workers"}) {
     const auto [code, printed] = kvtrie(command);
     EXPECT_EQ(code, 3) << printed;
-    EXPECT_THAT(printed, AllOf(HasSubstr("there is kvtrie." + cache_.name() + ".v902.seg"), HasSubstr("layout version 902, this kvtrie reads"),
+    EXPECT_THAT(printed, AllOf(HasSubstr("there is kvtrie." + cache_.name() + ".v902.seg"),
+                               HasSubstr("layout version 902, this kvtrie reads"),
                                HasSubstr("use that of the release that made it")))
         << command;
   }
@@ -270,7 +275,8 @@ TEST(OtherReleaseTest, EverySourceThatNamesTheLayoutIsCompiledForIt) {
     for (const auto& entry : std::filesystem::directory_iterator(root / folder)) {
       const std::string name = entry.path().lexically_relative(root).string();
       const std::string text = text_of(entry.path());
-      const bool names = text.find("kLayoutVersion") != std::string::npos || text.find("struct_fingerprint()") != std::string::npos;
+      const bool names =
+          text.find("kLayoutVersion") != std::string::npos || text.find("struct_fingerprint()") != std::string::npos;
       if (!names || name == "shm/format.h" || name == "shm/geometry.h") continue;
       ++found;
       if (text.find("kLayoutVersion") == std::string::npos) continue;  // calls geometry.cc's

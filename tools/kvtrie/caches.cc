@@ -125,7 +125,8 @@ CacheChoice choose_cache(const Environment& environment, const std::string& name
                                       kLayoutVersion, environment.shm_directory);
     for (const FoundObject& other : find_objects(environment.shm_directory)) {
       if (other.name.segment && !other.name.temporary)
-        message += fmt::format("\n  there is {} ({}{})", other.file, bytes_text(other.bytes), layout_text(other.name.layout));
+        message += fmt::format("\n  there is {} ({}{})", other.file, bytes_text(other.bytes),
+                               layout_text(other.name.layout));
     }
     return {{}, failure(Exit::kNotFound, message, json)};
   }

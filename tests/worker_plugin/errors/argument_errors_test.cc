@@ -128,13 +128,15 @@ ErrorCases argument_cases() {
          EXPECT_EQ(address, nullptr);
          return code;
        }},
-      {"kvtrie_copy_in", KVTRIE_E_INVALID, "without a layout only whole pages of 16 tokens are copied", copy_half_a_page_in},
+      {"kvtrie_copy_in", KVTRIE_E_INVALID, "without a layout only whole pages of 16 tokens are copied",
+       copy_half_a_page_in},
       {"kvtrie_copy_in", KVTRIE_E_INVALID, "the page at position 0 is shared, published",
        [](ErrorWorld& world) {
          const std::array<std::byte, 1024> bytes{};
          return kvtrie_copy_in(world.sequence, 0, kPageTokens, 0, nullptr, bytes.data());
        }},
-      {"kvtrie_copy_out", KVTRIE_E_INVALID, "layout: 1 layers x 1 x 16 tokens x 1 heads x 8 bytes are not the 1024 bytes",
+      {"kvtrie_copy_out", KVTRIE_E_INVALID,
+       "layout: 1 layers x 1 x 16 tokens x 1 heads x 8 bytes are not the 1024 bytes",
        [](ErrorWorld& world) {
          auto layout = sized<kvtrie_layout>();
          layout.layers = layout.kv = layout.heads = 1;
@@ -191,8 +193,8 @@ ErrorCases argument_cases() {
 }
 
 ErrorCases plane_writer_cases() {
-  return {{"kvtrie_open_namespace", KVTRIE_E_INVALID, "a plane writer has no namespaces and no sequences: it fills pages of its scheduler",
-           [](ErrorWorld& world) {
+  return {{"kvtrie_open_namespace", KVTRIE_E_INVALID,
+           "a plane writer has no namespaces and no sequences: it fills pages of its scheduler", [](ErrorWorld& world) {
              kvtrie_attach_options options = world.options();
              options.role = KVTRIE_ROLE_PLANE_WRITER;
              options.plane_mask = 1;

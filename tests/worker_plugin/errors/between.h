@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Stands between a worker and a real kvtried and passes their packets on, so that a test acts at a moment between two of
-// them, or changes one. The coordinator sees a connection of this very process, as without it.
+// Stands between a worker and a real kvtried and passes their packets on, so that a test acts at a moment between two
+// of them, or changes one. The coordinator sees a connection of this very process, as without it.
 #pragma once
 
 #include <poll.h>
@@ -33,7 +33,8 @@ class Between {
   };
 
   Between(const TemporaryCache& cache, Actions actions)
-      : actions_(std::move(actions)), upstream_(socket_path(cache.directory(), cache.name())),
+      : actions_(std::move(actions)),
+        upstream_(socket_path(cache.directory(), cache.name())),
         directory_(cache.directory() + "/between") {
     const std::string path = socket_path(directory_, cache.name());
     std::filesystem::create_directories(std::filesystem::path(path).parent_path());
@@ -70,7 +71,8 @@ class Between {
       const FileDescriptor client(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
       FileDescriptor server(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
       const sockaddr_un name = name_of_path(upstream_);
-      if (::connect(server.get(), reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0) one_request(client, server);
+      if (::connect(server.get(), reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0)
+        one_request(client, server);
       // A worker holds its connection until its slot is its own.
       if (server.open()) (void)receive(client);
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What a coordinator answers, or does not: killed, stopped, drained, out of reach, with another's namespace in the place,
-// with a segment that it gives up at this very moment.
+// What a coordinator answers, or does not: killed, stopped, drained, out of reach, with another's namespace in the
+// place, with a segment that it gives up at this very moment.
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -91,11 +91,14 @@ kvtrie_code attach_behind(ErrorWorld& world, Between::Actions actions) {
 }  // namespace
 
 ErrorCases no_coordinator_cases() {
-  return cases_of_askers(KVTRIE_E_NO_COORDINATOR, "no coordinator for cache '*nobody answers on *start it with: kvtried --cache ");
+  return cases_of_askers(KVTRIE_E_NO_COORDINATOR,
+                         "no coordinator for cache '*nobody answers on *start it with: kvtried --cache ");
 }
 
 ErrorCases silent_coordinator_cases() {
-  return cases_of_askers(KVTRIE_E_TIMEOUT, "the coordinator of cache '*did not answer within 60 ms; see whether kvtried is stopped or busy");
+  return cases_of_askers(
+      KVTRIE_E_TIMEOUT,
+      "the coordinator of cache '*did not answer within 60 ms; see whether kvtried is stopped or busy");
 }
 
 ErrorCases refusing_coordinator_cases() {
@@ -105,7 +108,9 @@ ErrorCases refusing_coordinator_cases() {
       {"kvtrie_open_namespace", KVTRIE_E_REFUSED, "cache '*an operator drains it*kvtrie drain --undo ends that",
        [](ErrorWorld& world) { return open_new(world.worker); }},
   };
-  for (ErrorCase& one : cases_of_askers(KVTRIE_E_REFUSED, "not allowed to connect to /*run as the coordinator's user, or start kvtried with --mode")) {
+  for (ErrorCase& one :
+       cases_of_askers(KVTRIE_E_REFUSED,
+                       "not allowed to connect to /*run as the coordinator's user, or start kvtried with --mode")) {
     cases.push_back({one.call, one.code, one.says, [ask = one.provoke](ErrorWorld& world) {
                        const OutOfReach out_of_reach(world.cache());
                        return ask(world);
@@ -115,10 +120,12 @@ ErrorCases refusing_coordinator_cases() {
 }
 
 ErrorCases other_owner_cases() {
-  const char* const says = "cache '*namespace 0 is not open, or was given to another model meanwhile*an engine opens it again";
+  const char* const says =
+      "cache '*namespace 0 is not open, or was given to another model meanwhile*an engine opens it again";
   return {
       {"kvtrie_evict", KVTRIE_E_NOT_FOUND, says, [](ErrorWorld& world) { return evict(world.worker, world.space); }},
-      {"kvtrie_flush", KVTRIE_E_NOT_FOUND, says, [](ErrorWorld& world) { return kvtrie_flush(world.worker, world.space); }},
+      {"kvtrie_flush", KVTRIE_E_NOT_FOUND, says,
+       [](ErrorWorld& world) { return kvtrie_flush(world.worker, world.space); }},
       {"kvtrie_begin", KVTRIE_E_STALE, "the namespace was unused and its place given to another: open it again",
        [](ErrorWorld& world) {
          auto result = sized<kvtrie_begin_result>();

@@ -15,11 +15,13 @@ ErrorCases queued_device_cases() {
   return {
       {"kvtrie_queue_copy", KVTRIE_E_INVALID, "cache '*not inside a page of this cache",
        [](ErrorWorld& world) { return kvtrie_queue_copy(world.worker, 0, 0, 1020, "12345", 5); }},
-      {"kvtrie_queue_copy", KVTRIE_E_NOT_NOW, "cache '*as many copies as the queue holds are on their way: wait for some",
+      {"kvtrie_queue_copy", KVTRIE_E_NOT_NOW,
+       "cache '*as many copies as the queue holds are on their way: wait for some",
        [](ErrorWorld& world) { return kvtrie_queue_copy(world.worker, 0, 0, 0, "x", 1); }},
       {"kvtrie_wait_copies", KVTRIE_E_TIMEOUT, "cache '*copies are still on their way: wait again",
        [](ErrorWorld& world) { return kvtrie_wait_copies(world.worker, 5); }},
-      {"kvtrie_fork", KVTRIE_E_INVALID, "planes of this device are not written by this process: pass KVTRIE_NO_COPY and copy",
+      {"kvtrie_fork", KVTRIE_E_INVALID,
+       "planes of this device are not written by this process: pass KVTRIE_NO_COPY and copy",
        [](ErrorWorld& world) {
          kvtrie_sequence child{7};
          const kvtrie_code code = kvtrie_fork(world.sequence, nullptr, &child);
@@ -81,7 +83,8 @@ TEST(AbiErrorsTest, QueuedDevice) {
   // The next kvtried, without that delay, lets them land.
   ErrorWorld world({"--device", "queued", "--queue-delay-ms", "60000"});
   EXPECT_EQ(kvtrie_wait_copies(world.worker, 0), KVTRIE_OK);
-  for (int i = 0; i < 8; ++i) EXPECT_EQ(kvtrie_queue_copy(world.worker, 0, 0, 0, "x", 1), KVTRIE_OK) << kvtrie_last_error();
+  for (int i = 0; i < 8; ++i)
+    EXPECT_EQ(kvtrie_queue_copy(world.worker, 0, 0, 0, "x", 1), KVTRIE_OK) << kvtrie_last_error();
   world.run(queued_device_cases());
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The table of docs/plugin.md says which call answers which code. Each of its pairs is provoked by a case of this folder,
-// and each case is of a pair; what a call's section and its comment in the header name is in the table.
+// The table of docs/plugin.md says which call answers which code. Each of its pairs is provoked by a case of this
+// folder, and each case is of a pair; what a call's section and its comment in the header name is in the table.
 
 #include <algorithm>
 #include <fstream>
@@ -27,7 +27,8 @@ struct Unprovoked {
 };
 constexpr Unprovoked kUnprovoked[] = {
     {"kvtrie_wait_pending", "FULL",
-     "begin leaves one lease slot free for moves, so it is taken only while another thread of the worker is between two "
+     "begin leaves one lease slot free for moves, so it is taken only while another thread of the worker is between "
+     "two "
      "stores of its own move"},
 };
 
@@ -46,7 +47,8 @@ std::set<std::string> words_with(const std::string& text, const std::string& pre
     if (at > 0 && is_word(text[at - 1])) continue;
     const std::size_t begin = at + prefix.size();
     std::size_t end = begin;
-    while (end < text.size() && is_word(text[end])) ++end;
+    while (end < text.size() && is_word(text[end]))
+      ++end;
     found.insert(text.substr(begin, end - begin));
   }
   return found;
@@ -62,7 +64,8 @@ Answers table(const std::string& document) {
     if (end == std::string::npos) continue;
     std::set<std::string> codes;
     std::istringstream words(line.substr(end + 4));
-    for (std::string word; words >> word && word != "|";) codes.insert(word.substr(0, word.find(',')));
+    for (std::string word; words >> word && word != "|";)
+      codes.insert(word.substr(0, word.find(',')));
     EXPECT_TRUE(rows.emplace(line.substr(3, end - 3), codes).second) << line;
   }
   return rows;
@@ -78,7 +81,8 @@ Answers sections(const std::string& document) {
     if (line.starts_with("### ")) call = line.substr(4);
     answers = line.starts_with("* Answers: ") || (answers && line.starts_with("  "));
     if (!answers) continue;
-    for (const std::string& code : words_with(line, "KVTRIE_E_")) found[call].insert(code);
+    for (const std::string& code : words_with(line, "KVTRIE_E_"))
+      found[call].insert(code);
   }
   return found;
 }
@@ -103,15 +107,32 @@ Answers header(const std::string& text) {
 
 Answers provoked() {
   Answers pairs;
-  for (const auto& cases :
-       {argument_cases(), plane_writer_cases(), stale_cases(), busy_cases(), full_table_cases(), full_leases_cases(),
-        full_cache_cases(), page_cases(), flush_storm_cases(), no_coordinator_cases(), silent_coordinator_cases(),
-        refusing_coordinator_cases(), other_owner_cases(), odd_answer_cases(), poisoned_cases(),
-        poisoned_coordinator_cases(), corrupt_cases(), flushed_cases(), memory_cases(), descriptor_cases(),
-        queued_device_cases(), cuda_device_cases()}) {
+  for (const auto& cases : {argument_cases(),
+                            plane_writer_cases(),
+                            stale_cases(),
+                            busy_cases(),
+                            full_table_cases(),
+                            full_leases_cases(),
+                            full_cache_cases(),
+                            page_cases(),
+                            flush_storm_cases(),
+                            no_coordinator_cases(),
+                            silent_coordinator_cases(),
+                            refusing_coordinator_cases(),
+                            other_owner_cases(),
+                            odd_answer_cases(),
+                            poisoned_cases(),
+                            poisoned_coordinator_cases(),
+                            corrupt_cases(),
+                            flushed_cases(),
+                            memory_cases(),
+                            descriptor_cases(),
+                            queued_device_cases(),
+                            cuda_device_cases()}) {
     for (const ErrorCase& one : cases) {
       std::string code = kvtrie_code_name(one.code);
-      std::ranges::transform(code, code.begin(), [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
+      std::ranges::transform(code, code.begin(),
+                             [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
       pairs[one.call].insert(code);
     }
   }
@@ -129,7 +150,8 @@ void expect_within(const Answers& said, const Answers& rows, const char* where) 
 
 std::size_t pairs_of(const Answers& answers) {
   std::size_t pairs = 0;
-  for (const auto& [call, codes] : answers) pairs += codes.size();
+  for (const auto& [call, codes] : answers)
+    pairs += codes.size();
   return pairs;
 }
 
@@ -137,7 +159,8 @@ TEST(AbiErrorsTest, EveryAnswerOfTheTableIsProvoked) {
   const Answers rows = table(text_of("docs/plugin.md"));
   Answers cases = provoked();
   for (const Unprovoked& one : kUnprovoked) {
-    EXPECT_TRUE(cases[one.call].insert(one.code).second) << one.call << " " << one.code << " is provoked: take it off the list";
+    EXPECT_TRUE(cases[one.call].insert(one.code).second)
+        << one.call << " " << one.code << " is provoked: take it off the list";
   }
   for (const auto& [call, codes] : rows) {
     for (const std::string& code : codes)
@@ -145,7 +168,8 @@ TEST(AbiErrorsTest, EveryAnswerOfTheTableIsProvoked) {
   }
   for (const auto& [call, codes] : cases) {
     for (const std::string& code : codes)
-      EXPECT_TRUE(rows.contains(call) && rows.at(call).contains(code)) << call << " answers " << code << ": say so in docs/plugin.md";
+      EXPECT_TRUE(rows.contains(call) && rows.at(call).contains(code))
+          << call << " answers " << code << ": say so in docs/plugin.md";
   }
   EXPECT_GT(pairs_of(rows), 150U) << "what is not found passes everything";
   EXPECT_LE(std::size(kUnprovoked), 3U);
@@ -162,7 +186,8 @@ TEST(AbiErrorsTest, SectionsAndHeadersNameNoOtherAnswers) {
   headers.merge(header(text_of("worker_plugin/kvtrie_device.h")));
   EXPECT_GT(pairs_of(headers), 25U);
   expect_within(headers, rows, "the header");
-  for (const auto& [call, codes] : headers) EXPECT_TRUE(rows.contains(call)) << call << " has no row in docs/plugin.md";
+  for (const auto& [call, codes] : headers)
+    EXPECT_TRUE(rows.contains(call)) << call << " has no row in docs/plugin.md";
   EXPECT_EQ(headers.size(), rows.size()) << "a row is of no function";
 }
 

@@ -66,8 +66,9 @@ ErrorWorld::~ErrorWorld() {
   if (segment_->poisoned()) return;  // its successor serves by now
   const Snapshot end = snapshot();
   EXPECT_EQ(end.leases, 0U);
-  EXPECT_EQ(end.pages[static_cast<std::size_t>(PageState::kFree)] + end.pages[static_cast<std::size_t>(PageState::kLive)],
-            segment_->page_count())
+  EXPECT_EQ(
+      end.pages[static_cast<std::size_t>(PageState::kFree)] + end.pages[static_cast<std::size_t>(PageState::kLive)],
+      segment_->page_count())
       << end.text();
   const VerifyReport report = verify(*segment_, {.at_rest = true});
   EXPECT_TRUE(report.clean()) << to_string(report.findings.at(0));
@@ -160,7 +161,8 @@ ErrorWorld::Snapshot ErrorWorld::snapshot() const {
   std::array<kvtrie_own_page, kWorldPages> own{};
   std::uint32_t count = 0;
   if (kvtrie_own_pages(sequence, own.data(), kWorldPages, &count) == KVTRIE_OK) {
-    for (std::uint32_t i = 0; i < count; ++i) now.own_pages.insert(now.own_pages.end(), {own[i].position, own[i].page, own[i].state});
+    for (std::uint32_t i = 0; i < count; ++i)
+      now.own_pages.insert(now.own_pages.end(), {own[i].position, own[i].page, own[i].state});
   }
   return now;
 }
@@ -172,7 +174,8 @@ std::string ErrorWorld::Snapshot::text() const {
 
 void ErrorWorld::run(const ErrorCases& cases) {
   EXPECT_FALSE(cases.empty());
-  for (const ErrorCase& one : cases) run_one(one);
+  for (const ErrorCase& one : cases)
+    run_one(one);
 }
 
 void ErrorWorld::run_one(const ErrorCase& one) {
@@ -186,9 +189,10 @@ void ErrorWorld::run_one(const ErrorCase& one) {
   EXPECT_TRUE(has_parts(text, one.says)) << label << "\n  is: " << text << "\n  not: " << one.says;
   // What a failed attach left goes when the coordinator has seen its connection end.
   Snapshot after = snapshot();
-  const bool as_before = eventually([&] { return (after = snapshot()) == before; },
-                                    std::chrono::milliseconds(daemon_ ? 5000 : 0));
-  EXPECT_TRUE(as_before) << label << " changed something\n  before: " << before.text() << "\n  after:  " << after.text();
+  const bool as_before =
+      eventually([&] { return (after = snapshot()) == before; }, std::chrono::milliseconds(daemon_ ? 5000 : 0));
+  EXPECT_TRUE(as_before) << label << " changed something\n  before: " << before.text()
+                         << "\n  after:  " << after.text();
 }
 
 }  // namespace kvtrie::test

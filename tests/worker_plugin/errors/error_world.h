@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Where each error of the C calls is provoked for real: a kvtried of its own, the plugin as it is shipped, and a view of
-// the segment that sees what a call took or left. A case fails when code or text are not those that it says, or when
+// Where each error of the C calls is provoked for real: a kvtried of its own, the plugin as it is shipped, and a view
+// of the segment that sees what a call took or left. A case fails when code or text are not those that it says, or when
 // anything that was there before is not there afterwards.
 #pragma once
 
@@ -71,14 +71,15 @@ using Tokens = std::vector<std::uint32_t>;
 // Whole pages, other ones for each `first`.
 inline Tokens prompt(std::uint32_t first, std::uint32_t pages) {
   Tokens tokens;
-  for (std::uint32_t i = 0; i < kPageTokens * pages; ++i) tokens.push_back(first * 100'000 + i);
+  for (std::uint32_t i = 0; i < kPageTokens * pages; ++i)
+    tokens.push_back(first * 100'000 + i);
   return tokens;
 }
 
 class ErrorWorld {
  public:
-  // Starts kvtried on 64 pages of 16 tokens, 2 planes of 1 KiB each; `more` are further options. One worker is attached,
-  // with a namespace and a sequence of 3 pages, of which the first is published.
+  // Starts kvtried on 64 pages of 16 tokens, 2 planes of 1 KiB each; `more` are further options. One worker is
+  // attached, with a namespace and a sequence of 3 pages, of which the first is published.
   explicit ErrorWorld(std::vector<std::string> more = {}, std::uint32_t timeout = 0);
   // Detaches all; then nothing may be missing.
   ~ErrorWorld();

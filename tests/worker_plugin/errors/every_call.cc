@@ -14,6 +14,12 @@ const Tokens& some_tokens() {
   return tokens;
 }
 
+// Of the world's sequence.
+const Tokens& cached_tokens() {
+  static const Tokens tokens = prompt(1, 3);
+  return tokens;
+}
+
 // Whatever a call that should fail has made.
 kvtrie_code released(kvtrie_code code, kvtrie_sequence sequence) {
   if (sequence.id != 0) (void)kvtrie_release(sequence);
@@ -41,8 +47,8 @@ std::vector<EveryCall> calls_of_workers() {
          auto result = sized<kvtrie_begin_result>();
          kvtrie_sequence begun{7};
          const Tokens& tokens = some_tokens();
-         return released(
-             kvtrie_begin(h.worker, h.space, tokens.data(), tokens.size(), nullptr, &result, &begun), begun);
+         return released(kvtrie_begin(h.worker, h.space, tokens.data(), tokens.size(), nullptr, &result, &begun),
+                         begun);
        }},
       {"kvtrie_prepare_batch", By::kWorker,
        [](const Handles& h) {
@@ -60,8 +66,7 @@ std::vector<EveryCall> calls_of_workers() {
       {"kvtrie_probe", By::kWorker,
        [](const Handles& h) {
          auto result = sized<kvtrie_probe_result>();
-         static const Tokens cached = prompt(1, 3);
-         return kvtrie_probe(h.worker, h.space, cached.data(), cached.size(), &result);
+         return kvtrie_probe(h.worker, h.space, cached_tokens().data(), cached_tokens().size(), &result);
        }},
       {"kvtrie_hash_tokens", By::kWorker,
        [](const Handles& h) {
@@ -112,7 +117,8 @@ std::vector<EveryCall> calls_of_sequences() {
   return {
       {"kvtrie_append", By::kSequence,
        [](const Handles& h) { return kvtrie_append(h.sequence, some_tokens().data(), some_tokens().size()); }},
-      {"kvtrie_allocate", By::kSequence, [](const Handles& h) { return kvtrie_allocate(h.sequence, 5 * kPageTokens, nullptr); }},
+      {"kvtrie_allocate", By::kSequence,
+       [](const Handles& h) { return kvtrie_allocate(h.sequence, 5 * kPageTokens, nullptr); }},
       {"kvtrie_get_pages", By::kSequence,
        [](const Handles& h) {
          std::uint32_t page = 0;
@@ -136,7 +142,8 @@ std::vector<EveryCall> calls_of_sequences() {
        }},
       {"kvtrie_copy_out", By::kSequence,
        [](const Handles& h) { return kvtrie_copy_out(h.sequence, 0, kPageTokens, 0, nullptr, bytes_of_page.data()); }},
-      {"kvtrie_publish", By::kSequence, [](const Handles& h) { return kvtrie_publish(h.sequence, 2 * kPageTokens, nullptr); }},
+      {"kvtrie_publish", By::kSequence,
+       [](const Handles& h) { return kvtrie_publish(h.sequence, 2 * kPageTokens, nullptr); }},
       {"kvtrie_publish_incomplete", By::kSequence,
        [](const Handles& h) { return kvtrie_publish_incomplete(h.sequence, 2 * kPageTokens, nullptr); }},
       {"kvtrie_fork", By::kSequence,
@@ -158,7 +165,10 @@ std::vector<EveryCall> calls_of_sequences() {
 const std::vector<EveryCall>& every_call() {
   static const std::vector<EveryCall> all = [] {
     std::vector<EveryCall> calls = calls_of_workers();
-    for (EveryCall& one : calls_of_sequences()) calls.push_back(std::move(one));
+    (void)some_tokens();  // made here, not where memory has run out
+    (void)cached_tokens();
+    for (EveryCall& one : calls_of_sequences())
+      calls.push_back(std::move(one));
     return calls;
   }();
   return all;

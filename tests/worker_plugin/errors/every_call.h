@@ -35,7 +35,8 @@ ErrorCases cases_of(kvtrie_code code, const char* says, Chosen chosen, HandlesOf
   ErrorCases cases;
   for (const EveryCall& one : every_call()) {
     if (!chosen(one)) continue;
-    cases.push_back({one.name, code, says, [&one, handles_of](ErrorWorld& world) { return one.call(handles_of(world)); }});
+    cases.push_back(
+        {one.name, code, says, [&one, handles_of](ErrorWorld& world) { return one.call(handles_of(world)); }});
   }
   return cases;
 }

@@ -16,7 +16,8 @@ using namespace std::chrono_literals;
 class Waiter {
  public:
   Waiter(ErrorWorld& world, kvtrie_worker other, kvtrie_namespace in_other)
-      : pending_(world.allocated(other, in_other, prompt(5, 1))), sequence(world.begin(world.worker, world.space, prompt(5, 1))),
+      : pending_(world.allocated(other, in_other, prompt(5, 1))),
+        sequence(world.begin(world.worker, world.space, prompt(5, 1))),
         thread_([this] {
           auto result = sized<kvtrie_begin_result>();
           code_ = kvtrie_wait_pending(sequence, 60'000, &result);
@@ -54,13 +55,17 @@ bool needs_a_handle_of_its_own(const EveryCall& one) {
 ErrorCases stale_cases() {
   ErrorCases cases = cases_of(
       KVTRIE_E_STALE, "no such *: it was ", [](const EveryCall&) { return true; },
-      [](ErrorWorld& world) { return Handles{world.gone_worker, world.space, world.gone_sequence}; });
+      [](ErrorWorld& world) {
+        return Handles{world.gone_worker, world.space, world.gone_sequence};
+      });
   const auto of_namespaces = [](const EveryCall& one) {
     return is_any_of(one.name, {"kvtrie_begin", "kvtrie_prepare_batch", "kvtrie_probe", "kvtrie_hash_tokens",
                                 "kvtrie_probe_hashes", "kvtrie_evict", "kvtrie_flush"});
   };
-  for (ErrorCase& one : cases_of(KVTRIE_E_STALE, "no such namespace 0x4d*of this worker*open it", of_namespaces,
-                                 [](ErrorWorld& world) { return Handles{world.worker, {0x4d}, world.sequence}; })) {
+  for (ErrorCase& one :
+       cases_of(KVTRIE_E_STALE, "no such namespace 0x4d*of this worker*open it", of_namespaces, [](ErrorWorld& world) {
+         return Handles{world.worker, {0x4d}, world.sequence};
+       })) {
     cases.push_back(std::move(one));
   }
   return cases;
@@ -70,7 +75,9 @@ ErrorCases busy_cases() {
   ErrorCases cases = cases_of(
       KVTRIE_E_BUSY, "another thread is in a call on sequence 0x*one at a time",
       [](const EveryCall& one) { return one.by == By::kSequence; },
-      [](ErrorWorld& world) { return Handles{world.worker, world.space, world.sequence}; });
+      [](ErrorWorld& world) {
+        return Handles{world.worker, world.space, world.sequence};
+      });
   cases.push_back({"kvtrie_detach", KVTRIE_E_BUSY, "another thread is inside a call of this worker*then detach",
                    [](ErrorWorld& world) { return kvtrie_detach(world.worker); }});
   cases.push_back({"kvtrie_writer_over", KVTRIE_E_BUSY, "0x*is attached", [](ErrorWorld& world) {
@@ -82,8 +89,10 @@ ErrorCases busy_cases() {
 }
 
 ErrorCases full_table_cases() {
-  return cases_of(KVTRIE_E_FULL, "65535 sequences and calls are open in this process: release some", needs_a_handle_of_its_own,
-                  [](ErrorWorld& world) { return Handles{world.worker, world.space, world.sequence}; });
+  return cases_of(KVTRIE_E_FULL, "65535 sequences and calls are open in this process: release some",
+                  needs_a_handle_of_its_own, [](ErrorWorld& world) {
+                    return Handles{world.worker, world.space, world.sequence};
+                  });
 }
 
 namespace {

@@ -43,8 +43,8 @@ kvtrie_code fork(kvtrie_sequence sequence, std::uint32_t wait_ms) {
   return code;
 }
 
-// Tokens that lie half in one memory page and half in the next, of which only one can be read at a time. So each look at
-// them is a fault, and at each fault the namespace is flushed: between begin's two looks at its root, every time.
+// Tokens that lie half in one memory page and half in the next, of which only one can be read at a time. So each look
+// at them is a fault, and at each fault the namespace is flushed: between begin's two looks at its root, every time.
 class TokensThatFlush {
  public:
   explicit TokensThatFlush(NamespaceRecord& record) {
@@ -100,7 +100,8 @@ kvtrie_code begin_flushed(ErrorWorld& world) {
 
 ErrorCases page_cases() {
   return {
-      {"kvtrie_allocate", KVTRIE_E_NOT_NOW, "not enough free pages*release something*of 16 a page; 64 pages, about 0 free",
+      {"kvtrie_allocate", KVTRIE_E_NOT_NOW,
+       "not enough free pages*release something*of 16 a page; 64 pages, about 0 free",
        [](ErrorWorld& world) { return allocate(world.sequence, 4 * kPageTokens, 0); }},
       {"kvtrie_allocate", KVTRIE_E_TIMEOUT, "came free in the time given*about 0 free",
        [](ErrorWorld& world) { return allocate(world.sequence, 4 * kPageTokens, 20); }},
@@ -131,7 +132,8 @@ ErrorCases page_cases() {
 }
 
 ErrorCases flush_storm_cases() {
-  return {{"kvtrie_begin", KVTRIE_E_NOT_NOW, "cache '*': the namespace is flushed again and again: ask again", begin_flushed}};
+  return {{"kvtrie_begin", KVTRIE_E_NOT_NOW, "cache '*': the namespace is flushed again and again: ask again",
+           begin_flushed}};
 }
 
 ErrorCases full_leases_cases() {
@@ -146,7 +148,8 @@ ErrorCases full_leases_cases() {
 
 ErrorCases full_cache_cases() {
   return {
-      {"kvtrie_attach", KVTRIE_E_FULL, "all 2 worker slots are taken: detach workers, or make the cache anew with more --workers",
+      {"kvtrie_attach", KVTRIE_E_FULL,
+       "all 2 worker slots are taken: detach workers, or make the cache anew with more --workers",
        [](ErrorWorld& world) {
          const kvtrie_attach_options where = world.options();
          kvtrie_worker one_more{7};
@@ -154,7 +157,8 @@ ErrorCases full_cache_cases() {
          EXPECT_EQ(one_more.id, 0U);
          return code;
        }},
-      {"kvtrie_open_namespace", KVTRIE_E_FULL, "all 1 namespaces are taken and have pages: make the cache anew with more --namespaces",
+      {"kvtrie_open_namespace", KVTRIE_E_FULL,
+       "all 1 namespaces are taken and have pages: make the cache anew with more --namespaces",
        [](ErrorWorld& world) {
          const kvtrie_field field{"model", "another"};
          kvtrie_namespace opened{7};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A segment that was given up, one with bytes that cannot be, and a namespace that was flushed. That begins are misses on
-// the first two: c_api_faults_test.cc.
+// A segment that was given up, one with bytes that cannot be, and a namespace that was flushed. That begins are misses
+// on the first two: c_api_faults_test.cc.
 
 #include "tests/worker_plugin/errors/every_call.h"
 
@@ -24,7 +24,9 @@ kvtrie_code wait_on(kvtrie_sequence sequence) {
 
 ErrorCases poisoned_cases() {
   ErrorCases cases = cases_of(KVTRIE_E_POISONED, "cache '*this cache was given up: detach and attach again", uses_pages,
-                              [](ErrorWorld& world) { return Handles{world.worker, world.space, world.sequence}; });
+                              [](ErrorWorld& world) {
+                                return Handles{world.worker, world.space, world.sequence};
+                              });
   cases.push_back({"kvtrie_wait_pending", KVTRIE_E_POISONED, "this cache was given up: detach and attach again",
                    [](ErrorWorld& world) { return wait_on(world.second); }});
   cases.push_back({"kvtrie_open_namespace", KVTRIE_E_POISONED, "this cache was given up: detach and attach again",
@@ -49,7 +51,9 @@ ErrorCases corrupt_cases() {
                        }}};
   // Once that was met the worker trusts the segment no more.
   for (ErrorCase& one : cases_of(KVTRIE_E_CORRUPT, "cache '*this cache holds impossible bytes: detach", uses_pages,
-                                 [](ErrorWorld& world) { return Handles{world.worker, world.space, world.sequence}; })) {
+                                 [](ErrorWorld& world) {
+                                   return Handles{world.worker, world.space, world.sequence};
+                                 })) {
     cases.push_back(std::move(one));
   }
   cases.push_back({"kvtrie_wait_pending", KVTRIE_E_CORRUPT, "this cache holds impossible bytes: detach",
@@ -61,9 +65,14 @@ ErrorCases flushed_cases() {
   const char* const says = "cache '*the namespace was flushed since this sequence began*begin anew";
   ErrorCases cases = cases_of(
       KVTRIE_E_FLUSHED, says,
-      [](const EveryCall& one) { return is_any_of(one.name, {"kvtrie_publish", "kvtrie_publish_incomplete"}); },
-      [](ErrorWorld& world) { return Handles{world.worker, world.space, world.sequence}; });
-  cases.push_back({"kvtrie_wait_pending", KVTRIE_E_FLUSHED, says, [](ErrorWorld& world) { return wait_on(world.second); }});
+      [](const EveryCall& one) {
+        return is_any_of(one.name, {"kvtrie_publish", "kvtrie_publish_incomplete"});
+      },
+      [](ErrorWorld& world) {
+        return Handles{world.worker, world.space, world.sequence};
+      });
+  cases.push_back(
+      {"kvtrie_wait_pending", KVTRIE_E_FLUSHED, says, [](ErrorWorld& world) { return wait_on(world.second); }});
   return cases;
 }
 
