@@ -35,7 +35,7 @@ void PinTable::recover() const {
   for (std::uint32_t i = 0; i < segment_.pins().size(); ++i) {
     const Handle page{slot(i).handle.load(kRelaxed)};
     if (page.none()) {
-      clear_record(i);
+      if (!is_zero(i)) clear_record(i);
     } else if (!protects(page)) {
       clear(i);
     }
@@ -137,6 +137,17 @@ void PinTable::clear(std::uint32_t number) const {
   drop_lease(slot(number));
   KVTRIE_CRASH_POINT("unpin.after_lease");
   clear_record(number);
+}
+
+// Most records are, at a recovery: they are read by words and not written.
+bool PinTable::is_zero(std::uint32_t number) const {
+  const PinRecord& record = segment_.pins()[number];
+  std::uint64_t set = slot(number).since_tick.load(kRelaxed) | slot(number).request_tag.load(kRelaxed) |
+                      record.expiry_tick.load(kRelaxed) | record.flags.load(kRelaxed);
+  for (std::size_t i = 0; i < sizeof record.reason / 8; ++i) {
+    set |= __atomic_load_n(reinterpret_cast<const std::uint64_t*>(record.reason) + i, __ATOMIC_RELAXED);
+  }
+  return set == 0;
 }
 
 void PinTable::clear_record(std::uint32_t number) const {

@@ -75,6 +75,7 @@ class PinTable {
   std::optional<std::uint32_t> free_slot() const;
   void clear(std::uint32_t number) const;
   void clear_record(std::uint32_t number) const;
+  bool is_zero(std::uint32_t number) const;
   bool protects(Handle page) const;
 
   const Segment& segment_;

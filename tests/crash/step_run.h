@@ -32,8 +32,9 @@ struct StepViolation {
 
 struct StepOutcome {
   std::size_t instructions = 0;
-  std::size_t states = 0;  // different contents of the segment, the one before the operation too
+  std::size_t states = 0;  // different shared bytes, those before the operation too
   std::size_t kills = 0;
+  std::size_t images = 0;  // different shared bytes after a kill: each is judged
   std::size_t off_route = 0;  // killed, but at another instruction than was recorded
   std::vector<StepViolation> violations;
 };
