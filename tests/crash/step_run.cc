@@ -84,10 +84,10 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
   return recording;
 }
 
-std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPlan& plan) {
+std::vector<std::size_t> places_to_kill(const Recording& recording, const Scenario& scenario, const StepPlan& plan) {
   const std::size_t last = recording.instructions() + 1;  // the operation has returned
   std::set<std::size_t> chosen{0, last};
-  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride)
+  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride * scenario.sparse)
     chosen.insert(k);
   if (!plan.all) {
     for (const std::size_t k : recording.changes)
@@ -115,7 +115,7 @@ StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const Ste
   const Route route(recording);
   const std::size_t last = recording.instructions();
   std::set<Remains> judged;
-  for (const std::size_t k : places_to_kill(recording, plan)) {
+  for (const std::size_t k : places_to_kill(recording, scenario, plan)) {
     before_kill(k);
     std::string violation;
     try {

@@ -44,7 +44,7 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
                  StepOutcome& outcome);
 
 // The instructions that the plan asks for, ascending.
-std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPlan& plan);
+std::vector<std::size_t> places_to_kill(const Recording& recording, const Scenario& scenario, const StepPlan& plan);
 
 // `before_kill` is told each k.
 StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,

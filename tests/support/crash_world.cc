@@ -204,6 +204,7 @@ CrashWorld::CrashWorld() {
   identity.hash_secret = 0x1234'5678'9ABC'DEF0ULL;
   identity.cache_id[0] = 1;
   identity.clock = ClockKind::kDriven;
+  identity.device = DeviceKind::kQueued;
   identity.tick_ns = 1'000'000;
   Result<Segment> built = Segment::build(map_all(segment_fd_.get(), bytes), geometry, identity);
   if (!built) throw std::runtime_error(built.error().what());

@@ -129,7 +129,7 @@ class CrashWorld {
   int segment_fd() const { return segment_fd_.get(); }
   int pool_fd() const { return pool_fd_.get(); }
   int queue_fd() const { return queue_fd_.get(); }
-  // Has room for the copies of a queued device; the segment is of host memory until a story says otherwise.
+  // The device is a queued one, though engines write their pages themselves, too, but where a story says otherwise.
   const CopyQueue& queue() const { return *queue_; }
 
   Engine& engine(std::uint16_t slot);
