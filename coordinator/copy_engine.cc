@@ -55,17 +55,18 @@ std::int64_t CopyEngine::perform_due(const std::stop_token& stop) {
         sleep_ns = std::min(sleep_ns, static_cast<std::int64_t>(delay_ns_ - waited));
         break;
       }
-      perform(slot, *work);
+      perform_copy(queue_, planes_[work->target.plane], page_bytes_, slot, *work);
     }
   }
   return sleep_ns;
 }
 
-void CopyEngine::perform(WorkerId slot, const CopyWork& work) {
-  std::byte* const page = planes_[work.target.plane].data() + work.target.page.value * page_bytes_;
+void perform_copy(const CopyQueue& queue, const Mapping& plane, std::uint64_t page_bytes, WorkerId slot,
+                  const CopyWork& work) {
+  std::byte* const page = plane.data() + work.target.page.value * page_bytes;
   std::copy(work.bytes.begin(), work.bytes.end(), page + work.target.offset);
   KVTRIE_CRASH_POINT("copy.after_bytes");
-  queue_.finish(slot);
+  queue.finish(slot);
 }
 
 }  // namespace kvtrie

@@ -18,6 +18,11 @@
 
 namespace kvtrie {
 
+// Writes the copy's bytes into its page of `plane` and counts it as done. Whoever dies in it leaves it to be performed
+// again.
+void perform_copy(const CopyQueue& queue, const Mapping& plane, std::uint64_t page_bytes, WorkerId slot,
+                  const CopyWork& work);
+
 class CopyEngine {
  public:
   // Starts at once. `planes` are writable mappings; `queue` must outlive the engine.
@@ -27,7 +32,6 @@ class CopyEngine {
   void run(const std::stop_token& stop);
   // Performs what is due; nanoseconds until the next copy is, at most 50 ms.
   std::int64_t perform_due(const std::stop_token& stop);
-  void perform(WorkerId slot, const CopyWork& work);
 
   const CopyQueue& queue_;
   const std::vector<Mapping> planes_;

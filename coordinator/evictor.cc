@@ -106,7 +106,8 @@ void Evictor::look_at(std::uint32_t page) {
   if (!chosen(scope)) marks_[page] = kNotChosen;
   // First go pages of a flushed root (rule 18), of a scope that names no namespace, which is corrupt, and those that have
   // given way to one that continues them.
-  stamps_[page] = scope_is_current(segment_, scope) && !out_of_reach(descriptor, page)
+  const bool current = scope_is_current(segment_, scope) || KVTRIE_MUTANT(flushed_pages_keep_their_turn);
+  stamps_[page] = current && !out_of_reach(descriptor, page)
                       ? TouchWord{descriptor.touch.load(std::memory_order_relaxed)}.stamp()
                       : 0;
 }
@@ -115,6 +116,7 @@ void Evictor::look_at(std::uint32_t page) {
 void Evictor::mark_leased() {
   LeaseTable(segment_).for_each([&](WorkerId worker, Handle handle) {
     const std::uint32_t page = handle.page_index().value;
+    if (KVTRIE_MUTANT(evict_ignores_pins) && worker == kCoordinatorSlot) return;
     if (handle.same_life(words_[page])) marks_[page] |= worker == kCoordinatorSlot ? kPinned : kLeased;
   });
 }
@@ -198,7 +200,8 @@ void Evictor::keep(Condemned& victim) {
 }
 
 void Evictor::rescue_leased() {
-  LeaseTable(segment_).for_each([&](WorkerId, Handle handle) {
+  LeaseTable(segment_).for_each([&](WorkerId worker, Handle handle) {
+    if (KVTRIE_MUTANT(evict_ignores_pins) && worker == kCoordinatorSlot) return;
     const std::uint32_t place = batch_place_[handle.page_index().value];
     if (place != 0 && batch_[place - 1].page == handle) keep(batch_[place - 1]);
   });

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "shm/futex.h"
+#include "shm/mutant.h"
 
 namespace kvtrie {
 namespace {
@@ -34,7 +35,7 @@ RoomKeeper::RoomKeeper(const Segment& segment, Watermarks watermarks)
   // A coordinator that died may have left pages of a flushed namespace: one look tells.
   for (std::uint32_t id = 0; id < segment_.namespace_count(); ++id) {
     const NamespaceRecord& record = segment_.name_space({static_cast<std::uint16_t>(id)});
-    if (record.root_generation.load(std::memory_order_relaxed) > 1) flushed();
+    if (record.root_generation.load(std::memory_order_relaxed) > 1 && !KVTRIE_MUTANT(keeper_forgets_flush)) flushed();
   }
   block.evictor_busy.store(0, std::memory_order_seq_cst);
   block.reserved_until.store(0, std::memory_order_relaxed);

@@ -54,9 +54,22 @@ namespace kvtrie {
   X(lease_load_passes_store)        /* 17: the lease store not ordered before the look at the word */ \
   X(flush_ignored)                  /* 18: root generation not compared */                           \
   X(begin_keeps_old_root)           /* 18: root generation not read again under the lease */         \
+  X(wait_keeps_old_root)            /* 18: what came while it waited is matched after a flush */      \
   X(publish_after_flush)            /* 18: a sequence of the generation before publishes on */       \
+  X(flushed_pages_keep_their_turn)  /* 18: pages of a flushed root are ranked by their touch */       \
+  X(keeper_forgets_flush)           /* 18: the next coordinator does not look for such pages */       \
+  X(flush_reuses_scope)             /* N4: the next generation, though pages have its low 16 bits */  \
   X(touch_before_lease)             /* 19: touch written before the lease is verified */             \
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \
+  X(evict_ignores_pins)             /* pins, 10: slots of the coordinator are not read */             \
+  X(pin_without_verification)       /* pins, 2: a pin though its page went before the lease */        \
+  X(pin_above_high_water)           /* P3: mark stored after the pin's handle */                      \
+  X(pin_before_record)              /* P1: handle before expiry and reason */                         \
+  X(unpin_record_first)             /* P1: record cleared before the handle */                        \
+  X(pins_keep_leftovers)            /* P2: records without a handle stay after a death */             \
+  X(pins_keep_lost_leases)          /* pins: leases on pages that went stay after a death */          \
+  X(pin_never_ends)                 /* pins: one whose tick has come goes on */                       \
+  X(pin_outlives_flush)             /* pins: one of a flushed namespace goes on */                    \
   X(held_count_after_take)          /* held count raised after the page was taken */                 \
   X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */         \
   X(adopt_keeps_bitmap)             /* free bits not recomputed at adoption */

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "shm/crash_point.h"
+#include "shm/mutant.h"
 #include "shm/page_table.h"
 #include "shm/prefix_hash.h"
 
@@ -209,7 +210,7 @@ OpenNamespace NamespaceTable::fill(NamespaceId id, std::string_view fields,
 // The first later one whose low 16 bits no page of the namespace has (N4). Until they come round, that is the next.
 Result<std::uint64_t> NamespaceTable::generation_after(NamespaceId id, std::uint64_t generation) const {
   constexpr std::uint64_t kScopes = std::uint64_t{1} << 16;
-  if (generation + 1 < kScopes) return generation + 1;
+  if (generation + 1 < kScopes || KVTRIE_MUTANT(flush_reuses_scope)) return generation + 1;
   std::vector<bool> used(kScopes);
   used[generation % kScopes] = true;
   for (std::uint32_t page = 0; page < segment_.page_count(); ++page) {

@@ -35,8 +35,8 @@ void PinTable::recover() const {
   for (std::uint32_t i = 0; i < segment_.pins().size(); ++i) {
     const Handle page{slot(i).handle.load(kRelaxed)};
     if (page.none()) {
-      clear_record(i);
-    } else if (!protects(page)) {
+      if (!is_zero(i) && !KVTRIE_MUTANT(pins_keep_leftovers)) clear_record(i);
+    } else if (!protects(page) && !KVTRIE_MUTANT(pins_keep_lost_leases)) {
       clear(i);
     }
     KVTRIE_CRASH_POINT("pins.after_recover");
@@ -79,21 +79,33 @@ Result<std::uint32_t> PinTable::pin(Handle page, std::string_view reason,
   const std::optional<std::uint32_t> free = free_slot();
   if (!free) return Status{Code::kFull, "every pin is taken"};
   clear_record(*free);
-  PinRecord& record = segment_.pins()[*free];
-  record.expiry_tick.store(expiry_tick, kRelaxed);
-  for (std::size_t c = 0; c < std::min(reason.size(), sizeof record.reason - 1); ++c) {
-    __atomic_store_n(record.reason + c, reason[c], __ATOMIC_RELAXED);
-  }
-  slot(*free).since_tick.store(segment_.now_tick(), kRelaxed);
+  if (!KVTRIE_MUTANT(pin_before_record)) write_record(*free, reason, expiry_tick);
   KVTRIE_CRASH_POINT("pin.after_record");
-  AtomicU32& mark = segment_.worker(kCoordinatorSlot).leases_high_water;
-  if (mark.load(kRelaxed) <= *free) mark.store(*free + 1, std::memory_order_seq_cst);
-  if (acquire_lease(segment_, slot(*free), page) == LeaseOutcome::kLost) {
+  if (!KVTRIE_MUTANT(pin_above_high_water)) raise_mark(*free);
+  if (acquire_lease(segment_, slot(*free), page) == LeaseOutcome::kLost &&
+      !KVTRIE_MUTANT(pin_without_verification)) {
     clear(*free);
     return Status{Code::kNotFound, "the page is not cached any more"};
   }
   KVTRIE_CRASH_POINT("pin.after_lease");
+  if (KVTRIE_MUTANT(pin_before_record)) write_record(*free, reason, expiry_tick);
+  if (KVTRIE_MUTANT(pin_above_high_water)) raise_mark(*free);
   return *free;
+}
+
+void PinTable::write_record(std::uint32_t number, std::string_view reason, std::uint32_t expiry_tick) const {
+  PinRecord& record = segment_.pins()[number];
+  record.expiry_tick.store(expiry_tick, kRelaxed);
+  for (std::size_t c = 0; c < std::min(reason.size(), sizeof record.reason - 1); ++c) {
+    __atomic_store_n(record.reason + c, reason[c], __ATOMIC_RELAXED);
+  }
+  slot(number).since_tick.store(segment_.now_tick(), kRelaxed);
+}
+
+// So that the evictor reads the slot.
+void PinTable::raise_mark(std::uint32_t number) const {
+  AtomicU32& mark = segment_.worker(kCoordinatorSlot).leases_high_water;
+  if (mark.load(kRelaxed) <= number) mark.store(number + 1, std::memory_order_seq_cst);
 }
 
 Status PinTable::unpin(std::uint32_t number, Handle page) const {
@@ -112,8 +124,9 @@ std::uint32_t PinTable::drop_ended(std::uint32_t now_tick) const {
     if (page.none()) continue;
     const std::uint32_t expiry = segment_.pins()[i].expiry_tick.load(kRelaxed);
     const bool expired = expiry != 0 && static_cast<std::int32_t>(now_tick - expiry) >= 0;
-    if (!expired && protects(page) &&
-        scope_is_current(segment_, segment_.descriptor(page.page_index()).scope.load(kRelaxed))) {
+    if ((!expired || KVTRIE_MUTANT(pin_never_ends)) && protects(page) &&
+        (scope_is_current(segment_, segment_.descriptor(page.page_index()).scope.load(kRelaxed)) ||
+         KVTRIE_MUTANT(pin_outlives_flush))) {
       continue;
     }
     clear(i);
@@ -134,9 +147,24 @@ bool PinTable::any() const {
 
 // The lease first: who sees the record go saw the handle go, or reads it again (list).
 void PinTable::clear(std::uint32_t number) const {
+  if (KVTRIE_MUTANT(unpin_record_first)) {
+    clear_record(number);
+    KVTRIE_CRASH_POINT("unpin.after_record");
+  }
   drop_lease(slot(number));
   KVTRIE_CRASH_POINT("unpin.after_lease");
   clear_record(number);
+}
+
+// Most records are, at a recovery: they are read by words and not written.
+bool PinTable::is_zero(std::uint32_t number) const {
+  const PinRecord& record = segment_.pins()[number];
+  std::uint64_t set = slot(number).since_tick.load(kRelaxed) | slot(number).request_tag.load(kRelaxed) |
+                      record.expiry_tick.load(kRelaxed) | record.flags.load(kRelaxed);
+  for (std::size_t i = 0; i < sizeof record.reason / 8; ++i) {
+    set |= __atomic_load_n(reinterpret_cast<const std::uint64_t*>(record.reason) + i, __ATOMIC_RELAXED);
+  }
+  return set == 0;
 }
 
 void PinTable::clear_record(std::uint32_t number) const {

@@ -73,8 +73,11 @@ class PinTable {
  private:
   LeaseSlot& slot(std::uint32_t number) const { return segment_.leases(kCoordinatorSlot)[number]; }
   std::optional<std::uint32_t> free_slot() const;
+  void write_record(std::uint32_t number, std::string_view reason, std::uint32_t expiry_tick) const;
+  void raise_mark(std::uint32_t number) const;
   void clear(std::uint32_t number) const;
   void clear_record(std::uint32_t number) const;
+  bool is_zero(std::uint32_t number) const;
   bool protects(Handle page) const;
 
   const Segment& segment_;

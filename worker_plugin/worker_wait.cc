@@ -5,6 +5,7 @@
 
 #include "shm/crash_point.h"
 #include "shm/lease.h"
+#include "shm/mutant.h"
 #include "shm/pending_wait.h"
 #include "shm/waiting.h"
 #include "worker_plugin/worker.h"
@@ -46,7 +47,7 @@ Status Worker::match_on(Sequence& sequence, BeginReport& report) {
     if (second) depth = lease_deepest(*second, sequence.shared, had);
     KVTRIE_CRASH_POINT("match_on.after_second_lease");
   }
-  const bool current = root_is_current(sequence);
+  const bool current = root_is_current(sequence) || KVTRIE_MUTANT(wait_keeps_old_root);
   if (!current) depth = had;
   if (depth != sequence.shared.size()) report.pending = {};
   const bool no_slot = sequence.shared.size() > had && !second;

@@ -4,11 +4,16 @@
 #include "coordinator/warm_start.h"
 
 #include <gtest/gtest.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/cache_store.h"
@@ -59,6 +64,35 @@ class WarmStartTest : public testing::Test {
   }
   static std::uint64_t live(const CacheObjects& objects) {
     return PageTable(*objects.segment).stats().of(PageState::kLive);
+  }
+  // After a start that died: the next one has all, and no more.
+  void expect_all_after_death(const std::string& where) {
+    CacheObjects objects;
+    const MaybeFailure failure = open(objects);
+    ASSERT_FALSE(failure) << failure->text;
+    EXPECT_EQ(live(objects), kSavedPages) << where;
+    EXPECT_TRUE(verify(*objects.segment, {.at_rest = true}).clean()) << where;
+    EXPECT_FALSE(std::filesystem::exists(cache_.segment_path() + ".tmp")) << where;
+    objects = {};
+    remove_cache();
+  }
+  void remove_cache() {
+    (void)remove_object(segment_object_name(cache_.name()));
+    remove_planes(cache_.name());
+  }
+  // What others can see of a start: names and sizes.
+  std::string seen_by_others() const {
+    std::string seen;
+    for (const std::string& path : {cache_.segment_path(), cache_.pool_path(0), cache_.pool_path(1)}) {
+      for (const std::string& name : {path, path + ".tmp"}) {
+        std::error_code none;
+        if (std::filesystem::exists(name)) seen += name + ' ' + std::to_string(std::filesystem::file_size(name, none)) + '\n';
+      }
+    }
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(cache_.directory())) {
+      seen += entry.path().string() + '\n';
+    }
+    return seen;
   }
   std::uint64_t live_after_open() {
     CacheObjects objects;
@@ -166,6 +200,51 @@ TEST_F(WarmStartTest, ASignalWhileItLoadsEndsTheStartAndMakesNothing) {
   EXPECT_TRUE(nothing_there());
 }
 
+// Runs `work` in a child from system call to system call, telling `at_call` their number, until that is false: then the
+// child dies by SIGKILL. Returns how many there were.
+unsigned run_by_calls(const std::function<void()>& work, const std::function<bool(unsigned)>& at_call) {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+    ::raise(SIGSTOP);
+    work();
+    ::_exit(0);
+  }
+  int status = 0;
+  unsigned calls = 0;
+  for (unsigned stops = 0; ::waitpid(pid, &status, 0) == pid && WIFSTOPPED(status); ++stops) {
+    if (stops == 0) ::ptrace(PTRACE_SETOPTIONS, pid, nullptr, PTRACE_O_EXITKILL);
+    if (stops % 2 == 1 && !at_call(++calls)) ::kill(pid, SIGKILL);  // before the call; what was before it is done
+    if (::ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr) != 0 && errno != ESRCH) break;
+  }
+  return calls;
+}
+
+// A start writes into objects that have no name yet, so between two system calls nothing happens that anybody could see.
+// Killed at each call that shows something, and at some between.
+TEST_F(WarmStartTest, DiesAtItsSystemCalls) {
+  constexpr unsigned kStride = 16;
+  const auto start = [&] { (void)open_problem(); };
+  std::vector<unsigned> places;
+  std::string before = seen_by_others();
+  unsigned changes = 0;
+  const unsigned calls = run_by_calls(start, [&](unsigned n) {
+    const std::string now = seen_by_others();
+    const bool changed = now != std::exchange(before, now);
+    changes += changed ? 1 : 0;
+    if (changed || n % kStride == 0) places.push_back(n);
+    return true;
+  });
+  remove_cache();
+  EXPECT_GE(changes, 6U) << "segment and two planes, made and renamed";
+  EXPECT_GT(calls, 50U);
+  for (const unsigned place : places) {
+    (void)run_by_calls(start, [&](unsigned n) { return n < place; });
+    expect_all_after_death("died at call " + std::to_string(place));
+    if (HasFatalFailure()) return;
+  }
+}
+
 #ifdef KVTRIE_DEV
 
 unsigned passages_left = 0;
@@ -189,15 +268,7 @@ TEST_F(WarmStartTest, DiesWhileItLoads) {
   unsigned points = 0;
   while (dies_at_passage(points + 1, [&] { (void)open_problem(); })) {
     ++points;
-    CacheObjects objects;
-    const MaybeFailure failure = open(objects);
-    ASSERT_FALSE(failure) << failure->text;
-    EXPECT_EQ(live(objects), kSavedPages) << "died at point " << points;
-    EXPECT_TRUE(verify(*objects.segment, {.at_rest = true}).clean()) << "died at point " << points;
-    EXPECT_FALSE(std::filesystem::exists(cache_.segment_path() + ".tmp"));
-    objects = {};
-    (void)remove_object(segment_object_name(cache_.name()));
-    remove_planes(cache_.name());
+    expect_all_after_death("died at point " + std::to_string(points));
   }
   EXPECT_GT(points, kSavedPages * 6) << "load and announcement have that many";
 }

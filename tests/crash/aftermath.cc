@@ -168,6 +168,7 @@ void recover(const Segment& segment, const Scenario& scenario) {
 
 std::string judge(CrashWorld& world, const Scenario& scenario, bool returned) {
   try {
+    if (scenario.fence) scenario.fence(world);
     recover(world.segment(), scenario);
   } catch (const Violation& violation) {
     return violation.what();

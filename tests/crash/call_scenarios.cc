@@ -132,6 +132,20 @@ std::vector<Scenario> incomplete_scenarios() {
            },
        .cached = {{1, half(2)}},
        .again = {1, 2, 3}},
+      {.name = "publish.copied_by_caller",  // whose claim on what he copied from ends with it
+       .setup = cache_half,
+       .prepare =
+           [](Victim& v) {
+             (void)v.engine.begin(v.sequence, {1, 2, 3}, kPartial);
+             if (!v.engine.allocate(v.sequence, 3)) throw Violation("no pages");
+             v.engine.worker().leave_copy_to_caller(v.sequence);
+             v.engine.compute(v.sequence, {1, 2, 3});
+           },
+       .operate = [](Victim& v) { (void)v.engine.publish(v.sequence, 3); },
+       .cached = {{1, half(2)}},
+       .may_come = {{1, 2, 3}},
+       .done_come = {{1, 2, 3}},
+       .again = {1, 2, 3}},
       {.name = "release.incomplete",
        .prepare = publish_half,
        .operate = [](Victim& v) { v.engine.release(v.sequence); },
@@ -170,6 +184,16 @@ std::vector<Scenario> fork_scenarios() {
        .cached = {{1}},
        .may_come = {{1, 2, 3}},
        .done_come = {{1, 2, 3}},
+       .again = {1, 2, 3}},
+      {.name = "fork.partial",  // the child has a claim of its own on what it will copy from
+       .setup = [](CrashWorld& w) { w.cache(kSurvivor, {1, half(2)}); },
+       .prepare = [](Victim& v) { (void)v.engine.begin(v.sequence, {1, 2, 3}, kPartial); },
+       .operate =
+           [fork](Victim& v) {
+             fork(v);
+             if (!v.more[0].source.any()) throw Violation("the child has nothing to copy");
+           },
+       .cached = {{1, half(2)}},
        .again = {1, 2, 3}},
       {.name = "fork.not_now",
        .setup = [](CrashWorld& w) { w.open(kSurvivor, {9}, kWorldPages - 1 - 6); },
@@ -223,6 +247,25 @@ std::vector<Scenario> batch_scenarios() {
            },
        .may_come = {{1, 2, 3}, {1, 2, 4}},
        .done_come = {{1, 2, 3}, {1, 2, 4}},
+       .again = {1, 2, 3}},
+      {.name = "batch.publish_incomplete",  // of a page that the other shares: it stays private, and is published whole
+       .prepare =
+           [](Victim& v) {
+             prepare_batch(v);
+             compute_batch(v);
+           },
+       .operate =
+           [](Victim& v) {
+             PublishReport report;
+             if (!v.engine.worker().publish_incomplete(v.more[0], kWorldTokens + kWorldTokens / 2, report) ||
+                 report.pages_private != 1) {
+               throw Violation("published with fewer tokens than the batch shares");
+             }
+             (void)v.engine.publish(v.more[0], 3);
+             v.engine.release(v.more[0]);
+           },
+       .may_come = {{1, 2, 3}},
+       .done_come = {{1, 2, 3}},
        .again = {1, 2, 3}},
       {.name = "batch.hands_over",
        .prepare =

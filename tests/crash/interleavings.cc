@@ -10,7 +10,6 @@
 
 #include "coordinator/evictor.h"
 #include "shm/crash_point.h"
-#include "shm/namespace_table.h"
 #include "shm/waiting.h"
 #include "tests/crash/scenario.h"
 #include "tests/support/cache_oracle.h"
@@ -244,7 +243,7 @@ void a_rescued_child_keeps_its_parent(CrashWorld& world) {
   check_all(world);
 }
 
-// --- wait and flush ---
+// --- wait ---
 
 void pages_that_came_before_the_sleep_are_taken(CrashWorld& world) {
   constexpr std::chrono::nanoseconds kWait = std::chrono::seconds(2);
@@ -338,33 +337,6 @@ void the_wish_of_a_stopped_waiter_binds_nobody(CrashWorld& world) {
   waiter.serve_and_check();
 }
 
-void a_flushed_root_has_no_pages(CrashWorld& world) {
-  world.cache(kSurvivor, {1});
-  world.segment().name_space({0}).root_generation.fetch_add(1);
-  Sequence sequence;
-  expect(world.engine(1).begin(sequence, {1}) == 0, "a page of a flushed root was found");
-}
-
-void a_root_flushed_during_the_walk_has_no_pages(CrashWorld& world) {
-  world.cache(kSurvivor, {1});
-  Walker walker(world, {1});
-  world.segment().name_space({0}).root_generation.fetch_add(1);
-  walker.party.finish();
-  expect(walker.hits == 0, "begin found a page after the flush");
-  check_at_rest(world.view());
-}
-
-void what_began_before_a_flush_is_not_published(CrashWorld& world) {
-  OpenSequence& open = world.open(kSurvivor, {1});
-  world.segment().name_space({0}).root_generation.fetch_add(1);
-  PublishReport report;
-  const Status status = world.engine(kSurvivor).worker().publish(open.sequence, kWorldTokens, report);
-  expect(status.code() == Code::kFlushed, "published after the flush");
-  expect(cached_paths(world.view()).empty(), "a page of the generation before went Live");
-  world.engine(kSurvivor).release(open.sequence);
-  check_at_rest(world.view());
-}
-
 #define KVTRIE_TOLD(story) \
   { #story, story }
 constexpr Interleaving kAll[] = {
@@ -390,9 +362,6 @@ constexpr Interleaving kAll[] = {
     KVTRIE_TOLD(a_newcomer_leaves_the_free_pages_to_a_waiter),
     KVTRIE_TOLD(a_reservation_ends_without_a_coordinator),
     KVTRIE_TOLD(the_wish_of_a_stopped_waiter_binds_nobody),
-    KVTRIE_TOLD(a_flushed_root_has_no_pages),
-    KVTRIE_TOLD(what_began_before_a_flush_is_not_published),
-    KVTRIE_TOLD(a_root_flushed_during_the_walk_has_no_pages),
 };
 #undef KVTRIE_TOLD
 
@@ -409,10 +378,11 @@ void check_all(const CrashWorld& world) {
 
 std::span<const Interleaving> all_interleavings() {
   static const std::vector<Interleaving> all = [] {
-    std::vector<Interleaving> both(std::begin(kAll), std::end(kAll));
-    const std::span<const Interleaving> calls = call_interleavings();
-    both.insert(both.end(), calls.begin(), calls.end());
-    return both;
+    std::vector<Interleaving> list(std::begin(kAll), std::end(kAll));
+    for (const std::span<const Interleaving> part : {call_interleavings(), flush_interleavings()}) {
+      list.insert(list.end(), part.begin(), part.end());
+    }
+    return list;
   }();
   return all;
 }

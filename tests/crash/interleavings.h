@@ -20,8 +20,9 @@ struct Interleaving {
 };
 
 std::span<const Interleaving> all_interleavings();
-// Those of call_interleavings.cc, a part of them.
+// Those of call_interleavings.cc and flush_interleavings.cc, parts of them.
 std::span<const Interleaving> call_interleavings();
+std::span<const Interleaving> flush_interleavings();
 
 // For the stories: what must hold.
 void expect(bool holds, const char* what);

@@ -28,6 +28,7 @@
 #include "coordinator/evictor.h"
 #include "coordinator/room_keeper.h"
 #include "tests/support/crash_world.h"
+#include "worker_plugin/attachment.h"
 
 namespace kvtrie::test {
 
@@ -38,7 +39,8 @@ inline constexpr WorkerId kSpareSlot{4};  // nobody's when the world is new
 
 // The process that dies.
 struct Victim {
-  Victim(int segment_fd, int pool_fd) : view(segment_fd, pool_fd), engine(view, kVictimSlot) {}
+  explicit Victim(const CrashWorld& world)
+      : view(world.segment_fd(), world.pool_fd()), engine(view, kVictimSlot), objects(world) {}
 
   const Segment& segment() const { return view.segment(); }
   std::uint64_t evict(std::uint64_t wanted) {
@@ -54,6 +56,9 @@ struct Victim {
   std::array<Sequence, 3> more;  // of forks and batches
   std::unique_ptr<Evictor> evictor;
   std::unique_ptr<RoomKeeper> keeper;
+  std::unique_ptr<AttachedCache> cache;  // the plugin's, once it attached
+  std::unique_ptr<CopyQueue> queue;      // the coordinator's
+  const CrashWorld& objects;             // for their descriptors: its mappings are the survivors'
   bool interfered = false;  // for at_place
   unsigned passed = 0;
 };
@@ -75,7 +80,10 @@ struct Scenario {
   Path again = {};                  // what a survivor asks for afterwards
   std::vector<WorkerId> dead = {};  // beside a victim that is a worker: slots whose process is dead
   bool adopts = false;  // the coordinator died too (a page was Condemned, say): adoption follows
+  std::size_t sparse = 1;  // of instructions that a strided run kills at because of their number, every so many: long
+                           // loops that only read
   bool sleeps = false;  // may sleep in the kernel, up to milliseconds a run
+  std::function<void(CrashWorld&)> fence = {};  // before the recovery: what its device does until it is over
   std::function<void(CrashWorld&)> recovered = {};  // after the recovery: what an operator does then
   // Only where crash points are compiled in: called in the victim at each of them, before it may
   // die there.

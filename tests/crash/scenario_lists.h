@@ -22,6 +22,9 @@ std::vector<Scenario> batch_scenarios();
 std::vector<Scenario> evict_scenarios();
 std::vector<Scenario> recovery_scenarios();
 std::vector<Scenario> admin_scenarios();
+std::vector<Scenario> flush_scenarios();
+std::vector<Scenario> look_scenarios();
+std::vector<Scenario> device_scenarios();
 std::vector<Scenario> interleaved_scenarios();  // closed under prefixes as they stand
 
 }  // namespace kvtrie::test

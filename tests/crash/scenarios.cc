@@ -17,7 +17,7 @@ std::vector<Scenario> make_all() {
   for (std::vector<Scenario> part :
        {begin_scenarios(), allocate_scenarios(), publish_scenarios(), release_scenarios(),
         wait_scenarios(), incomplete_scenarios(), fork_scenarios(), batch_scenarios(),
-        evict_scenarios(), recovery_scenarios(), admin_scenarios()}) {
+        evict_scenarios(), recovery_scenarios(), admin_scenarios(), flush_scenarios(), look_scenarios(), device_scenarios()}) {
     std::ranges::move(part, std::back_inserter(all));
   }
   for (Scenario& scenario : all) {

@@ -135,9 +135,9 @@ std::string place_of(kvtrie::test::Address address) {
 }
 
 void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) {
-  fmt::print("| {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states,
-             outcome.kills, outcome.violations.size());
-  fmt::print(stderr, "{}: {:.1f} s, {} off the recorded route\n", scenario.name, seconds,
+  fmt::print("| {} | {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states,
+             outcome.kills, outcome.images, outcome.violations.size());
+  fmt::print(stderr, "{}: {:.2f} s, {} off the recorded route\n", scenario.name, seconds,
              outcome.off_route);
   for (std::size_t i = 0; i < std::min(outcome.violations.size(), kViolationsShown); ++i) {
     const auto& violation = outcome.violations[i];
@@ -177,8 +177,8 @@ int main(int argc, char** argv) {
   kvtrie::test::CrashWorld world;
   StepOutcome all;
   fmt::print(
-      "| operation | instructions | segment states | kills | violations "
-      "|\n|---|---|---|---|---|\n");
+      "| operation | instructions | states | kills | images judged | violations "
+      "|\n|---|---|---|---|---|---|\n");
   for (const Scenario& scenario : kvtrie::test::all_scenarios()) {
     if (!chosen(settings, scenario)) continue;
     const auto start = std::chrono::steady_clock::now();
@@ -188,11 +188,12 @@ int main(int argc, char** argv) {
     all.instructions += outcome.instructions;
     all.states += outcome.states;
     all.kills += outcome.kills;
+    all.images += outcome.images;
     all.off_route += outcome.off_route;
     all.violations.insert(all.violations.end(), outcome.violations.begin(),
                           outcome.violations.end());
   }
-  fmt::print("| all | {} | {} | {} | {} |\n", all.instructions, all.states, all.kills,
+  fmt::print("| all | {} | {} | {} | {} | {} |\n", all.instructions, all.states, all.kills, all.images,
              all.violations.size());
   return all.violations.empty() ? 0 : 1;
 }

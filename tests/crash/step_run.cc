@@ -8,7 +8,6 @@
 #include <memory>
 #include <set>
 
-#include "shm/prefix_hash.h"
 #include "tests/crash/aftermath.h"
 #include "tests/crash/victim.h"
 
@@ -40,6 +39,22 @@ Stopped bring_to(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
   return stopped;
 }
 
+bool differs(const CrashWorld& world, const WorldBytes& from) {
+  const auto now = world.bytes();
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    if (std::memcmp(now[i].data(), from[i].data(), from[i].size()) != 0) return true;
+  }
+  return false;
+}
+
+// What a death left. Who comes after it has nothing but the shared bytes to go by, and so has its judge, beside whether
+// the operation had returned: of several deaths that left the same, one is judged.
+struct Remains {
+  std::uint64_t bytes = 0;
+  StepResult result{};
+  auto operator<=>(const Remains&) const = default;
+};
+
 }  // namespace
 
 Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,
@@ -48,8 +63,8 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
   Stepper stepper(start_victim(world, scenario,
                                {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
   std::set<std::uint64_t> states;
-  std::vector<std::byte> last(world.bytes().begin(), world.bytes().end());
-  states.insert(hash_bytes(0, last.data(), last.size()));
+  WorldBytes last = world.copy_bytes();
+  states.insert(world.hash_of_bytes());
   recording.addresses.push_back(stepper.at());
   for (;;) {
     const StepResult result = stepper.step();
@@ -58,9 +73,9 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
       throw Violation("the operation failed without being killed");
     }
     recording.addresses.push_back(stepper.at());
-    if (std::memcmp(last.data(), world.bytes().data(), last.size()) != 0) {
-      last.assign(world.bytes().begin(), world.bytes().end());
-      states.insert(hash_bytes(0, last.data(), last.size()));
+    if (differs(world, last)) {
+      last = world.copy_bytes();
+      states.insert(world.hash_of_bytes());
       recording.changes.push_back(recording.addresses.size() - 1);
     }
   }
@@ -69,10 +84,10 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
   return recording;
 }
 
-std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPlan& plan) {
+std::vector<std::size_t> places_to_kill(const Recording& recording, const Scenario& scenario, const StepPlan& plan) {
   const std::size_t last = recording.instructions() + 1;  // the operation has returned
   std::set<std::size_t> chosen{0, last};
-  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride)
+  for (std::size_t k = 0; k <= last; k += plan.all ? 1 : plan.stride * scenario.sparse)
     chosen.insert(k);
   if (!plan.all) {
     for (const std::size_t k : recording.changes)
@@ -90,7 +105,7 @@ StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const Ste
   StepOutcome outcome;
   // The shortest of some: a clock that is set while it is read is read again, which few victims do.
   Recording recording = record(world, scenario, plan, outcome);
-  for (int i = 1; i < kRecordings; ++i) {
+  for (int i = 1; i < kRecordings && Route(recording).reads_clock(); ++i) {
     StepOutcome other;
     Recording again = record(world, scenario, plan, other);
     if (again.instructions() >= recording.instructions()) continue;
@@ -99,7 +114,8 @@ StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const Ste
   }
   const Route route(recording);
   const std::size_t last = recording.instructions();
-  for (const std::size_t k : places_to_kill(recording, plan)) {
+  std::set<Remains> judged;
+  for (const std::size_t k : places_to_kill(recording, scenario, plan)) {
     before_kill(k);
     std::string violation;
     try {
@@ -107,9 +123,9 @@ StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const Ste
       victim.stepper->kill();
       ++outcome.kills;
       if (!victim.arrival.as_recorded) ++outcome.off_route;
-      violation = victim.arrival.result == StepResult::kFailed
-                      ? "the victim failed before it was killed"
-                      : judge(world, scenario, victim.arrival.result == StepResult::kEnd);
+      if (victim.arrival.result == StepResult::kFailed) throw Violation("the victim failed before it was killed");
+      if (!judged.insert({world.hash_of_bytes(), victim.arrival.result}).second) continue;
+      violation = judge(world, scenario, victim.arrival.result == StepResult::kEnd);
     } catch (const Violation& caught) {
       violation = caught.what();
     }
@@ -117,6 +133,7 @@ StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const Ste
       outcome.violations.push_back({k, recording.addresses[std::min(k, last)], violation});
     }
   }
+  outcome.images = judged.size();
   return outcome;
 }
 

@@ -32,8 +32,9 @@ struct StepViolation {
 
 struct StepOutcome {
   std::size_t instructions = 0;
-  std::size_t states = 0;  // different contents of the segment, the one before the operation too
+  std::size_t states = 0;  // different shared bytes, those before the operation too
   std::size_t kills = 0;
+  std::size_t images = 0;  // different shared bytes after a kill: each is judged
   std::size_t off_route = 0;  // killed, but at another instruction than was recorded
   std::vector<StepViolation> violations;
 };
@@ -43,7 +44,7 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
                  StepOutcome& outcome);
 
 // The instructions that the plan asks for, ascending.
-std::vector<std::size_t> places_to_kill(const Recording& recording, const StepPlan& plan);
+std::vector<std::size_t> places_to_kill(const Recording& recording, const Scenario& scenario, const StepPlan& plan);
 
 // `before_kill` is told each k.
 StepOutcome step_and_kill(CrashWorld& world, const Scenario& scenario, const StepPlan& plan,

@@ -7,6 +7,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cinttypes>
 #include <csignal>
@@ -20,7 +21,6 @@ namespace kvtrie::test {
 namespace {
 
 constexpr long kBreakpoint = 0xCC;
-constexpr std::size_t kStepsMax = 400;  // more are not cheaper than any anchor
 
 struct Range {
   Address begin = 0;
@@ -28,7 +28,7 @@ struct Range {
   bool has(Address a) const { return a >= begin && a < end; }
 };
 
-// The kernel's own code in the process cannot be written to, so no anchor is there.
+// The kernel's own code in the process cannot be written to, so no breakpoint is there.
 Range vdso_range() {
   Range range;
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> maps(std::fopen("/proc/self/maps", "r"),
@@ -90,63 +90,63 @@ void Stepper::poke(Address address, long word) const {
   }
 }
 
-StepResult Stepper::run_to(Address address, std::uint32_t arrival) {
-  const long word = peek(address);
-  const long trapped = (word & ~0xFFL) | kBreakpoint;
-  std::uint32_t seen = 0;
-  for (;;) {
-    if (at() == address) {
-      if (++seen == arrival) return StepResult::kStepped;
-      if (const StepResult result = step(); result != StepResult::kStepped) return result;
-      // A repeated string instruction arrives once.
-      while (at() == address) {
-        if (const StepResult result = step(); result != StepResult::kStepped) return result;
-      }
-    }
-    poke(address, trapped);
-    if (::ptrace(PTRACE_CONT, pid_, nullptr, nullptr) != 0) return StepResult::kFailed;
-    const StepResult result = wait_for_trap();
-    if (!alive_) return result;
-    poke(address, word);
-    if (result != StepResult::kStepped) return result;
-    ::ptrace(PTRACE_POKEUSER, pid_, offsetof(user, regs.rip), at() - 1);
+StepResult Stepper::run_to(Address address) {
+  // At a breakpoint that it stands on it would stop at once.
+  if (at() == address) {
+    if (const StepResult result = step(); result != StepResult::kStepped || at() == address) return result;
   }
+  const long word = peek(address);
+  poke(address, (word & ~0xFFL) | kBreakpoint);
+  if (::ptrace(PTRACE_CONT, pid_, nullptr, nullptr) != 0) return StepResult::kFailed;
+  const StepResult result = wait_for_trap();
+  if (!alive_) return result;
+  poke(address, word);
+  if (result == StepResult::kStepped) ::ptrace(PTRACE_POKEUSER, pid_, offsetof(user, regs.rip), at() - 1);
+  return result;
 }
 
 Route::Route(const Recording& recording) : recording_(recording) {
   const Range vdso = vdso_range();
-  std::unordered_map<Address, std::uint32_t> counts;
-  arrivals_.reserve(recording.addresses.size());
+  std::unordered_map<Address, std::size_t> seen;
+  before_.reserve(recording.addresses.size());
   for (std::size_t k = 0; k < recording.addresses.size(); ++k) {
     const Address address = recording.addresses[k];
-    const bool repeated = k > 0 && recording.addresses[k - 1] == address;
-    arrivals_.push_back(repeated || vdso.has(address) ? 0 : ++counts[address]);
+    const auto last = seen.find(address);
+    const bool repeated = k > 0 && recording.addresses[k - 1] == address;  // a string instruction arrives once
+    const bool ends = k + 1 == recording.addresses.size();  // the signal that ends it comes before a breakpoint would
+    const bool stops = k > 0 && !ends && !repeated && !vdso.has(address);
+    reads_clock_ = reads_clock_ || vdso.has(address);
+    before_.push_back(!stops ? kNoStop : last == seen.end() ? 0 : last->second);
+    seen[address] = k;
   }
 }
 
-std::size_t Route::anchor_for(std::size_t k) const {
-  std::size_t best = 0;
-  std::size_t best_cost = k;  // all by steps
-  for (std::size_t j = k; j > 0 && k - j < best_cost && k - j < kStepsMax; --j) {
-    if (arrivals_[j] == 0) continue;
-    const std::size_t cost = (k - j) + 2 * arrivals_[j] + 1;
-    if (cost < best_cost) {
-      best_cost = cost;
-      best = j;
+// Backwards: a run to k may start anywhere behind the last arrival at k's address, so where the run to there may start
+// the earliest.
+std::vector<std::size_t> Route::stops_to(std::size_t k) const {
+  std::vector<std::size_t> stops;
+  while (k > 0 && before_[k] == kNoStop) --k;
+  while (k > 0) {
+    stops.push_back(k);
+    std::size_t best = before_[k];
+    for (std::size_t i = best + 1; best != 0 && i < k; ++i) {
+      if (before_[i] != kNoStop && (best == before_[k] || before_[i] < before_[best])) best = i;
     }
+    k = best;
   }
-  return best;
+  std::ranges::reverse(stops);
+  return stops;
 }
 
 Route::Arrival Route::go(Stepper& stepper, std::size_t k) const {
   Arrival arrival;
-  const std::size_t anchor = anchor_for(k);
-  if (anchor > 0) {
-    arrival.result = stepper.run_to(recording_.addresses[anchor], arrivals_[anchor]);
+  std::size_t stands = 0;
+  for (const std::size_t stop : stops_to(k)) {
+    arrival.result = stepper.run_to(recording_.addresses[stop]);
+    if (arrival.result != StepResult::kStepped) return arrival;
+    stands = stop;
   }
-  for (std::size_t i = anchor; i < k && arrival.result == StepResult::kStepped; ++i) {
-    arrival.result = stepper.step();
-  }
+  for (; stands < k && arrival.result == StepResult::kStepped; ++stands) arrival.result = stepper.step();
   arrival.as_recorded =
       arrival.result == StepResult::kStepped && stepper.at() == recording_.addresses[k];
   return arrival;

@@ -2,9 +2,9 @@
 // Copyright The kvtrie authors
 //
 // Steps a traced child instruction by instruction (x86-64, PTRACE_SINGLESTEP), and brings it to the
-// k-th instruction of a run that was recorded before without stepping all the way: to an anchor,
-// which is the n-th arrival at some instruction shortly before, by a breakpoint, and from there by
-// steps. Runs must be repeatable, which the arrival is checked for.
+// k-th instruction of a run that was recorded before without stepping all the way: from breakpoint to breakpoint, the
+// fewest that lead there, which is one for each round of a loop. (In a virtual machine a single step may cost ten
+// times as much as a breakpoint.) Runs must be repeatable, which the arrival is checked for.
 #pragma once
 
 #include <sys/types.h>
@@ -34,8 +34,8 @@ class Stepper {
   StepResult step();
   // Where the next instruction is.
   Address at() const;
-  // Runs to the n-th arrival at `address`, n from 1; being there already counts.
-  StepResult run_to(Address address, std::uint32_t arrival);
+  // Runs to the next arrival at `address`; being there already does not count.
+  StepResult run_to(Address address);
   // SIGKILL, and waits until the kernel has reported the death.
   void kill();
 
@@ -69,12 +69,17 @@ class Route {
     bool as_recorded = false;
   };
   Arrival go(Stepper& stepper, std::size_t k) const;
+  // Through the kernel's clock code, which now and then takes another way.
+  bool reads_clock() const { return reads_clock_; }
 
  private:
-  std::size_t anchor_for(std::size_t k) const;
+  static constexpr std::size_t kNoStop = ~std::size_t{0};
+
+  std::vector<std::size_t> stops_to(std::size_t k) const;
 
   const Recording& recording_;
-  std::vector<std::uint32_t> arrivals_;  // of addresses[k] up to k; 0: no anchor
+  std::vector<std::size_t> before_;  // the last arrival at addresses[k] before k; 0: none; kNoStop: no breakpoint here
+  bool reads_clock_ = false;
 };
 
 }  // namespace kvtrie::test

@@ -55,7 +55,7 @@ Ending ending_of(pid_t pid) {
   disarm();
   if (options.on_start != nullptr) options.on_start();
   if (options.traced) ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-  Victim victim(world.segment_fd(), world.pool_fd());
+  Victim victim(world);
   if (scenario.prepare) scenario.prepare(victim);
   the_victim = &victim;
   the_scenario = &scenario;

@@ -5,15 +5,17 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "coordinator/evictor.h"
 #include "shm/namespace_table.h"
@@ -196,11 +198,13 @@ CrashWorld::CrashWorld() {
   const std::uint64_t bytes = layout_of(geometry).segment_bytes;
   segment_fd_ = make_memory("kvtrie-crash-segment", bytes);
   pool_fd_ = make_memory("kvtrie-crash-pool", kPoolBytes);
+  queue_fd_ = make_memory("kvtrie-crash-queue", CopyQueue::size_bytes(geometry));
   SegmentIdentity identity;
   identity.cache_name = "crash";
   identity.hash_secret = 0x1234'5678'9ABC'DEF0ULL;
   identity.cache_id[0] = 1;
   identity.clock = ClockKind::kDriven;
+  identity.device = DeviceKind::kQueued;
   identity.tick_ns = 1'000'000;
   Result<Segment> built = Segment::build(map_all(segment_fd_.get(), bytes), geometry, identity);
   if (!built) throw std::runtime_error(built.error().what());
@@ -213,32 +217,45 @@ CrashWorld::CrashWorld() {
         table.give({static_cast<std::uint32_t>(::getpid()), 1, 0, WorkerRole::kWorker, "test", 0});
     if (!grant || !table.confirm(*grant)) throw std::runtime_error("worker slot");
   }
-  blank_.assign(segment().data(), segment().data() + segment().size_bytes());
+  Mapping queue = map_all(queue_fd_.get(), CopyQueue::size_bytes(geometry));
+  queue_bytes_ = {queue.data(), queue.size_bytes()};
+  queue_ = std::make_unique<CopyQueue>(CopyQueue::build(std::move(queue), geometry, identity.cache_id));
+  blank_ = copy_bytes();
 }
 
 void CrashWorld::reset() {
   opened_.clear();
   engines_.clear();
-  std::memcpy(segment().data(), blank_.data(), blank_.size());
+  put_bytes(blank_);
+}
+
+std::array<std::span<std::byte>, 3> CrashWorld::bytes() const {
+  return {std::span(segment().data(), segment().size_bytes()), view_->pool_bytes(), queue_bytes_};
 }
 
 WorldBytes CrashWorld::copy_bytes() const {
-  const std::span<const std::byte> pool = view_->pool_bytes();
-  return {{bytes().begin(), bytes().end()}, {pool.begin(), pool.end()}};
+  WorldBytes copy;
+  for (std::size_t i = 0; i < copy.size(); ++i) copy[i].assign(bytes()[i].begin(), bytes()[i].end());
+  return copy;
 }
 
-void CrashWorld::put_bytes(const WorldBytes& bytes) {
-  std::memcpy(segment().data(), bytes.segment.data(), bytes.segment.size());
-  std::memcpy(view_->pool_bytes().data(), bytes.pool.data(), bytes.pool.size());
+void CrashWorld::put_bytes(const WorldBytes& copy) {
+  for (std::size_t i = 0; i < copy.size(); ++i) std::memcpy(bytes()[i].data(), copy[i].data(), copy[i].size());
 }
 
 std::uint64_t CrashWorld::hash_of_bytes() const {
-  const std::span<const std::byte> pool = view_->pool_bytes();
-  return XXH3_64bits_withSeed(pool.data(), pool.size(), XXH3_64bits(bytes().data(), bytes().size()));
-}
-
-std::span<const std::byte> CrashWorld::bytes() const {
-  return {segment().data(), segment().size_bytes()};
+  constexpr int kFirstOfMarks = std::numeric_limits<int>::max() - 1;  // glibc's: inconsistent, not recoverable
+  std::vector<std::pair<int*, int>> owners;
+  for (std::uint32_t i = 0; i < segment().geometry().stripes; ++i) {
+    auto& mutex = segment().stripe(i).mutex.__data;
+    const bool had = (static_cast<std::uint32_t>(mutex.__lock) & FUTEX_TID_MASK) != 0;
+    if (had || mutex.__owner <= 0 || mutex.__owner >= kFirstOfMarks) continue;
+    owners.emplace_back(&mutex.__owner, std::exchange(mutex.__owner, 1));
+  }
+  std::uint64_t hash = 0;
+  for (const std::span<const std::byte> object : bytes()) hash = hash_bytes(hash, object.data(), object.size());
+  for (const auto& [owner, thread] : owners) *owner = thread;
+  return hash;
 }
 
 Engine& CrashWorld::engine(std::uint16_t slot) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A small cache for tests that kill: segment and pool in shared memory without a name, so that a
+// A small cache for tests that kill: segment, pool and copy queue in shared memory without a name, so that a
 // forked victim maps them itself (a mapping is not inherited) and the survivors go on in this
-// process. reset() puts the segment's bytes back to those of a new cache, which takes microseconds,
+// process. reset() puts their bytes back to those of a new cache, which takes microseconds,
 // so every instruction of an operation can have a new one.
 //
 // What is cached is told by numbers: path {1, 2} is the page of number 2 below that of number 1, and {1, half(2)} an
@@ -11,6 +11,7 @@
 // always seen.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -22,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "shm/copy_queue.h"
 #include "shm/segment.h"
 #include "worker_plugin/worker.h"
 
@@ -107,11 +109,8 @@ struct OpenSequence {
   Sequence sequence;
 };
 
-// All that processes share of a world.
-struct WorldBytes {
-  std::vector<std::byte> segment;
-  std::vector<std::byte> pool;
-};
+// All that processes share of a world: segment, pool, copy queue.
+using WorldBytes = std::array<std::vector<std::byte>, 3>;
 
 class CrashWorld {
  public:
@@ -120,14 +119,18 @@ class CrashWorld {
   // The bytes as they are, and back to them; the survivors of this process stay as they are.
   WorldBytes copy_bytes() const;
   void put_bytes(const WorldBytes& bytes);
-  // Equal for equal bytes, and for no others that a test will meet.
+  // Equal for equal bytes, and for no others that a test will meet. Which thread had a lock that nobody has any more
+  // makes no difference: whoever takes it is told by the lock's word, which the kernel marked.
   std::uint64_t hash_of_bytes() const;
+  std::array<std::span<std::byte>, 3> bytes() const;
 
   const View& view() const { return *view_; }
   const Segment& segment() const { return view_->segment(); }
   int segment_fd() const { return segment_fd_.get(); }
   int pool_fd() const { return pool_fd_.get(); }
-  std::span<const std::byte> bytes() const;
+  int queue_fd() const { return queue_fd_.get(); }
+  // The device is a queued one, though engines write their pages themselves, too, but where a story says otherwise.
+  const CopyQueue& queue() const { return *queue_; }
 
   Engine& engine(std::uint16_t slot);
   // A tick later, `slot` caches the path.
@@ -145,8 +148,11 @@ class CrashWorld {
  private:
   FileDescriptor segment_fd_;
   FileDescriptor pool_fd_;
+  FileDescriptor queue_fd_;
   std::unique_ptr<View> view_;
-  std::vector<std::byte> blank_;
+  std::unique_ptr<CopyQueue> queue_;
+  std::span<std::byte> queue_bytes_;
+  WorldBytes blank_;
   std::map<std::uint16_t, std::unique_ptr<Engine>> engines_;
   std::deque<OpenSequence> opened_;
 };
