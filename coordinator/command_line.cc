@@ -22,23 +22,35 @@ constexpr const char* kFooter =
 
 }  // namespace
 
-CommandLine::CommandLine(const std::string& version) : app_("kvtried: the coordinator of a kvtrie cache", "kvtried") {
+CommandLine::CommandLine(const std::string& version)
+    : app_(std::make_unique<CLI::App>("kvtried: the coordinator of a kvtrie cache", "kvtried")) {
   for (const Setting& setting : settings()) {
     const std::string flag = std::string("--") + setting.key;
     if (setting.kind == SettingKind::kSwitch) {
-      app_.add_flag(flag, switches_[setting.key], setting.help);
+      app_->add_flag(flag, switches_[setting.key], setting.help);
       continue;
     }
-    CLI::Option* option = app_.add_option(flag, given_[setting.key], setting.help);
+    CLI::Option* option = app_->add_option(flag, given_[setting.key], setting.help);
     option->type_name(setting.value_name);
     if (setting.kind == SettingKind::kValue) {
       option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     }
   }
-  app_.add_option("--config", file_, "TOML file: the same settings, without the dashes; flags win")->type_name("FILE");
-  app_.add_flag("--check-config", check_only_, "Check flags and file, and end");
-  app_.set_version_flag("--version", version);
-  app_.footer(kFooter);
+  app_->add_option("--config", file_, "TOML file: the same settings, without the dashes; flags win")->type_name("FILE");
+  app_->add_flag("--check-config", check_only_, "Check flags and file, and end");
+  app_->set_version_flag("--version", version);
+  app_->footer(kFooter);
+}
+
+CommandLine::~CommandLine() = default;
+
+std::optional<int> CommandLine::parse(int argc, const char* const* argv) {
+  try {
+    app_->parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app_->exit(error) == 0 ? 0 : kExitUsage;
+  }
+  return {};
 }
 
 bool CommandLine::has(std::string_view key) const {
@@ -50,7 +62,7 @@ bool CommandLine::has(std::string_view key) const {
 
 MaybeFailure CommandLine::apply(const std::string& runtime_directory, Options& options) const {
   options.directory = runtime_directory;
-  if (app_.count("--config") > 0) {
+  if (app_->count("--config") > 0) {
     if (MaybeFailure failure = apply_file(file_, [this](std::string_view key) { return has(key); }, options)) {
       return failure;
     }

@@ -5,8 +5,9 @@
 // completions are made from it when kvtried is built (tools/manual).
 #pragma once
 
-#include <CLI/App.hpp>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,25 +15,32 @@
 #include "coordinator/failure.h"
 #include "coordinator/options.h"
 
+namespace CLI {
+class App;
+}
+
 namespace kvtrie {
 
 class CommandLine {
  public:
   explicit CommandLine(const std::string& version);
+  ~CommandLine();
   CommandLine(const CommandLine&) = delete;  // `app` points into it
   CommandLine& operator=(const CommandLine&) = delete;
 
-  CLI::App& app() { return app_; }
+  CLI::App& app() { return *app_; }
+  // The exit code when that was all: help, version, or flags that are wrong, which it says.
+  std::optional<int> parse(int argc, const char* const* argv);
   // --check-config: flags and file are to be checked, and that is all.
   bool check_only() const { return check_only_; }
-  // After app().parse: the file, then the flags, which win, onto `options`. `runtime_directory`: for sockets and locks
+  // After parse: the file, then the flags, which win, onto `options`. `runtime_directory`: for sockets and locks
   // when nothing else is given.
   MaybeFailure apply(const std::string& runtime_directory, Options& options) const;
 
  private:
   bool has(std::string_view key) const;
 
-  CLI::App app_;
+  std::unique_ptr<CLI::App> app_;
   std::map<std::string, std::vector<std::string>> given_;  // by setting
   std::map<std::string, bool> switches_;
   std::string file_;

@@ -15,7 +15,6 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
@@ -24,6 +23,7 @@
 #include <ctime>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "coordinator/command_line.h"
@@ -172,11 +172,7 @@ int serve(const kvtrie::Options& options, const kvtrie::CommandLine& command, ch
 
 int main(int argc, char** argv) {
   kvtrie::CommandLine command(KVTRIE_VERSION);
-  try {
-    command.app().parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return command.app().exit(error) == 0 ? 0 : kExitUsage;
-  }
+  if (const std::optional<int> exit_code = command.parse(argc, argv)) return *exit_code;
   kvtrie::Options options;
   if (const MaybeFailure failure = command.apply(runtime_directory(), options)) return fail(*failure);
   if (command.check_only()) return check(options);

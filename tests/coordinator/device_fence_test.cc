@@ -161,9 +161,9 @@ std::string dead_scheduler() {
   if (!coordinator.logs("event=fence worker=1")) return "the log does not say what it waits for";
   rank.kill();
   if (!eventually([&] { return FreePages(segment).count() == kPages; })) return "its pages never came back";
-  return state_of(segment, {1}) == SlotState::kFree && state_of(segment, {2}) == SlotState::kFree
-             ? ""
-             : "the slots did not come back";
+  // After the pages.
+  const auto free = [&](std::uint16_t slot) { return state_of(segment, {slot}) == SlotState::kFree; };
+  return eventually([&] { return free(1) && free(2); }) ? "" : "the slots did not come back";
 }
 
 TEST(DeviceFenceTest, PagesOfADeadSchedulerStayUntilItsRankIsGone) {

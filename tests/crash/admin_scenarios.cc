@@ -12,11 +12,6 @@
 namespace kvtrie::test {
 namespace {
 
-Handle handle_of(CrashWorld& world, const Path& path) {
-  const PageIndex page = world.page_of(path);
-  return Handle::page(page, PageTable(world.segment()).state(page));
-}
-
 std::uint32_t pin(const Segment& segment, Handle page) {
   const Result<std::uint32_t> made = PinTable(segment).pin(page, "because", 0);
   if (!made) throw Violation("the pin was refused");
@@ -64,7 +59,7 @@ std::vector<Scenario> admin_scenarios() {
            [](CrashWorld& w) {
              w.cache(kSurvivor, {1, 2});
              if (!PageTable(w.segment())
-                      .move(handle_of(w, {1, 2}), PageState::kLive, PageState::kCondemned)) {
+                      .move(w.handle_of({1, 2}), PageState::kLive, PageState::kCondemned)) {
                throw Violation("condemn");
              }
            },
@@ -77,7 +72,7 @@ std::vector<Scenario> admin_scenarios() {
        .setup =
            [](CrashWorld& w) {
              w.cache(kSurvivor, {1, 2});
-             (void)pin(w.segment(), handle_of(w, {1, 2}));
+             (void)pin(w.segment(), w.handle_of({1, 2}));
            },
        .operate =
            [](Victim& v) {
@@ -118,7 +113,7 @@ std::vector<Scenario> admin_scenarios() {
              w.cache(kSurvivor, {1, 2});
              w.cache(kSurvivor, {3, 4});
              w.cache(kSurvivor, {5, 6});
-             (void)pin(w.segment(), handle_of(w, {3}));
+             (void)pin(w.segment(), w.handle_of({3}));
              w.open(kOtherSurvivor, {5});
            },
        .prepare =

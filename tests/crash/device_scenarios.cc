@@ -18,9 +18,8 @@
 namespace kvtrie::test {
 namespace {
 
-constexpr std::uint32_t kPageBytes = kWorldPageWords * 8;
 constexpr std::uint32_t kShortWaitMs = 2;
-using PageBytes = std::array<std::byte, kPageBytes>;
+using PageBytes = std::array<std::byte, kWorldPageBytes>;
 
 FileDescriptor again(int fd) { return FileDescriptor(::dup(fd)); }
 
@@ -89,7 +88,7 @@ void write_what_was_asked(CrashWorld& world) {
   while (const std::optional<CopyWork> work = world.queue().next(kVictimSlot)) {
     const PageBytes asked = bytes_of(++copies);
     if (copies > 2 || !std::ranges::equal(work->bytes, asked)) throw Violation("half a copy");
-    perform_copy(world.queue(), plane, kPageBytes, kVictimSlot, *work);
+    perform_copy(world.queue(), plane, kWorldPageBytes, kVictimSlot, *work);
   }
   if (!world.queue().idle(kVictimSlot)) throw Violation("the fence never ends");
 }
@@ -113,7 +112,7 @@ void let_a_survivor_copy(CrashWorld& world) {
 void perform_all(const CopyQueue& queue, const CrashWorld& world) {
   const Mapping plane = plane_of(world);
   while (const std::optional<CopyWork> work = queue.next(WorkerId{kSurvivor})) {
-    perform_copy(queue, plane, kPageBytes, WorkerId{kSurvivor}, *work);
+    perform_copy(queue, plane, kWorldPageBytes, WorkerId{kSurvivor}, *work);
   }
 }
 

@@ -20,11 +20,6 @@ void flush(CrashWorld& world) {
   expect(NamespaceTable(world.segment()).flush(name_space.id, name_space.fields_hash).has_value(), "no flush");
 }
 
-Handle handle_of(CrashWorld& world, const Path& path) {
-  const PageIndex page = world.page_of(path);
-  return Handle::page(page, PageTable(world.segment()).state(page));
-}
-
 bool is_there(const CrashWorld& world, Handle page) {
   const StateWord word = PageTable(world.segment()).state(page.page_index());
   return page.same_life(word) && word.state() == PageState::kLive;
@@ -65,10 +60,10 @@ void what_began_before_a_flush_is_not_published(CrashWorld& world) {
 // Though one of the present generation was used longer ago.
 void pages_of_a_flushed_root_go_first(CrashWorld& world) {
   world.cache(kSurvivor, {1});
-  const Handle old = handle_of(world, {1});
+  const Handle old = world.handle_of({1});
   flush(world);
   world.cache(kSurvivor, {2});
-  const Handle present = handle_of(world, {2});
+  const Handle present = world.handle_of({2});
   const TouchWord used{world.segment().descriptor(present.page_index()).touch.load()};
   world.segment().descriptor(old.page_index()).touch.store(TouchWord::make(used.tick() + 1, 0, 1, 0).raw);
   expect(world.evict(1) == 1, "nothing was evicted");
@@ -88,7 +83,7 @@ void a_flush_gives_no_generation_that_a_page_has(CrashWorld& world) {
 
 void a_pinned_page_stays(CrashWorld& world) {
   world.cache(kSurvivor, {1, 2});
-  const Handle page = handle_of(world, {1, 2});
+  const Handle page = world.handle_of({1, 2});
   expect(PinTable(world.segment()).pin(page, "because", 0).has_value(), "no pin");
   expect(world.evict(kWorldPages) == 0, "a pinned path was evicted");
   expect(PinTable(world.segment()).unpin(0, page).ok(), "no unpin");
@@ -98,7 +93,7 @@ void a_pinned_page_stays(CrashWorld& world) {
 
 void a_pin_of_a_page_that_went_is_no_pin(CrashWorld& world) {
   world.cache(kSurvivor, {1});
-  const Handle page = handle_of(world, {1});
+  const Handle page = world.handle_of({1});
   bool pinned = false;
   Party operator_of_it([&] { pinned = PinTable(world.segment()).pin(page, "because", 0).has_value(); });
   expect(operator_of_it.run_to("lease.before_store"), "no lease");
@@ -111,7 +106,7 @@ void a_pin_of_a_page_that_went_is_no_pin(CrashWorld& world) {
 // As the next coordinator sees it, if this one dies just there.
 void a_pin_holds_from_its_lease_on(CrashWorld& world) {
   world.cache(kSurvivor, {1});
-  const Handle page = handle_of(world, {1});
+  const Handle page = world.handle_of({1});
   Party operator_of_it([&] { (void)PinTable(world.segment()).pin(page, "because", 0); });
   expect(operator_of_it.run_to("pin.after_lease"), "no pin");
   expect(world.evict(kWorldPages) == 0, "the evictor did not see the pin");
@@ -121,7 +116,7 @@ void a_pin_holds_from_its_lease_on(CrashWorld& world) {
 
 void a_lease_that_protects_nothing_is_no_pin_after_a_death(CrashWorld& world) {
   world.cache(kSurvivor, {1});
-  const Handle page = handle_of(world, {1});
+  const Handle page = world.handle_of({1});
   const PinTable pins(world.segment());
   Party operator_of_it([&] { (void)pins.pin(page, "because", 0); });
   expect(operator_of_it.run_to("lease.before_store"), "no lease");
@@ -137,7 +132,7 @@ void a_pin_ends_in_time(CrashWorld& world) {
   world.cache(kSurvivor, {1});
   const PinTable pins(world.segment());
   const std::uint32_t expiry = world.segment().now_tick() + 1;
-  expect(pins.pin(handle_of(world, {1}), "because", expiry).has_value(), "no pin");
+  expect(pins.pin(world.handle_of({1}), "because", expiry).has_value(), "no pin");
   expect(pins.drop_ended(expiry - 1) == 0 && world.evict(1) == 0, "it ended before its time");
   expect(pins.drop_ended(expiry) == 1 && world.evict(1) == 1, "it holds its page after its time");
   check_all(world);
@@ -146,7 +141,7 @@ void a_pin_ends_in_time(CrashWorld& world) {
 void a_pin_ends_with_a_flush(CrashWorld& world) {
   world.cache(kSurvivor, {1});
   const PinTable pins(world.segment());
-  expect(pins.pin(handle_of(world, {1}), "because", 0).has_value(), "no pin");
+  expect(pins.pin(world.handle_of({1}), "because", 0).has_value(), "no pin");
   flush(world);
   (void)pins.drop_ended(world.segment().now_tick());
   expect(world.evict(1) == 1, "a page that nobody can match is held by its pin");

@@ -39,11 +39,6 @@ void take_flushed_pages(CrashWorld& world) {
   }
 }
 
-Handle handle_of(CrashWorld& world, const Path& path) {
-  const PageIndex page = world.page_of(path);
-  return Handle::page(page, PageTable(world.segment()).state(page));
-}
-
 }  // namespace
 
 std::vector<Scenario> flush_scenarios() {
@@ -140,7 +135,7 @@ std::vector<Scenario> flush_scenarios() {
              w.cache(kSurvivor, {3});
              const PinTable pins(w.segment());
              const std::uint32_t soon = w.segment().now_tick() + 1;
-             if (!pins.pin(handle_of(w, {1, 2}), "soon", soon) || !pins.pin(handle_of(w, {3}), "ever", 0)) {
+             if (!pins.pin(w.handle_of({1, 2}), "soon", soon) || !pins.pin(w.handle_of({3}), "ever", 0)) {
                throw Violation("pin");
              }
              w.tick();

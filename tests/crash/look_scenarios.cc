@@ -15,7 +15,6 @@
 namespace kvtrie::test {
 namespace {
 
-constexpr std::uint32_t kPageBytes = kWorldPageWords * 8;
 // A page is 1 layer x K and V x 4 tokens x 2 heads x 2 bytes; outside, heads come before tokens.
 constexpr kvtrie_layout kLayout{.size = sizeof(kvtrie_layout), .layers = 1, .kv = 2, .heads = 2, .reserved = 0,
                                 .head_bytes = 2, .layer_stride = 0, .kv_stride = 64, .token_stride = 2,
@@ -24,7 +23,7 @@ constexpr kvtrie_layout kLayout{.size = sizeof(kvtrie_layout), .layers = 1, .kv 
 PoolView pool_of(const View& view) {
   PoolView pool;
   pool.pages = kWorldPages;
-  pool.page_bytes = kPageBytes;
+  pool.page_bytes = kWorldPageBytes;
   pool.planes = 1;
   pool.plane[0] = view.pool_bytes().data();
   return pool;

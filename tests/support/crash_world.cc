@@ -288,6 +288,11 @@ PageIndex CrashWorld::page_of(const Path& path) {
   return page;
 }
 
+Handle CrashWorld::handle_of(const Path& path) {
+  const PageIndex page = page_of(path);
+  return Handle::page(page, PageTable(segment()).state(page));
+}
+
 void CrashWorld::die_holding_stripes() {
   const pid_t pid = ::fork();
   if (pid == 0) {

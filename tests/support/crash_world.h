@@ -35,6 +35,7 @@ using Paths = std::set<Path>;
 inline constexpr std::uint32_t kWorldPages = 80;  // more than one chunk of the free bitmap
 inline constexpr std::uint32_t kWorldTokens = 4;
 inline constexpr std::uint32_t kWorldPageWords = 4;
+inline constexpr std::uint32_t kWorldPageBytes = kWorldPageWords * 8;
 inline constexpr std::uint16_t kWorldWorkers = 4;
 
 // Only as the last of a path.
@@ -141,6 +142,7 @@ class CrashWorld {
   void tick();
   // Of a path that is cached.
   PageIndex page_of(const Path& path);
+  Handle handle_of(const Path& path);
   // A child that takes the locks of all stripes and dies with them.
   void die_holding_stripes();
   std::uint64_t evict(std::uint64_t wanted);
