@@ -20,7 +20,8 @@ class Waiter {
         sequence(world.begin(world.worker, world.space, prompt(5, 1))),
         thread_([this] {
           auto result = sized<kvtrie_begin_result>();
-          code_ = kvtrie_wait_pending(sequence, 60'000, &result);
+          do code_ = kvtrie_wait_pending(sequence, 60'000, &result);
+          while (code_ == KVTRIE_E_BUSY);  // with the look below
         }) {
     std::uint32_t count = 0;
     EXPECT_TRUE(eventually([&] { return kvtrie_page_count(sequence, &count) == KVTRIE_E_BUSY; }));
