@@ -215,8 +215,8 @@ class Store {
 
   MaybeFailure plan(const std::optional<CacheShape>& base, CacheShape& shape) const {
     if (!base && (!options_.pages || !options_.page_bytes)) {
-      return Failure{fmt::format("cache '{}' has to be made: --pages and --page-bytes are needed",
-                                 options_.cache),
+      return Failure{fmt::format("cache '{}' has to be made{}: --pages and --page-bytes are needed", options_.cache,
+                                 options_.load.empty() ? "" : ", and then loaded"),
                      kExitUsage};
     }
     shape = shape_of(options_, base);
