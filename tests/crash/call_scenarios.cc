@@ -39,6 +39,11 @@ void compute_batch(Victim& v) {
   for (std::size_t i = 0; i < v.more.size(); ++i) v.engine.compute(v.more[i], batch_paths()[i]);
 }
 
+void prepare_computed_batch(Victim& v) {
+  prepare_batch(v);
+  compute_batch(v);
+}
+
 }  // namespace
 
 std::vector<Scenario> wait_scenarios() {
@@ -232,11 +237,7 @@ std::vector<Scenario> batch_scenarios() {
        .again = {1, 2},
        .sleeps = true},
       {.name = "batch.publish",
-       .prepare =
-           [](Victim& v) {
-             prepare_batch(v);
-             compute_batch(v);
-           },
+       .prepare = prepare_computed_batch,
        .operate =
            [](Victim& v) {
              (void)v.engine.publish(v.more[1], 3);  // waits for the other's
@@ -249,11 +250,7 @@ std::vector<Scenario> batch_scenarios() {
        .done_come = {{1, 2, 3}, {1, 2, 4}},
        .again = {1, 2, 3}},
       {.name = "batch.publish_incomplete",  // of a page that the other shares: it stays private, and is published whole
-       .prepare =
-           [](Victim& v) {
-             prepare_batch(v);
-             compute_batch(v);
-           },
+       .prepare = prepare_computed_batch,
        .operate =
            [](Victim& v) {
              PublishReport report;
@@ -268,11 +265,7 @@ std::vector<Scenario> batch_scenarios() {
        .done_come = {{1, 2, 3}},
        .again = {1, 2, 3}},
       {.name = "batch.hands_over",
-       .prepare =
-           [](Victim& v) {
-             prepare_batch(v);
-             compute_batch(v);
-           },
+       .prepare = prepare_computed_batch,
        .operate =
            [](Victim& v) {
              (void)v.engine.publish(v.more[0], 1);

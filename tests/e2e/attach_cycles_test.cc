@@ -12,16 +12,13 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "shm/free_pages.h"
 #include "shm/lease_table.h"
-#include "shm/verify.h"
 #include "shm/worker_table.h"
-#include "tests/support/kvtried_process.h"
+#include "tests/support/served_cache.h"
 #include "worker_plugin/kvtrie.h"
 
 namespace kvtrie {
@@ -29,7 +26,6 @@ namespace {
 
 using test::Child;
 using test::eventually;
-using test::KvtriedProcess;
 using test::Line;
 
 constexpr int kCycles = 10'000;
@@ -80,22 +76,9 @@ std::int64_t heap_bytes() {
   return static_cast<std::int64_t>(heap.uordblks + heap.hblkhd);
 }
 
-class AttachCyclesTest : public testing::Test {
+class AttachCyclesTest : public test::ServedCacheTest {
  protected:
-  void SetUp() override {
-    daemon_ = std::make_unique<KvtriedProcess>(
-        cache_, std::vector<std::string>{"--pages", std::to_string(kPages), "--page-bytes", "1K", "--planes", "3",
-                                         "--workers", std::to_string(kWorkers), "--metrics", "off", "--stripes", "8"});
-    ASSERT_TRUE(daemon_->ready()) << daemon_->err();
-    Result<Segment> segment = open_segment(cache_.name(), Access::kReadWrite);
-    ASSERT_TRUE(segment);
-    segment_.emplace(std::move(*segment));
-  }
-  void TearDown() override {
-    EXPECT_EQ(daemon_->stop(), 0) << daemon_->err();
-    const VerifyReport report = verify(*segment_, {.at_rest = true});
-    EXPECT_TRUE(report.clean()) << to_string(report.findings.at(0));
-  }
+  AttachCyclesTest() : ServedCacheTest(kPages, kWorkers) {}
 
   kvtrie_worker attach() const {
     kvtrie_attach_options options{};
@@ -131,10 +114,6 @@ class AttachCyclesTest : public testing::Test {
     EXPECT_EQ(LeaseTable(*segment_).stats().all(), 0U);
     EXPECT_EQ(FreePages(*segment_).count(), kPages - 7 * 2);
   }
-
-  test::TemporaryCache cache_{"attach-cycles"};
-  std::unique_ptr<KvtriedProcess> daemon_;
-  std::optional<Segment> segment_;
 };
 
 TEST_F(AttachCyclesTest, TenThousandLeaveNothing) {

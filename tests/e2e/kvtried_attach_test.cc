@@ -13,9 +13,8 @@
 #include <random>
 
 #include "shm/runtime_directory.h"
-#include "shm/verify.h"
 #include "shm/wire_client.h"
-#include "tests/support/kvtried_process.h"
+#include "tests/support/served_cache.h"
 #include "worker_plugin/attach_client.h"
 
 namespace kvtrie {
@@ -23,25 +22,11 @@ namespace {
 
 using test::Child;
 using test::eventually;
-using test::KvtriedProcess;
 using test::Line;
 
-class KvtriedAttachTest : public testing::Test {
+class KvtriedAttachTest : public test::ServedCacheTest {
  protected:
-  void SetUp() override {
-    daemon_ = std::make_unique<KvtriedProcess>(
-        cache_, std::vector<std::string>{"--pages", "256", "--page-bytes", "1K", "--planes", "3",
-                                         "--workers", "4", "--metrics", "off", "--stripes", "8"});
-    ASSERT_TRUE(daemon_->ready()) << daemon_->err();
-    Result<Segment> segment = open_segment(cache_.name(), Access::kReadWrite);
-    ASSERT_TRUE(segment);
-    segment_.emplace(std::move(*segment));
-  }
-  void TearDown() override {
-    EXPECT_EQ(daemon_->stop(), 0) << daemon_->err();
-    const VerifyReport report = verify(*segment_, {.at_rest = true});
-    EXPECT_TRUE(report.clean()) << to_string(report.findings.at(0));
-  }
+  KvtriedAttachTest() : ServedCacheTest(256, 4) {}
 
   CoordinatorAddress address() const { return {cache_.directory(), cache_.name()}; }
   AttachOptions options() const { return {address(), "e2e", WorkerRole::kWorker, 0}; }
@@ -63,10 +48,6 @@ class KvtriedAttachTest : public testing::Test {
     if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&name), sizeof name) != 0) return {};
     return fd;
   }
-
-  test::TemporaryCache cache_{"kvtried-attach"};
-  std::unique_ptr<KvtriedProcess> daemon_;
-  std::optional<Segment> segment_;
 };
 
 TEST_F(KvtriedAttachTest, ThousandCyclesLeakNothing) {

@@ -5,9 +5,9 @@
 // allocation.
 
 #include <atomic>
-#include <cstdlib>
 #include <new>
 
+#include "tests/support/replaced_heap.h"
 #include "tests/worker_plugin/c_api_support.h"
 
 namespace {
@@ -15,22 +15,12 @@ namespace {
 // Allocations of this thread that still succeed; negative: all.
 thread_local long allocations_left = -1;
 
-void* allocate_or_throw(std::size_t bytes) {
-  if (allocations_left == 0) throw std::bad_alloc();
-  if (allocations_left > 0) --allocations_left;
-  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return allocate_or_throw(bytes); }
-void* operator new[](std::size_t bytes) { return allocate_or_throw(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void kvtrie::test::before_allocation() {
+  if (allocations_left == 0) throw std::bad_alloc();
+  if (allocations_left > 0) --allocations_left;
+}
 
 namespace kvtrie::test {
 namespace {

@@ -7,9 +7,9 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 
+#include "tests/support/replaced_heap.h"
 #include "tests/worker_plugin/errors/every_call.h"
 
 namespace {
@@ -17,20 +17,11 @@ namespace {
 // The next allocation of this thread fails, in the plugin, too.
 thread_local bool out_of_memory = false;
 
-void* allocate_or_throw(std::size_t bytes) {
-  void* const memory = out_of_memory ? nullptr : std::malloc(std::max<std::size_t>(bytes, 1));
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return allocate_or_throw(bytes); }
-void* operator new[](std::size_t bytes) { return allocate_or_throw(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void kvtrie::test::before_allocation() {
+  if (out_of_memory) throw std::bad_alloc();
+}
 
 namespace kvtrie::test {
 namespace {

@@ -13,6 +13,7 @@
 #include <span>
 #include <thread>
 
+#include "tests/support/replaced_heap.h"
 #include "tests/worker_plugin/examples/example_cache.h"
 
 namespace {
@@ -20,21 +21,9 @@ namespace {
 // Of the whole program, the library's too.
 std::atomic<std::uint64_t> heap_calls{0};
 
-// Not inlined: g++ 12 would take the pairs for mismatched.
-[[gnu::noinline]] void* counted_memory(std::size_t bytes) {
-  heap_calls.fetch_add(1, std::memory_order_relaxed);
-  if (void* const memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
-  throw std::bad_alloc();
-}
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return counted_memory(bytes); }
-void* operator new[](std::size_t bytes) { return counted_memory(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void kvtrie::test::before_allocation() { heap_calls.fetch_add(1, std::memory_order_relaxed); }
 
 namespace kvtrie::test {
 namespace {
