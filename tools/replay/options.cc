@@ -16,6 +16,9 @@
 namespace kvtrie::replay {
 namespace {
 
+constexpr std::uint32_t kStormMax = 10'000'000;
+constexpr std::uint32_t kStormSlots = 64;
+
 // "max" or a positive number; empty when it is neither.
 std::optional<double> parse_speed(const std::string& text) {
   if (text == "max") return 0.0;
@@ -65,6 +68,19 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
                  "Kill a worker N times, and start it again (0)")
       ->type_name("N")
       ->check(CLI::Range(0U, kWorkersMax));
+  app.add_option("--storm", options.storm,
+                 "Kill N workers at random moments, stop others for seconds, kill and stop kvtried; the workload is "
+                 "repeated until then (0)")
+      ->type_name("N")
+      ->check(CLI::Range(0U, kStormMax));
+  app.add_option("--kill-rate", options.kill_rate, "Workers that a storm kills in a second (40)")
+      ->type_name("N")
+      ->check(CLI::Range(0.1, 1000.0));
+  app.add_flag("--fill-shm", options.fill_shm,
+               "A storm in a mount namespace of its own, whose /dev/shm of 256 MiB it fills again and again");
+  app.add_option("--realtime", options.realtime, "Of its own kvtried, and priority of what a storm measures with (0)")
+      ->type_name("PRIORITY")
+      ->check(CLI::Range(0, 99));
   app.add_flag("--mix", options.mix, "Use every call of the plugin, by weight, and check every answer and page");
   app.add_option("--mix-seed", options.mix_seed, "Of the operations that a mix draws (as --seed)")
       ->type_name("N")
@@ -105,6 +121,15 @@ std::string problem_of(const ReplayOptions& options) {
     return "--page-bytes: must be a multiple of 8";
   }
   if (options.low_percent > options.high_percent) return "--low: must not be above --high";
+  if (options.storm > 0) {
+    if (options.speed != 0) return "--storm: goes as fast as it can, leave --speed out";
+    if (options.mix || options.kill_workers > 0) return "--storm: not with --mix or --kill-workers";
+    if (!options.cache.empty()) return "--storm: kills its kvtried, so it has one of its own: leave --cache out";
+    if (options.workers < 2) return "--storm: at least 2 workers";
+  } else if (options.fill_shm) {
+    return "--fill-shm: only with --storm";
+  }
+  if (options.realtime > 0 && !options.cache.empty()) return "--realtime: only of a kvtried of its own, without --cache";
   if (options.mix && options.speed != 0) return "--mix: goes as fast as it can, leave --speed out";
   if (options.mix && options.cache.empty()) {
     const Geometry& asked = options.geometry;
@@ -156,6 +181,7 @@ std::optional<ReplayOptions> parse_options(int argc, const char* const* argv,
   options.planes_given = app.count("--planes") > 0;
   // A killed worker's slot is given back a little after the next one asks for its own.
   options.geometry.workers = std::min(options.workers + options.kill_workers + 1, kWorkersMax);
+  if (options.storm > 0) options.geometry.workers = std::max(kStormSlots, 2 * options.workers);
   options.geometry.leases_per_worker = std::max(2 * options.in_flight + 8, 64U);
   if (options.mix) settle_mix(options, app.count("--namespaces") > 0, app.count("--mix-seed") > 0);
   options.geometry.namespaces = std::min(options.namespaces + (options.mix ? 2 : 1), kNamespacesMax);

@@ -38,6 +38,10 @@ struct ReplayOptions {
       0;  // 0: as fast as it goes, the clock is driven; else a multiple of the trace's time
   double check_percent = 100;
   std::uint32_t kill_workers = 0;  // how many times a worker is killed and started again
+  std::uint32_t storm = 0;         // kills in all; 0: no storm (storm.h)
+  double kill_rate = 40;           // a second
+  bool fill_shm = false;           // in a /dev/shm of its own
+  int realtime = 0;                // priority of the own kvtried, and of what measures it
   bool mix = false;                // all calls of the plugin, by chance (mix_worker.h)
   std::uint64_t mix_seed = 0;
 

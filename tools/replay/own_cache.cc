@@ -66,6 +66,7 @@ std::vector<std::string> arguments_of(const ReplayOptions& options, const std::s
       "--metrics",
       "off",
   };
+  if (options.realtime > 0) arguments.insert(arguments.end(), {"--realtime", fmt::format("{}", options.realtime)});
   if (options.speed == 0) {
     for (const char* argument : {"--clock", "driven", "--tick-ns", "1000000"}) {
       arguments.emplace_back(argument);
@@ -80,9 +81,12 @@ OwnCache::OwnCache(const ReplayOptions& options, const std::string& kvtried, Sig
     : name_(fmt::format("replay-{}-{:x}", ::getpid(),
                         Clock::now().time_since_epoch().count() & 0xFFFF'FFFF)),
       directory_(make_directory()),
+      program_(kvtried),
+      arguments_(arguments_of(options, name_, directory_)),
       planes_(options.geometry.planes) {
   try {
-    start(options, kvtried, signals);
+    start_again();
+    await(signals);
   } catch (...) {
     clean_up();
     throw;
@@ -91,7 +95,7 @@ OwnCache::OwnCache(const ReplayOptions& options, const std::string& kvtried, Sig
 
 OwnCache::~OwnCache() { clean_up(); }
 
-void OwnCache::start(const ReplayOptions& options, const std::string& kvtried, Signals& signals) {
+void OwnCache::start_again() {
   const FileDescriptor log(
       ::open((directory_ + "/log").c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600));
   std::array<int, 2> pipe{};
@@ -100,36 +104,52 @@ void OwnCache::start(const ReplayOptions& options, const std::string& kvtried, S
         fmt::format("starting kvtried: {}", std::generic_category().message(errno)), kExitFailure};
   }
   output_ = FileDescriptor(pipe[0]);
+  said_.clear();
   const FileDescriptor child_end(pipe[1]);
   ChildOptions child;
-  child.program = kvtried;
-  child.arguments = arguments_of(options, name_, directory_);
+  child.program = program_;
+  child.arguments = arguments_;
   child.standard_output = child_end.get();
   child.standard_error = log.get();
   child.death_signal = SIGTERM;
   pid_ = start_child(child);
+}
 
-  std::string said;
+bool OwnCache::serves() {
+  std::array<char, 1024> buffer{};
+  for (ssize_t got = 0; (got = ::read(output_.get(), buffer.data(), buffer.size())) > 0;) {
+    said_.append(buffer.data(), static_cast<std::size_t>(got));
+  }
+  return said_.find("event=ready") != std::string::npos;
+}
+
+void OwnCache::await(Signals& signals) {
   const auto deadline = Clock::now() + kReadyLimit;
-  while (said.find("event=ready") == std::string::npos) {
+  while (!serves()) {
     signals.wait(std::chrono::milliseconds(100), output_.get());
-    std::array<char, 1024> buffer{};
-    if (const ssize_t got = ::read(output_.get(), buffer.data(), buffer.size()); got > 0) {
-      said.append(buffer.data(), static_cast<std::size_t>(got));
-    }
     if (const std::string end = how_it_ended(); !end.empty()) {
       // 2 is its code for flags that it refuses: ours, handed on.
       const bool usage = WIFEXITED(wait_status_) && WEXITSTATUS(wait_status_) == kExitUsage;
-      throw CacheStartError{fmt::format("{} {}\n{}", kvtried, end, this->log()),
+      throw CacheStartError{fmt::format("{} {}\n{}", program_, end, this->log()),
                             usage ? kExitUsage : kExitFailure};
     }
     if (signals.asked_to_end()) throw CacheStartError{"stopped by a signal", kExitFailure};
     if (Clock::now() > deadline) {
-      throw CacheStartError{fmt::format("{}: not ready in time\n{}", kvtried, this->log()),
+      throw CacheStartError{fmt::format("{}: not ready in time\n{}", program_, this->log()),
                             kExitFailure};
     }
   }
 }
+
+void OwnCache::kill() {
+  ::kill(pid_, SIGKILL);
+  ::waitpid(pid_, &wait_status_, 0);
+  pid_ = 0;
+}
+
+void OwnCache::stop() const { ::kill(pid_, SIGSTOP); }
+
+void OwnCache::go_on() const { ::kill(pid_, SIGCONT); }
 
 std::string OwnCache::how_it_ended() {
   if (pid_ > 0 && ::waitpid(pid_, &wait_status_, WNOHANG) == pid_) pid_ = 0;
@@ -145,6 +165,7 @@ std::string OwnCache::log() const {
 void OwnCache::clean_up() noexcept {
   if (pid_ > 0) {
     ::kill(pid_, SIGTERM);
+    ::kill(pid_, SIGCONT);  // of one that is stopped
     for (const auto deadline = Clock::now() + kEndLimit;
          ::waitpid(pid_, &wait_status_, WNOHANG) == 0;) {
       if (Clock::now() > deadline) {

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include <string>
+#include <vector>
 
 #include "tools/replay/child_process.h"
 #include "tools/replay/options.h"
@@ -30,21 +31,31 @@ class OwnCache {
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::string& directory() const { return directory_; }
+  // SIGKILL, SIGSTOP, SIGCONT to the daemon. Of one that was killed start_again() starts a successor, which takes the
+  // cache over, and serves() says when: it returns at once.
+  void kill();
+  void stop() const;
+  void go_on() const;
+  void start_again();
+  [[nodiscard]] bool serves();
   // Empty while it runs; else how it ended. May be asked again.
   [[nodiscard]] std::string how_it_ended();
   // What it has logged.
   [[nodiscard]] std::string log() const;
 
  private:
-  void start(const ReplayOptions& options, const std::string& kvtried, Signals& signals);
+  void await(Signals& signals);
   void clean_up() noexcept;
 
   std::string name_;
   std::string directory_;
+  std::string program_;  // kvtried
+  std::vector<std::string> arguments_;
   std::uint32_t planes_;
   pid_t pid_ = -1;
   int wait_status_ = 0;
   FileDescriptor output_;
+  std::string said_;  // by the daemon that runs
 };
 
 }  // namespace kvtrie::replay

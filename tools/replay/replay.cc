@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,8 @@
 #include "tools/replay/own_cache.h"
 #include "tools/replay/progress_bar.h"
 #include "tools/replay/report.h"
+#include "tools/replay/small_shm.h"
+#include "tools/replay/storm.h"
 #include "tools/replay/worker_crew.h"
 
 namespace kvtrie::replay {
@@ -30,6 +33,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr auto kLook = std::chrono::milliseconds(100);
+constexpr auto kLookToKill = std::chrono::milliseconds(1);
 constexpr auto kRestLimit = std::chrono::seconds(5);
 
 struct UsageError {
@@ -135,9 +140,52 @@ void add_mix_result(const SharedPlan& plan, const Observer& observer, bool alone
   if (result.failure.empty()) result.failure = verify_problem(observer, alone);
 }
 
+// Workers killed one by one, spread evenly over the requests.
+class SpreadKills {
+ public:
+  SpreadKills(const ReplayOptions& options, const SharedPlan& plan, WorkerCrew& crew)
+      : kills_(options.kill_workers), plan_(plan), crew_(crew), chance_(options.seed) {}
+
+  [[nodiscard]] std::chrono::milliseconds look() const { return kills_ > 0 ? kLookToKill : kLook; }
+  void step() {
+    if (killed_ == kills_) return;
+    if (plan_.finished() < std::uint64_t{plan_.request_count()} * (killed_ + 1) / (kills_ + 1)) return;
+    if (const auto victim = crew_.choose(chance_)) crew_.kill(*victim);
+    ++killed_;
+  }
+
+ private:
+  const std::uint32_t kills_;
+  const SharedPlan& plan_;
+  WorkerCrew& crew_;
+  Random chance_;
+  std::uint32_t killed_ = 0;
+};
+
+// The workload again and again until the storm is over; after each round nothing must be lost.
+StormResult weather_storm(const ReplayOptions& options, SharedPlan& plan, WorkerCrew& crew, OwnCache& own,
+                          const Observer& observer, Signals& signals, SmallShm* shm, const std::function<void()>& draw,
+                          std::string& failure) {
+  Storm storm(options, plan, crew, own, observer, shm);
+  for (;;) {
+    failure = crew.run(signals, kLookToKill, [&] {
+      draw();
+      return storm.step();
+    });
+    // What it has begun, it ends: a kvtried that is dead is started.
+    while (failure.empty() && !storm.settled()) {
+      signals.wait(kLookToKill);
+      failure = signals.asked_to_end() ? "stopped by a signal" : storm.step();
+    }
+    if (failure.empty()) failure = verify_problem(observer, true);
+    if (!failure.empty() || storm.over()) return storm.result();
+    plan.open_all();
+  }
+}
+
 ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Request>& requests,
                              const Cache& cache, const Observer& observer, Signals& signals,
-                             OwnCache* own, const std::string& program, const std::string& plugin) {
+                             OwnCache* own, SmallShm* shm, const std::string& program, const std::string& plugin) {
   PlanSettings settings = settings_of(options, cache.name, cache.directory, plugin);
   settings.start_ns = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch())
@@ -153,11 +201,21 @@ ReplayResult replay_workload(const ReplayOptions& options, const std::vector<Req
   {
     ProgressBar bar(plan.request_count());
     WorkerCrew crew(plan, program);
-    result.failure = crew.run(signals, options.kill_workers, options.seed, [&]() -> std::string {
+    const auto draw = [&] {
       if (bar.shown()) bar.draw(plan.finished(), note_of(plan));
-      const std::string end = own == nullptr ? "" : own->how_it_ended();
-      return end.empty() ? "" : fmt::format("kvtried {}\n{}", end, own->log());
-    });
+    };
+    if (options.storm > 0) {
+      result.storm = weather_storm(options, plan, crew, *own, observer, signals, shm, draw, result.failure);
+      result.requests *= plan.rounds();
+    } else {
+      SpreadKills kills(options, plan, crew);
+      result.failure = crew.run(signals, kills.look(), [&]() -> std::string {
+        draw();
+        kills.step();
+        const std::string end = own == nullptr ? "" : own->how_it_ended();
+        return end.empty() ? "" : fmt::format("kvtried {}\n{}", end, own->log());
+      });
+    }
     result.deaths = crew.deaths();
     result.uncertain_hits = crew.uncertain_hits();
   }
@@ -184,6 +242,8 @@ ExitCode replay_on_cache(ReplayOptions options) {
   }
   const std::vector<Request> requests = load_workload(options);
 
+  std::optional<SmallShm> shm;
+  if (options.fill_shm) shm.emplace();
   std::optional<OwnCache> own;
   Cache cache{options.cache, options.directory};
   if (options.cache.empty()) {
@@ -197,7 +257,7 @@ ExitCode replay_on_cache(ReplayOptions options) {
     throw UsageError{fmt::format("--json {}: {}", options.json, std::strerror(errno))};
   }
   const ReplayResult result = replay_workload(options, requests, cache, observer, signals,
-                                              own ? &*own : nullptr, program, plugin);
+                                              own ? &*own : nullptr, shm ? &*shm : nullptr, program, plugin);
 
   fmt::print("{}{}", to_text(result, options), result.mix_text);
   if (!options.json.empty()) write_json(options.json, to_json(result, options));

@@ -32,6 +32,50 @@ std::string grouped(std::uint64_t number) {
   return text;
 }
 
+std::string milliseconds_of(const Histogram& histogram) {
+  return fmt::format("p50 {:.2f} ms, p99 {:.2f} ms, max {:.2f} ms, of {}", microseconds(histogram, 50) / 1000,
+                     microseconds(histogram, 99) / 1000, static_cast<double>(histogram.max()) / 1e6,
+                     grouped(histogram.count()));
+}
+
+std::string storm_to_text(const StormResult& storm) {
+  const auto line = [](const char* name, const std::string& value) {
+    return fmt::format("    {:<30} {}\n", name, value);
+  };
+  std::string text = "  storm\n";
+  text += line("workers killed", grouped(storm.kills));
+  text += line("... of these without a slot", grouped(storm.given_back.unattached));
+  text += line("workers stopped for seconds", grouped(storm.stops));
+  text += line("kvtried killed, stopped", fmt::format("{}, {}", storm.coordinator_kills, storm.coordinator_stops));
+  if (storm.times_full > 0) text += line("/dev/shm was full", fmt::format("{} times", storm.times_full));
+  text += line("rounds, verified at their end", grouped(storm.rounds));
+  text += line("death to all given back", milliseconds_of(storm.given_back.served));
+  text += line("... kvtried dead or stopped", milliseconds_of(storm.given_back.disturbed));
+  text += line("start of kvtried to serving", milliseconds_of(storm.restarts));
+  return text;
+}
+
+nlohmann::ordered_json storm_to_json(const StormResult& storm) {
+  nlohmann::ordered_json json;
+  json["kills"] = storm.kills;
+  json["kills_without_slot"] = storm.given_back.unattached;
+  json["stops"] = storm.stops;
+  json["coordinator_kills"] = storm.coordinator_kills;
+  json["coordinator_stops"] = storm.coordinator_stops;
+  json["shm_full"] = storm.times_full;
+  json["rounds"] = storm.rounds;
+  const auto add = [&](const char* name, const Histogram& histogram) {
+    json[fmt::format("{}_count", name)] = histogram.count();
+    json[fmt::format("{}_us_p50", name)] = microseconds(histogram, 50);
+    json[fmt::format("{}_us_p99", name)] = microseconds(histogram, 99);
+    json[fmt::format("{}_us_max", name)] = static_cast<double>(histogram.max()) / 1000;
+  };
+  add("given_back", storm.given_back.served);
+  add("given_back_disturbed", storm.given_back.disturbed);
+  add("restart", storm.restarts);
+  return json;
+}
+
 }  // namespace
 
 void add_tallies(const SharedPlan& plan, ReplayResult& result) {
@@ -119,6 +163,7 @@ std::string to_json(const ReplayResult& result, const ReplayOptions& options) {
   json["page_bytes"] = options.geometry.page_bytes;
   json["planes"] = options.geometry.planes;
   json["failure"] = result.failure;
+  if (result.storm.kills > 0) json["storm"] = storm_to_json(result.storm);
   if (!result.mix_json.empty()) json["mix"] = nlohmann::ordered_json::parse(result.mix_json);
   return json.dump(2) + "\n";
 }
@@ -150,6 +195,7 @@ std::string to_text(const ReplayResult& result, const ReplayOptions& options) {
   text +=
       line("wrong pages", fmt::format("{} of {} compared", grouped(result.sum(Tally::kWrongPages)),
                                       grouped(result.sum(Tally::kPagesChecked))));
+  if (result.own_cache) text += line("lost pages", grouped(result.census.lost()));
   text += line("no room", fmt::format("{} requests failed, {} began again",
                                       grouped(result.sum(Tally::kFailed)),
                                       grouped(result.sum(Tally::kRetries))));
@@ -162,6 +208,7 @@ std::string to_text(const ReplayResult& result, const ReplayOptions& options) {
   text += line("runs", fmt::format("{:.1f} neighbouring pages on average",
                                    ratio(result.sum(Tally::kPagesHit), result.sum(Tally::kRuns))));
   if (result.deaths > 0) text += line("killed", fmt::format("{} workers", result.deaths));
+  if (result.storm.kills > 0) text += storm_to_text(result.storm);
   if (const std::uint64_t unsettled = result.sum(Tally::kUnsettled); unsettled > 0) {
     text +=
         line("not settled", fmt::format("{} times: hits may differ from the model's", unsettled));

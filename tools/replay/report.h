@@ -12,6 +12,7 @@
 #include "tools/replay/observer.h"
 #include "tools/replay/options.h"
 #include "tools/replay/shared_plan.h"
+#include "tools/replay/storm.h"
 
 namespace kvtrie::replay {
 
@@ -26,6 +27,7 @@ struct ReplayResult {
   double seconds = 0;
   bool own_cache = true;
   std::string failure;  // why the replay ended early; empty: it did not
+  StormResult storm;     // of a storm; else all zero
   std::string mix_text;  // of a mix: what it did; else empty
   std::string mix_json;
 

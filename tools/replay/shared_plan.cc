@@ -153,6 +153,14 @@ std::uint32_t SharedPlan::reopen(std::uint32_t worker) {
   return opened;
 }
 
+void SharedPlan::open_all() {
+  for (std::uint32_t index = 0; index < request_count(); ++index)
+    planned(index).owner.store(kOpen, std::memory_order_relaxed);
+  header_->finished.store(0, std::memory_order_relaxed);
+  header_->first_open.store(0, std::memory_order_release);
+  ++rounds_;
+}
+
 std::uint32_t SharedPlan::count_unfinished() const {
   std::uint32_t unfinished = 0;
   for (std::uint32_t index = 0; index < request_count(); ++index) {

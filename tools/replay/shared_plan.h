@@ -130,6 +130,10 @@ class SharedPlan {
   void finish(std::uint32_t index, bool served);
   // By the parent, when `worker` is dead: its requests are open again. Returns how many.
   std::uint32_t reopen(std::uint32_t worker);
+  // By the parent, when all are finished and no worker runs: all requests are open once more.
+  void open_all();
+  // How often open_all() was called, plus one.
+  [[nodiscard]] std::uint32_t rounds() const { return rounds_; }
   [[nodiscard]] std::uint32_t finished() const {
     return header_->finished.load(std::memory_order_acquire);
   }
@@ -155,6 +159,7 @@ class SharedPlan {
   void map(std::uint64_t bytes);
   void find_parts();
 
+  std::uint32_t rounds_ = 1;
   int fd_ = -1;
   std::uint64_t bytes_ = 0;
   PlanHeader* header_ = nullptr;

@@ -15,8 +15,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kLook = std::chrono::milliseconds(100);
-constexpr auto kLookBeforeKill = std::chrono::milliseconds(1);
 constexpr auto kEndLimit = std::chrono::seconds(5);
 
 }  // namespace
@@ -34,32 +32,22 @@ bool WorkerCrew::anybody_runs() const {
 }
 
 void WorkerCrew::start(std::uint32_t worker) {
+  Member& member = members_[worker];
   ChildOptions child;
   child.program = program_;
   child.arguments = {"--worker-fd", fmt::format("{}", plan_.fd()), fmt::format("{}", worker),
-                     fmt::format("{}", members_[worker].incarnation)};
+                     fmt::format("{}", member.lives)};
   child.inherited = plan_.fd();
-  members_[worker].pid = start_child(child);
-  members_[worker].killed = false;
+  member = {.pid = start_child(child), .lives = member.lives + 1, .killed = false};
 }
 
-std::string WorkerCrew::run(Signals& signals, std::uint32_t kills, std::uint64_t seed,
+std::string WorkerCrew::run(Signals& signals, std::chrono::milliseconds look,
                             const std::function<std::string()>& watch) {
-  chance_ = Random(seed);
   for (std::uint32_t worker = 0; worker < members_.size(); ++worker)
     start(worker);
-  // Spread evenly over the requests.
-  std::uint32_t killed = 0;
-  const auto next_kill = [&] {
-    return std::uint64_t{plan_.request_count()} * (killed + 1) / (kills + 1);
-  };
   while (anybody_runs()) {
-    signals.wait(killed < kills ? kLookBeforeKill : kLook);
+    signals.wait(look);
     collect_ended();
-    if (killed < kills && plan_.finished() >= next_kill()) {
-      kill_one();
-      ++killed;
-    }
     if (failure_.empty()) failure_ = watch();
     if (failure_.empty() && signals.asked_to_end()) failure_ = "stopped by a signal";
     if (!failure_.empty()) end_all();
@@ -90,7 +78,6 @@ void WorkerCrew::judge_end(std::uint32_t worker, int wait_status) {
     plan_.reopen(worker);
   }
   if (member.killed && WIFSIGNALED(wait_status)) {
-    ++member.incarnation;
     start(worker);
   } else if (failure_.empty()) {
     failure_ = fmt::format("worker {} {}{}{}", worker, describe_end(wait_status),
@@ -98,15 +85,18 @@ void WorkerCrew::judge_end(std::uint32_t worker, int wait_status) {
   }
 }
 
-void WorkerCrew::kill_one() {
-  const auto first = static_cast<std::uint32_t>(chance_.below(members_.size()));
+std::optional<std::uint32_t> WorkerCrew::choose(Random& chance) const {
+  const auto first = static_cast<std::uint32_t>(chance.below(members_.size()));
   for (std::uint32_t step = 0; step < members_.size(); ++step) {
-    Member& member = members_[(first + step) % members_.size()];
-    if (member.pid == 0 || member.killed) continue;
-    member.killed = true;
-    ::kill(member.pid, SIGKILL);
-    return;
+    const auto worker = static_cast<std::uint32_t>((first + step) % members_.size());
+    if (members_[worker].pid != 0 && !members_[worker].killed) return worker;
   }
+  return {};
+}
+
+void WorkerCrew::kill(std::uint32_t worker) {
+  members_[worker].killed = true;
+  ::kill(members_[worker].pid, SIGKILL);
 }
 
 // Asks, waits a while, then kills.
@@ -119,6 +109,7 @@ void WorkerCrew::end_all() {
       int wait_status = 0;
       if (member.pid == 0) continue;
       if (last_call) ::kill(member.pid, SIGKILL);
+      ::kill(member.pid, SIGCONT);  // of one that is stopped
       if (::waitpid(member.pid, &wait_status, last_call ? 0 : WNOHANG) != 0) member.pid = 0;
     }
     last_call = Clock::now() > deadline;

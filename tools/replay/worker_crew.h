@@ -31,10 +31,17 @@ class WorkerCrew {
   WorkerCrew& operator=(const WorkerCrew&) = delete;
   ~WorkerCrew();  // ends those that still run
 
-  // Until all have ended. Kills one `kills` times on the way. `watch` is called several times a
-  // second; a text from it ends the replay. Returns why the replay failed, or nothing.
-  std::string run(Signals& signals, std::uint32_t kills, std::uint64_t seed,
-                  const std::function<std::string()>& watch);
+  // Starts all and returns when all have ended: why the replay failed, or nothing. Those that were killed by kill() are
+  // started again at once. `watch` is called after each look at them, that is after `look` at the latest; a text from
+  // it ends the replay. May be called again.
+  std::string run(Signals& signals, std::chrono::milliseconds look, const std::function<std::string()>& watch);
+
+  // One that runs and is not being killed.
+  std::optional<std::uint32_t> choose(Random& chance) const;
+  [[nodiscard]] pid_t pid_of(std::uint32_t worker) const { return members_[worker].pid; }
+  // How often it was started: another number is another process.
+  [[nodiscard]] std::uint32_t life_of(std::uint32_t worker) const { return members_[worker].lives; }
+  void kill(std::uint32_t worker);
 
   [[nodiscard]] std::uint32_t deaths() const { return deaths_; }
   [[nodiscard]] std::uint64_t uncertain_hits() const { return uncertain_hits_; }
@@ -42,21 +49,19 @@ class WorkerCrew {
  private:
   struct Member {
     pid_t pid = 0;  // 0: has ended
-    std::uint32_t incarnation = 0;
+    std::uint32_t lives = 0;
     bool killed = false;  // by us
   };
 
   void start(std::uint32_t worker);
   void collect_ended();
   void judge_end(std::uint32_t worker, int wait_status);
-  void kill_one();
   void end_all();
   [[nodiscard]] bool anybody_runs() const;
 
   SharedPlan& plan_;
   const std::string program_;
   std::vector<Member> members_;
-  Random chance_{0};
   std::uint32_t deaths_ = 0;
   std::uint64_t uncertain_hits_ = 0;
   std::string failure_;
