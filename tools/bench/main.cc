@@ -23,9 +23,16 @@ using kvtrie::bench::FullHitResult;
 using kvtrie::bench::ReapOptions;
 using kvtrie::bench::ReapResult;
 using kvtrie::bench::Spread;
+using kvtrie::replay::Histogram;
 
 nlohmann::json json_of(const Spread& spread) {
   return {{"min", spread.minimum}, {"median", spread.median}, {"max", spread.maximum}};
+}
+
+double ms_of(std::uint64_t ns) { return static_cast<double>(ns) / 1e6; }
+
+nlohmann::json json_of(const Histogram& took) {
+  return {{"p50", ms_of(took.percentile(50))}, {"p99", ms_of(took.percentile(99))}, {"max", ms_of(took.max())}};
 }
 
 void print(const FullHitOptions& options, const FullHitResult& result) {
@@ -43,13 +50,16 @@ void print(const FullHitOptions& options, const FullHitResult& result) {
 }
 
 void print(const ReapOptions& options, const ReapResult& result) {
-  fmt::print("reap: {} pages of a killed worker, one in each chunk of {} pages, {} rounds (median, min to max)\n",
-             result.pages_held, options.pages, options.rounds);
-  auto row = [&](const char* what, const Spread& ms) {
-    fmt::print("  {:<28}{:8.2f} ms ({:.2f} to {:.2f})\n", what, ms.median, ms.minimum, ms.maximum);
+  fmt::print("reap: {} pages of a killed worker in a cache of {}, {} busy workers, {}, {} rounds each\n",
+             result.pages_held, options.pages, options.busy,
+             options.realtime > 0 ? fmt::format("--realtime {}", options.realtime) : "no real-time priority",
+             options.rounds);
+  auto row = [&](const char* what, const Histogram& took) {
+    fmt::print("  {:<44}p50 {:.2f} ms, p99 {:.2f} ms, max {:.2f} ms\n", what, ms_of(took.percentile(50)),
+               ms_of(took.percentile(99)), ms_of(took.max()));
   };
-  row("death to free, announced", result.pending_ms);
-  row("death to free, private", result.writing_ms);
+  row("report of the death to all free, announced", result.announced);
+  row("report of the death to all free, private", result.private_);
 }
 
 nlohmann::json run_full_hit(const FullHitOptions& options) {
@@ -69,8 +79,10 @@ nlohmann::json run_reap(const ReapOptions& options) {
   return {{"pages", options.pages},
           {"rounds", options.rounds},
           {"pages_held", result.pages_held},
-          {"announced_ms", json_of(result.pending_ms)},
-          {"private_ms", json_of(result.writing_ms)}};
+          {"busy", options.busy},
+          {"realtime", options.realtime},
+          {"announced_ms", json_of(result.announced)},
+          {"private_ms", json_of(result.private_)}};
 }
 
 }  // namespace
@@ -81,12 +93,20 @@ int main(int argc, char** argv) {
   }
   FullHitOptions options;
   bool reap = false;
+  std::uint32_t busy = 0;
+  int realtime = 0;
   std::string json_file;
   CLI::App app{"What cache operations cost, as ratios to floors measured in the same run.\n"
                "Starts a coordinator of its own and removes it again."};
   app.set_version_flag("--version", KVTRIE_VERSION);
   app.footer("exit codes: 0 measured, 2 usage, 4 anything else");
   app.add_flag("--reap", reap, "instead of full hits: how long the pages of a killed worker are gone");
+  app.add_option("--busy", busy, "with --reap: so many other workers look up, allocate and publish meanwhile")
+      ->capture_default_str()
+      ->check(CLI::Range(0U, 32U));
+  app.add_option("--realtime", realtime, "with --reap: priority of kvtried, and of what measures it (0: ordinary)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 99));
   app.add_option("--pages", options.pages, "pages of the cache")
       ->capture_default_str()
       ->check(CLI::Range(std::uint64_t{64}, std::uint64_t{1} << 24));
@@ -109,7 +129,8 @@ int main(int argc, char** argv) {
   if (options.plugin.empty()) options.plugin = (here.parent_path() / "lib/libkvtrie_worker.so").string();
   try {
     const nlohmann::json figures =
-        reap ? run_reap({options.pages, options.rounds, options.plugin, options.kvtried})
+        reap ? run_reap({options.pages, options.rounds, busy, realtime, options.plugin, options.kvtried,
+                         (here / "kvtrie-replay").string()})
              : run_full_hit(options);
     if (!json_file.empty() && !(std::ofstream(json_file) << figures.dump(2) << '\n' << std::flush)) {
       throw std::runtime_error(fmt::format("{}: cannot be written", json_file));

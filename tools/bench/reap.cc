@@ -6,22 +6,25 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string_view>
+#include <thread>
 #include <vector>
 
-#include "shm/free_pages.h"
+#include "shm/ids.h"
 #include "tools/bench/prompts.h"
 #include "tools/replay/child_process.h"
+#include "tools/replay/death_watch.h"
 #include "tools/replay/observer.h"
 #include "tools/replay/own_cache.h"
 #include "tools/replay/plugin.h"
@@ -31,7 +34,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kHoldLimit = std::chrono::seconds(60);
+constexpr int kHoldLimitMs = 60'000;
+constexpr auto kWarmUpLimit = std::chrono::seconds(60);
+constexpr std::uint32_t kWorkerSlots = 64;
 constexpr auto kReapLimit = std::chrono::seconds(10);
 
 // Full but for the last page of each chunk.
@@ -48,6 +53,7 @@ void fill_but_one_a_chunk(const replay::Plugin& plugin, kvtrie_worker worker,
   for (const kvtrie_sequence sequence : open) plugin.expect(plugin->release(sequence), "release");
 }
 
+// The worker that is to be killed, and holds its pages.
 class Holder {
  public:
   Holder(const ReapOptions& options, const replay::OwnCache& cache, std::uint64_t pages,
@@ -63,13 +69,13 @@ class Holder {
     child.inherited = its.get();
     pid_ = replay::start_child(child);
     its = {};
-    signals.wait(kHoldLimit, mine.get());
-    char said = 0;
-    if (::read(mine.get(), &said, 1) != 1 || said != '+') {
+    pollfd said{mine.get(), POLLIN, 0};
+    while (::poll(&said, 1, kHoldLimitMs) < 0 && errno == EINTR) {
+    }
+    char word = 0;
+    if (said.revents == 0 || ::read(mine.get(), &word, 1) != 1 || word != '+' || signals.asked_to_end()) {
       throw std::runtime_error("the worker that is to be killed did not get its pages");
     }
-    pidfd_ = FileDescriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
-    if (!pidfd_.open()) throw std::runtime_error("pidfd_open");
   }
   Holder(const Holder&) = delete;
   Holder& operator=(const Holder&) = delete;
@@ -77,34 +83,100 @@ class Holder {
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
   }
-  // Returns when the kernel says that it is dead.
-  void kill() const {
-    ::kill(pid_, SIGKILL);
-    pollfd death{pidfd_.get(), POLLIN, 0};
-    if (::poll(&death, 1, -1) != 1) throw std::runtime_error("poll");
-  }
+  [[nodiscard]] pid_t pid() const { return pid_; }
 
  private:
   pid_t pid_ = -1;
-  FileDescriptor pidfd_;
 };
 
-Spread measure(const ReapOptions& options, const replay::OwnCache& cache, const Segment& segment,
-               std::uint64_t pages, const char* state, replay::Signals& signals) {
-  std::vector<double> took_ms;
-  const FreePages free_pages(segment);
-  for (std::uint32_t round = 0; round <= options.rounds; ++round) {
-    const Holder holder(options, cache, pages, state, signals);
-    if (free_pages.count() != 0) throw std::runtime_error("the worker does not hold all free pages");
-    holder.kill();
-    const auto reported = Clock::now();
-    while (free_pages.count() != pages) {
-      if (Clock::now() - reported > kReapLimit) throw std::runtime_error("the pages did not come back");
+// A replay on the cache that goes on until the end.
+class BusyWorkers {
+ public:
+  // Returns when they evict.
+  BusyWorkers(const ReapOptions& options, const replay::OwnCache& cache, const replay::Observer& observer)
+      : log_(::open((cache.directory() + "/busy").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600)) {
+    replay::ChildOptions child;
+    child.program = options.replay;
+    child.arguments = {"--cache", cache.name(), "--dir", cache.directory(), "--workers", fmt::format("{}", options.busy),
+                       "--generate", "1000000", "--plugin", options.plugin};
+    child.standard_output = child.standard_error = log_.get();
+    child.death_signal = SIGTERM;
+    pid_ = replay::start_child(child);
+    try {
+      warm_up(observer);
+    } catch (...) {
+      end();
+      throw;
     }
-    const std::chrono::duration<double, std::milli> took = Clock::now() - reported;
-    if (round > 0) took_ms.push_back(took.count());
   }
-  return spread_of(took_ms);
+  BusyWorkers(const BusyWorkers&) = delete;
+  BusyWorkers& operator=(const BusyWorkers&) = delete;
+  ~BusyWorkers() { end(); }
+  // Throws when it has ended.
+  void check() const {
+    siginfo_t info{};
+    if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid != 0) {
+      throw std::runtime_error("the replay that keeps workers busy has ended");
+    }
+  }
+
+ private:
+  void end() const {
+    ::kill(pid_, SIGTERM);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  void warm_up(const replay::Observer& observer) const {
+    const auto deadline = Clock::now() + kWarmUpLimit;
+    const std::uint64_t before = observer.segment().total(Counter::kEvictions);
+    while (observer.segment().total(Counter::kEvictions) < before + observer.segment().page_count() / 20) {
+      if (Clock::now() > deadline) throw std::runtime_error("the replay that keeps workers busy evicts nothing");
+      check();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+
+  FileDescriptor log_;
+  pid_t pid_ = -1;
+};
+
+WorkerId slot_of(const Segment& segment, pid_t pid) {
+  for (std::uint16_t slot = 1; slot < segment.slot_count(); ++slot) {
+    if (segment.worker(WorkerId{slot}).pid.load() == static_cast<std::uint32_t>(pid)) return WorkerId{slot};
+  }
+  throw std::runtime_error("the worker that is to be killed has no slot");
+}
+
+std::uint64_t owned_by(const Segment& segment, WorkerId slot) {
+  std::uint64_t count = 0;
+  for (std::uint64_t page = 0; page < segment.page_count(); ++page) {
+    const StateWord word{segment.descriptor(PageIndex{static_cast<std::uint32_t>(page)}).state.load()};
+    if (word.owned() && word.owner() == slot) ++count;
+  }
+  return count;
+}
+
+replay::Histogram measure(const ReapOptions& options, const replay::OwnCache& cache, const Segment& segment,
+                          std::uint64_t pages, const char* state, const BusyWorkers* busy, replay::Signals& signals) {
+  replay::Histogram took;
+  for (std::uint32_t round = 0; round <= options.rounds; ++round) {
+    replay::DeathWatch watch(segment, options.realtime);
+    const Holder holder(options, cache, pages, state, signals);
+    const WorkerId slot = slot_of(segment, holder.pid());
+    if (owned_by(segment, slot) < pages) throw std::runtime_error("the worker does not hold its pages");
+    watch.expect(holder.pid());
+    ::kill(holder.pid(), SIGKILL);
+    while (watch.pending() > 0) {
+      if (const std::string late = watch.overdue(kReapLimit); !late.empty()) throw std::runtime_error(late);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    // Nobody else attaches meanwhile, so the slot is still the dead one's.
+    if (const std::uint64_t left = owned_by(segment, slot); left > 0) {
+      throw std::runtime_error(fmt::format("{} pages of the dead worker have not come back", left));
+    }
+    if (busy != nullptr) busy->check();
+    if (round > 0) took.merge(watch.result().served);
+  }
+  return took;
 }
 
 }  // namespace
@@ -116,17 +188,22 @@ ReapResult measure_reap(const ReapOptions& options) {
   cache_options.geometry = {.pages = chunks * kChunkPages,
                             .tokens_per_page = kTokensPerPage,
                             .page_bytes = 8,
+                            .workers = kWorkerSlots,
                             .leases_per_worker = static_cast<std::uint32_t>(chunks + 8)};
-  cache_options.low_percent = cache_options.high_percent = 0;
+  if (options.busy == 0) cache_options.low_percent = cache_options.high_percent = 0;
+  cache_options.realtime = options.realtime;
   const replay::OwnCache cache(cache_options, options.kvtried, signals);
   const replay::Plugin plugin(options.plugin);
   const replay::Attachment attachment(plugin, cache.name(), cache.directory(), "kvtrie-bench", false);
   fill_but_one_a_chunk(plugin, attachment.worker(), open_namespace(plugin, attachment.worker()), chunks);
   const replay::Observer observer(cache.name());
+  std::optional<BusyWorkers> busy;
+  if (options.busy > 0) busy.emplace(options, cache, observer);
   ReapResult result;
   result.pages_held = chunks;
-  result.pending_ms = measure(options, cache, observer.segment(), chunks, "pending", signals);
-  result.writing_ms = measure(options, cache, observer.segment(), chunks, "writing", signals);
+  const BusyWorkers* others = busy ? &*busy : nullptr;
+  result.announced = measure(options, cache, observer.segment(), chunks, "pending", others, signals);
+  result.private_ = measure(options, cache, observer.segment(), chunks, "writing", others, signals);
   return result;
 }
 

@@ -3,27 +3,31 @@
 //
 // How long the pages of a killed worker are gone (C5): from the moment that the kernel reports its death (its pidfd is
 // readable here, as it is in the coordinator) until all of them are free again, seen from outside. The worker is a
-// process of its own, and its pages lie as badly as they can: one in each chunk of 64, the last one, in a full cache.
+// process of its own, and its pages lie as badly as they can: one in each chunk of 64, the last one, in a full cache. With
+// busy workers (a replay that evicts all the time) they lie as they come.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
-#include "tools/bench/prompts.h"
+#include "tools/replay/histogram.h"
 
 namespace kvtrie::bench {
 
 struct ReapOptions {
   std::uint64_t pages = 1U << 20;
   std::uint32_t rounds = 9;
+  std::uint32_t busy = 0;  // other workers, which look up, allocate and publish meanwhile
+  int realtime = 0;        // of kvtried and of what measures; 0: ordinary
   std::string plugin;
   std::string kvtried;
+  std::string replay;  // kvtrie-replay, for the busy ones
 };
 
 struct ReapResult {
   std::uint64_t pages_held = 0;  // pages / 64
-  Spread pending_ms;             // announced pages: each has an index entry
-  Spread writing_ms;             // private ones
+  replay::Histogram announced;   // each has an index entry
+  replay::Histogram private_;
 };
 
 // Throws std::runtime_error with what went wrong.
