@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "coordinator/raised_nice.h"
 #include "coordinator/warm_start.h"
 #include "shm/crash_point.h"
 #include "shm/free_pages.h"
@@ -40,8 +41,7 @@ MaybeFailure random_bytes(void* into, std::size_t bytes) {
   return {};
 }
 
-// How long something must look wrong: workers run on, and the host may be busy. Costs nothing when
-// all is well.
+// How long something must look wrong: workers run on, and the host may be busy.
 constexpr unsigned kSettleMs = 2000;
 
 // Of each structure by itself: quick, and never wrong for a while only, so garbage is refused at
@@ -56,13 +56,20 @@ std::string first_problem(const Segment& segment) {
   return problem;
 }
 
-// Of everything, and of what stands between the structures.
-std::string first_finding(const Segment& segment) {
-  const VerifyReport report =
-      verify(segment, {.adopting = true, .findings_max = 1, .settle_ms = kSettleMs});
+// Of everything, and of what stands between the structures: what looks wrong for `settle_ms`.
+std::string first_finding(const Segment& segment, unsigned settle_ms) {
+  const VerifyReport report = verify(segment, {.adopting = true, .findings_max = 1, .settle_ms = settle_ms});
   if (report.clean()) return {};
   return fmt::format("{} (of {} findings; kvtrie verify lists them)",
                      to_string(report.findings.front()), report.findings_total);
+}
+
+// What makes the segment one that is not to be taken over. Nothing in it is changed.
+std::string reason_to_refuse(const Segment& segment) {
+  const RaisedNice hurry;
+  if (first_finding(segment, 0).empty()) return {};
+  const std::string problem = first_problem(segment);
+  return problem.empty() ? first_finding(segment, kSettleMs) : problem;
 }
 
 // What the superblock says, of a segment that is not mapped yet: 0 while it is being made.
@@ -172,9 +179,7 @@ class Store {
   // Nothing is changed before all of it was looked at.
   MaybeFailure adopt(const CacheShape& there) {
     const Segment& segment = *objects_.segment;
-    std::string problem = first_problem(segment);
-    if (problem.empty()) problem = first_finding(segment);
-    if (!problem.empty()) {
+    if (const std::string problem = reason_to_refuse(segment); !problem.empty()) {
       return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
     }
     std::copy_n(segment.superblock().cache_id, 2, identity_.cache_id);

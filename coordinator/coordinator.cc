@@ -16,6 +16,7 @@
 #include <limits>
 #include <vector>
 
+#include "coordinator/raised_nice.h"
 #include "coordinator/reload.h"
 #include "shm/crash_point.h"
 #include "shm/futex.h"
@@ -120,6 +121,7 @@ MaybeFailure Coordinator::take_over() {
   KVTRIE_CRASH_POINT("adopt.after_epoch");
   if (!cache_.adopted) return {};
 
+  const RaisedNice hurry;
   const auto start = std::chrono::steady_clock::now();
   Reaper::AdoptSlots slots;
   if (MaybeFailure failure = reaper_->adopt(slots)) return failure;

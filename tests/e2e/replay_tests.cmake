@@ -20,6 +20,12 @@ kvtrie_add_test(e2e_replay_mix_test
   DEFINITIONS KVTRIE_TEST_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
   LABELS e2e
   TIMEOUT 60)
+kvtrie_add_test(e2e_storm_test
+  SOURCES storm_test.cc
+  DEPS kvtrie::shm
+  PROGRAMS kvtried kvtrie-replay kvtrie_worker
+  LABELS e2e
+  TIMEOUT 120)
 kvtrie_add_test(e2e_warm_start_test
   SOURCES warm_start_test.cc
   DEPS kvtrie::shm nlohmann_json::nlohmann_json

@@ -36,11 +36,12 @@ DeathWatch::~DeathWatch() {
 
 void DeathWatch::expect(pid_t pid) {
   Dying dying{.pid = pid, .pidfd = FileDescriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))),
-              .grants = {}, .since = Clock::now()};
+              .grants = {}, .since = {}, .served = {}};
   if (!dying.pidfd.open()) throw std::system_error(errno, std::generic_category(), "pidfd_open");
   add_grants(dying);
   {
     const std::scoped_lock guard(lock_);
+    dying.served = served();
     dying_.push_back(std::move(dying));
   }
   ::eventfd_write(wake_.get(), 1);
@@ -49,8 +50,13 @@ void DeathWatch::expect(pid_t pid) {
 void DeathWatch::coordinator_serves(bool serves) {
   const std::scoped_lock guard(lock_);
   if (serves == (disturbances_ % 2 == 0)) return;
+  served_before_ = served();
   ++disturbances_;
   serves_since_ = Clock::now();
+}
+
+DeathWatch::Clock::duration DeathWatch::served() const {
+  return served_before_ + (disturbances_ % 2 == 0 ? Clock::now() - serves_since_ : Clock::duration{});
 }
 
 // Slots that have this process: before its death, and after it too, since it may get one in between.
@@ -123,12 +129,10 @@ bool DeathWatch::finish(const Dying& dying) {
 
 std::string DeathWatch::overdue(std::chrono::milliseconds limit) const {
   const std::scoped_lock guard(lock_);
-  if (disturbances_ % 2 == 1) return {};
-  const auto now = Clock::now();
   for (const Dying& dying : dying_) {
-    if (now - std::max(dying.since, serves_since_) < limit) continue;
-    return fmt::format("process {} {} more than {} ms ago, and what it held is not given back", dying.pid,
-                       dying.reported ? "died" : "was killed", limit.count());
+    if (served() - dying.served < limit) continue;
+    return fmt::format("process {} {}, kvtried has served for {} ms since, and what it held is not given back",
+                       dying.pid, dying.reported ? "died" : "was killed", limit.count());
   }
   return {};
 }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <stop_token>
 #include <thread>
 #include <vector>
 
@@ -39,7 +40,7 @@ class DeathWatch {
   // The coordinator serves from now on, or does not: deaths meanwhile are counted apart, since they wait for it.
   void coordinator_serves(bool serves);
 
-  // Deaths that were expected, and for longer than `limit` not given back though the coordinator served all the time.
+  // A death that was expected and is not given back, though the coordinator has served for `limit` since; or nothing.
   [[nodiscard]] std::string overdue(std::chrono::milliseconds limit) const;
   [[nodiscard]] std::size_t pending() const;
 
@@ -56,8 +57,9 @@ class DeathWatch {
     FileDescriptor pidfd;
     std::vector<SlotGrant> grants;
     bool reported = false;
-    Clock::time_point since;   // the report, or the kill
+    Clock::time_point since;         // the report
     std::uint64_t disturbances = 0;  // at the report
+    Clock::duration served{};        // by the coordinator until the kill
   };
 
   void run(const std::stop_token& stop);
@@ -65,6 +67,8 @@ class DeathWatch {
   // True when all is given back.
   bool finish(const Dying& dying);
   void add_grants(Dying& dying) const;
+  // How long the coordinator has served in all.
+  [[nodiscard]] Clock::duration served() const;
 
   const Segment& segment_;
   const int priority_;
@@ -72,6 +76,7 @@ class DeathWatch {
   std::vector<Dying> dying_;
   Result result_;
   Clock::time_point serves_since_ = Clock::now();
+  Clock::duration served_before_{};  // that
   std::uint64_t disturbances_ = 0;  // odd while the coordinator does not serve
   FileDescriptor wake_;
   std::jthread thread_;

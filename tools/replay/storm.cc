@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 
 // A worker that has done nothing for so long hangs, and so does whoever waits for the pages of the dead.
 constexpr auto kHungAfter = std::chrono::seconds(20);
-constexpr auto kOverdueAfter = std::chrono::seconds(5);
+constexpr auto kOverdueAfter = std::chrono::milliseconds(1500);  // of serving
 constexpr auto kStartLimit = std::chrono::seconds(20);
 
 }  // namespace
@@ -120,7 +120,7 @@ std::string Storm::step_coordinator(Clock::time_point now) {
     case Coordinator::kStarting:
       if (cache_.serves()) {
         result_.restarts.record(static_cast<std::uint64_t>(std::chrono::nanoseconds(now - coordinator_since_).count()));
-        becomes(Coordinator::kServes, 1000, 3000);
+        becomes(Coordinator::kServes, 1000, 4000);
         deaths_.coordinator_serves(true);
       } else if (now - coordinator_since_ > kStartLimit) {
         return fmt::format("kvtried hangs: started {} s ago, and it does not serve\n{}", kStartLimit.count(),
@@ -134,7 +134,7 @@ std::string Storm::step_coordinator(Clock::time_point now) {
     case Coordinator::kStopped:
       if (now < coordinator_next_) break;
       cache_.go_on();
-      becomes(Coordinator::kServes, 1000, 3000);
+      becomes(Coordinator::kServes, 1000, 4000);
       deaths_.coordinator_serves(true);
       break;
   }
