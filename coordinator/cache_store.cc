@@ -318,6 +318,7 @@ class Store {
     identity_.clock = shape.clock;
     identity_.tick_ns = shape.tick_ns;
     identity_.device = shape.device;
+    identity_.page_checksums = shape.page_checksums;
     Result<Segment> segment = Segment::build(std::move(*mapping), shape.geometry, identity_);
     if (!segment) return failure_of(what, segment.error());
     objects_.segment.emplace(std::move(*segment));
@@ -372,7 +373,8 @@ MaybeFailure read_host_identity(HostIdentity& host) {
 
 CacheShape shape_there(const Superblock& superblock) {
   return {geometry_of(superblock), static_cast<ClockKind>(superblock.clock_kind), superblock.tick_ns,
-          static_cast<DeviceKind>(superblock.incompatible_features)};
+          static_cast<DeviceKind>(superblock.incompatible_features),
+          (superblock.compatible_features & kFeaturePageChecksums) != 0};
 }
 
 MaybeFailure open_or_make_cache(const Options& options, const HostIdentity& host,

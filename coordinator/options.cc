@@ -75,6 +75,9 @@ std::string device_problem(const Options& options, DeviceKind kind, std::uint32_
     return "--queue-delay-ms is for --device queued";
   }
   if (kind != DeviceKind::kCuda) return {};
+  if (options.page_checksums) {
+    return "--page-checksums: workers cannot read the planes of --device cuda: leave it out";
+  }
   if (!options.device) return "the cache is on CUDA devices: say on which with --device cuda:N";
   if (const std::size_t given = options.device->ordinals.size(); given != 1 && given != planes) {
     return fmt::format("--device names {} CUDA devices for {} planes: name one, or one for each plane", given, planes);
@@ -127,6 +130,7 @@ CacheShape shape_of(const Options& options, const std::optional<CacheShape>& bas
   }
   take(options.tick_ns, shape.tick_ns);
   if (options.device) shape.device = options.device->kind;
+  shape.page_checksums |= options.page_checksums;
   return shape;
 }
 
@@ -149,6 +153,9 @@ std::string shape_conflict(const Options& options, const CacheShape& there) {
   if (conflict.empty() && options.device && options.device->kind != there.device) {
     conflict = fmt::format("--device {} was given, but the cache there has {}", name_of(options.device->kind),
                            name_of(there.device));
+  }
+  if (conflict.empty() && options.page_checksums && !there.page_checksums) {
+    conflict = "--page-checksums was given, but the cache there was made without";
   }
   return conflict;
 }

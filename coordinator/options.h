@@ -49,6 +49,7 @@ struct Options {
   double low_percent = 1;
   double high_percent = 2;
   bool prefault = false;
+  bool page_checksums = false;  // of a cache that is made
   int realtime = 0;  // SCHED_RR priority of the loop while it waits and reaps; 0: ordinary
   HostMemory memory;
   std::optional<std::uint32_t> queue_delay_ms;
@@ -82,6 +83,7 @@ struct CacheShape {
   ClockKind clock = ClockKind::kSystem;
   std::uint64_t tick_ns = kSystemTickNs;
   DeviceKind device = DeviceKind::kHost;
+  bool page_checksums = false;
   bool operator==(const CacheShape&) const = default;
 };
 CacheShape shape_of(const Options& options, const std::optional<CacheShape>& base);

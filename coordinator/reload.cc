@@ -51,6 +51,7 @@ constexpr Row kRows[] = {
     memory_row<&HostMemory::lock>("mlock"),
     row<&Options::queue_delay_ms>("queue-delay-ms", kRestart),
     row<&Options::prefault>("prefault", kRestart),
+    row<&Options::page_checksums>("page-checksums", kNewCache),
     row<&Options::realtime>("realtime", kRestart),
     row<&Options::pages>("pages", kNewCache),
     row<&Options::tokens_per_page>("tokens-per-page", kNewCache),

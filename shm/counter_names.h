@@ -74,6 +74,8 @@ constexpr const char* name_of(Counter counter) {
       return "flushed_refused";
     case kPagesCopied:
       return "pages_copied";
+    case kPagesSummed:
+      return "pages_summed";
     case kEvictions:
       return "evictions";
     case kEvictionPasses:
@@ -94,6 +96,8 @@ constexpr const char* name_of(Counter counter) {
       return "namespaces_made";
     case kFlushes:
       return "flushes";
+    case kWrongChecksums:
+      return "wrong_checksums";
   }
   return nullptr;
 }

@@ -115,6 +115,10 @@ struct WakeWord {
   AtomicU32 waiters;
 };
 
+// In Superblock::compatible_features: who does not know it works all the same. Each page's bytes have a checksum since they
+// were published (page_checksum.h); a worker that looks compares it.
+inline constexpr std::uint64_t kFeaturePageChecksums = 1;
+
 struct Superblock {
   // --- constant after the segment was built; covered by constant_checksum -----------------------------
   std::uint64_t magic;
@@ -260,6 +264,7 @@ enum class Counter : std::uint8_t {
   kIncompletePublished = 28,
   kFlushedRefused = 29,   // calls on sequences whose namespace was flushed since they began
   kPagesCopied = 30,      // into own pages: continued incomplete pages, partial matches, forks
+  kPagesSummed = 31,      // hits whose bytes were compared with their checksum
   // the coordinator's
   kEvictions = 32,
   kEvictionPasses = 33,
@@ -271,6 +276,8 @@ enum class Counter : std::uint8_t {
   kAttachRefused = 39,
   kNamespacesMade = 40,
   kFlushes = 41,  // of namespaces
+  // a worker's again
+  kWrongChecksums = 42,   // pages whose bytes are not those that were published: no hit
 };
 inline constexpr std::size_t kCounters = 48;
 

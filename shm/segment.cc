@@ -112,6 +112,7 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   block.layout_version = kLayoutVersion;
   block.constant_bytes = offsetof(Superblock, constant_checksum);
   block.incompatible_features = static_cast<std::uint64_t>(identity.device);
+  block.compatible_features = identity.page_checksums ? kFeaturePageChecksums : 0;
   block.struct_fingerprint = struct_fingerprint();
   block.segment_bytes = segment.layout_.segment_bytes;
   block.page_count = geometry.pages;
@@ -149,6 +150,7 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   segment.tick_ns_ = block.tick_ns;
   segment.clock_ = identity.clock;
   segment.device_ = identity.device;
+  segment.page_checksums_ = identity.page_checksums;
   return segment;
 }
 
@@ -171,6 +173,7 @@ Result<Segment> Segment::open(Mapping mapping) {
   segment.tick_ns_ = block.tick_ns;
   segment.clock_ = static_cast<ClockKind>(block.clock_kind);
   segment.device_ = static_cast<DeviceKind>(block.incompatible_features);
+  segment.page_checksums_ = (block.compatible_features & kFeaturePageChecksums) != 0;
   return segment;
 }
 

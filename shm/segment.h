@@ -32,6 +32,7 @@ struct SegmentIdentity {
   ClockKind clock = ClockKind::kSystem;
   std::uint64_t tick_ns = 1'000'000'000;
   DeviceKind device = DeviceKind::kHost;
+  bool page_checksums = false;
 };
 
 class Segment {
@@ -97,6 +98,7 @@ class Segment {
 
   std::uint32_t now_tick() const;
   DeviceKind device() const { return device_; }
+  bool page_checksums() const { return page_checksums_; }
 
  private:
   Segment(Mapping mapping, const Geometry& geometry);
@@ -111,6 +113,7 @@ class Segment {
   std::uint64_t tick_ns_ = 0;
   ClockKind clock_ = ClockKind::kSystem;
   DeviceKind device_ = DeviceKind::kHost;
+  bool page_checksums_ = false;
   std::byte* descriptors_ = nullptr;
   AtomicU32* announce_ = nullptr;
   ChunkRecord* chunks_ = nullptr;

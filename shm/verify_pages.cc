@@ -150,7 +150,7 @@ void Checks::check_canonical(PageIndex page, const PageView& v, Wrongs& wrongs) 
   if (v.depth_class >> 28 != 0) {
     add(Invariant::kUnused, v.depth_class, fmt::format("tier {}", v.depth_class >> 28));
   }
-  if (v.checksum != 0) {
+  if (v.checksum != 0 && !segment_.page_checksums()) {
     add(Invariant::kUnused, v.checksum, fmt::format("checksum {:#x}", v.checksum));
   }
   if (depth_in(v.depth_class) == 0) add(Invariant::kDepth, v.depth_class, "depth 0");

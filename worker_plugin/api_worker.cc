@@ -287,6 +287,8 @@ kvtrie_code kvtrie_get_counters(kvtrie_worker worker, kvtrie_counters* counters)
   value.incomplete_published = cache.counted(Counter::kIncompletePublished);
   value.flushed_refused = cache.counted(Counter::kFlushedRefused);
   value.pages_copied = cache.counted(Counter::kPagesCopied);
+  value.pages_summed = cache.counted(Counter::kPagesSummed);
+  value.wrong_checksums = cache.counted(Counter::kWrongChecksums);
   write_sized(*counters, value);
   return KVTRIE_OK;
 }

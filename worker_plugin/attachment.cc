@@ -13,6 +13,7 @@
 #include "shm/geometry.h"
 #include "shm/namespace_table.h"
 #include "shm/worker_table.h"
+#include "worker_plugin/page_checksum.h"
 
 namespace kvtrie {
 namespace {
@@ -82,7 +83,7 @@ AttachedCache::AttachedCache(Parts parts, CoordinatorAddress address)
       plane_writer_(segment_.worker(grant_.slot).role.load(std::memory_order_relaxed) ==
                     static_cast<std::uint32_t>(WorkerRole::kPlaneWriter)),
       address_(std::move(address)),
-      worker_(segment_, grant_.slot),
+      worker_(segment_, grant_.slot, page_sum()),
       opened_(std::make_unique<OpenedNamespace[]>(segment_.namespace_count())) {}
 
 Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
@@ -121,6 +122,11 @@ Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
     made->at_attach_[i] = record.counters[i].load(std::memory_order_relaxed);
   }
   return made;
+}
+
+PageSum AttachedCache::page_sum() const {
+  if (!segment_.page_checksums() || pools_.empty()) return {};
+  return [pool = pool_view()](PageIndex page) { return page_checksum(pool, page.value); };
 }
 
 PoolView AttachedCache::pool_view() const {

@@ -83,6 +83,9 @@ class AttachedCache {
     std::atomic<std::uint64_t> fields_hash{0};
   };
 
+  // Empty where the cache has no page checksums, or the planes are not in memory.
+  PageSum page_sum() const;
+
   struct Parts;  // what make() collects
   AttachedCache(Parts parts, CoordinatorAddress address);
 

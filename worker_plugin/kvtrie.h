@@ -249,6 +249,7 @@ typedef struct kvtrie_counters {
   uint64_t releases, pages_given_back, corrupt_seen;
   uint64_t partial_matches, partial_tokens, pending_waits, forks, batches, incomplete_published;
   uint64_t flushed_refused, pages_copied;
+  uint64_t pages_summed, wrong_checksums; /* hits compared with their page checksum; those that were not handed out */
 } kvtrie_counters;
 
 /* "kvtrie 0.1.0"; and the highest version that kvtrie_get_api knows. */

@@ -21,8 +21,8 @@ constexpr Status kGivenToAnother{
 
 }  // namespace
 
-Worker::Worker(const Segment& segment, WorkerId slot)
-    : segment_(segment), slot_(slot), free_pages_(segment), pages_(segment), index_(segment),
+Worker::Worker(const Segment& segment, WorkerId slot, PageSum page_sum)
+    : segment_(segment), slot_(slot), page_sum_(std::move(page_sum)), free_pages_(segment), pages_(segment), index_(segment),
       leases_(segment, slot),
       // Workers start at different places, so that their pages become runs of their own.
       cursor_(static_cast<std::uint32_t>(std::uint64_t{slot.value} * 0x9E37'79B9U %
@@ -103,7 +103,7 @@ LeaseOutcome Worker::lease_in(std::uint32_t slot, Handle page) {
 }
 
 // Rule 7: the page is acquired in a second slot; only then the old slot is cleared and they change places.
-bool Worker::move_lease(Sequence& sequence, Handle page) {
+bool Worker::move_lease(Sequence& sequence, Handle page, Bytes bytes) {
   if (KVTRIE_MUTANT(move_by_overwrite)) {
     leases_[sequence.lease_slot].handle.store(page.raw, std::memory_order_release);
     return true;
@@ -112,7 +112,7 @@ bool Worker::move_lease(Sequence& sequence, Handle page) {
   if (!second) return false;
   const LeaseOutcome outcome = lease_in(*second, page);
   KVTRIE_CRASH_POINT("link.after_second_lease");
-  if (outcome == LeaseOutcome::kLost) {
+  if (outcome == LeaseOutcome::kLost || (bytes == Bytes::kCompare && !bytes_are_right(page.page_index()))) {
     give_slot_back(*second);
     return false;
   }
@@ -208,6 +208,14 @@ Status Worker::walk_on(Sequence& sequence, std::span<const std::uint32_t> tokens
 // that makes. Nothing is leased when there is none.
 std::uint32_t Worker::lease_deepest(std::uint32_t slot, std::span<const Handle> path,
                                     std::uint32_t above) {
+  const std::uint32_t depth = lease_any(slot, path, above);
+  if (!page_sum_) return depth;
+  const std::uint32_t right = right_pages(path.first(depth), above);
+  return right == depth ? depth : lease_any(slot, path.first(right), above);
+}
+
+// The same, whatever bytes they have.
+std::uint32_t Worker::lease_any(std::uint32_t slot, std::span<const Handle> path, std::uint32_t above) {
   auto depth = static_cast<std::uint32_t>(path.size());
   for (; depth > above; --depth) {
     if (lease_in(slot, path[depth - 1]) != LeaseOutcome::kLost) return depth;
@@ -215,6 +223,24 @@ std::uint32_t Worker::lease_deepest(std::uint32_t slot, std::span<const Handle> 
   }
   drop_lease(leases_[slot]);
   return depth;
+}
+
+std::uint32_t Worker::right_pages(std::span<const Handle> path, std::uint32_t known) const {
+  std::uint32_t right = known;
+  while (right < path.size() && bytes_are_right(path[right].page_index())) ++right;
+  return right;
+}
+
+// Under a lease on the page or on one below it.
+bool Worker::bytes_are_right(PageIndex page) const {
+  Descriptor& descriptor = segment_.descriptor(page);
+  const std::uint64_t published = descriptor.checksum.load(std::memory_order_relaxed);
+  if (!page_sum_ || published == 0) return true;
+  count(Counter::kPagesSummed);
+  if (page_sum_(page) == published) return true;
+  count(Counter::kWrongChecksums);
+  descriptor.touch.store(0, std::memory_order_relaxed);
+  return false;
 }
 
 // A match inside the page after the last one, under a lease of its own until it is copied. Best effort.
@@ -230,6 +256,10 @@ void Worker::find_partial(Sequence& sequence, std::span<const std::uint32_t> res
     return;
   }
   KVTRIE_CRASH_POINT("begin.after_partial_lease");
+  if (!bytes_are_right(found.page.page_index())) {
+    give_slot_back(*slot);
+    return;
+  }
   found.position = depth;
   found.lease_slot = *slot;
   sequence.source = found;

@@ -20,6 +20,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -79,10 +80,14 @@ struct BatchItem {
   std::vector<std::uint32_t> computed_by = {};     // of these, by position: the item
 };
 
+// Checksum of the bytes that a page has now, never 0. Any thread.
+using PageSum = std::function<std::uint64_t(PageIndex)>;
+
 class Worker {
  public:
-  // The slot is Active and this process's. `segment` outlives the worker.
-  Worker(const Segment& segment, WorkerId slot);
+  // The slot is Active and this process's. `segment` outlives the worker. With `page_sum`, pages get checksums when they
+  // are published, and those that have one are compared with it before they are handed out.
+  Worker(const Segment& segment, WorkerId slot, PageSum page_sum = {});
 
   // Starts `sequence` (empty or formerly released; its vectors are used again). On failure it holds nothing.
   Status begin(const NamespaceRef& name_space, std::span<const std::uint32_t> tokens,
@@ -137,6 +142,11 @@ class Worker {
     TouchWord touch;
   };
 
+  // Whether the page has no checksum, or the bytes of its checksum; else it becomes the first to be evicted. Counted.
+  bool bytes_are_right(PageIndex page) const;
+  // How many pages of `path` from the start have; the first `known` are not looked at.
+  std::uint32_t right_pages(std::span<const Handle> path, std::uint32_t known) const;
+
   void count(Counter counter, std::uint64_t by = 1) const { segment_.count(slot_, counter, by); }
   Status health() const;
   Status flushed() const;
@@ -150,11 +160,13 @@ class Worker {
   std::optional<std::uint32_t> take_slot(std::uint32_t request_tag, bool spare = false);
   void give_slot_back(std::uint32_t slot);
   LeaseOutcome lease_in(std::uint32_t slot, Handle page);
-  bool move_lease(Sequence& sequence, Handle page);
+  enum class Bytes : std::uint8_t { kAsTheyAre, kCompare };  // with the page's checksum, under the lease
+  bool move_lease(Sequence& sequence, Handle page, Bytes bytes = Bytes::kAsTheyAre);
   Status match(const NamespaceRef& name_space, std::span<const std::uint32_t> tokens,
                Sequence& sequence, BeginReport& report);
   Status walk_on(Sequence& sequence, std::span<const std::uint32_t> tokens, BeginReport& report);
   std::uint32_t lease_deepest(std::uint32_t slot, std::span<const Handle> path, std::uint32_t above);
+  std::uint32_t lease_any(std::uint32_t slot, std::span<const Handle> path, std::uint32_t above);
   void find_partial(Sequence& sequence, std::span<const std::uint32_t> rest, BeginReport& report);
   void drop_source(Sequence& sequence);
 
@@ -203,6 +215,7 @@ class Worker {
 
   const Segment& segment_;
   WorkerId slot_;
+  const PageSum page_sum_;
   FreePages free_pages_;
   PageTable pages_;
   StripeIndex index_;

@@ -119,7 +119,7 @@ bool Worker::announce_next(Sequence& sequence, const Stamp& stamp, bool link_liv
 
 // What follows goes below the other's page. It is under this sequence's lease then.
 bool Worker::link_to(Sequence& sequence, std::uint32_t position, Handle other) {
-  if (sequence.published != position || !move_lease(sequence, other)) return false;
+  if (sequence.published != position || !move_lease(sequence, other, Bytes::kCompare)) return false;
   sequence.own_at(position).node = other;
   sequence.linked = sequence.published = position + 1;
   touch_page(other.page_index(), segment_.now_tick(), sequence.options.hint);
@@ -133,6 +133,7 @@ void Worker::go_live(Sequence& sequence, std::uint32_t position, const Stamp& st
   const StateWord word{descriptor.state.load(std::memory_order_relaxed)};
   descriptor.touch.store(stamp.touch.raw, std::memory_order_relaxed);
   descriptor.since_tick.store(stamp.tick, std::memory_order_relaxed);
+  if (page_sum_) descriptor.checksum.store(page_sum_(own.page), std::memory_order_relaxed);
   descriptor.state.store(word.with(PageState::kLive).raw, std::memory_order_release);
   KVTRIE_CRASH_POINT("publish.after_live");
   const Handle parent = sequence.parent_of(position);

@@ -72,6 +72,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
     load = "/srv/kv.save"
     fresh = true
     prefault = true
+    page-checksums = true
     realtime = 5
   )"));
   EXPECT_EQ(options_.cache, "prod");
@@ -95,6 +96,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
   EXPECT_EQ(options_.load, "/srv/kv.save");
   EXPECT_TRUE(options_.fresh);
   EXPECT_TRUE(options_.prefault);
+  EXPECT_TRUE(options_.page_checksums);
   EXPECT_EQ(options_.realtime, 5);
   EXPECT_NE(options_problem(options_), "") << "a load fills host memory only";
   options_.load.clear();
@@ -103,7 +105,7 @@ TEST_F(SettingsTest, FileGivesEverySetting) {
 
 TEST_F(SettingsTest, EverySettingHasAnExampleAbove) {
   // A new setting must be added to FileGivesEverySetting and to coordinator/README.md.
-  EXPECT_EQ(settings().size(), 28U);
+  EXPECT_EQ(settings().size(), 29U);
 }
 
 TEST_F(SettingsTest, UnknownKeysAreErrorsThatNameThem) {

@@ -41,6 +41,7 @@ struct TestCacheOptions {
   std::uint32_t leases = 64;
   std::uint32_t namespaces = 4;
   ClockKind clock = ClockKind::kDriven;
+  bool page_checksums = false;
 };
 
 class TestCache {
@@ -67,6 +68,7 @@ class TestCache {
     identity.hash_secret = 0x5eed'5eed'5eed'5eedULL;
     identity.clock = options.clock;
     identity.tick_ns = 1'000'000;
+    identity.page_checksums = options.page_checksums;
     Result<Mapping> mapping = Mapping::map(segment_fd_.get(), segment_bytes_, Access::kReadWrite);
     if (!mapping) std::abort();
     Result<Segment> built = Segment::build(std::move(*mapping), geometry, identity);

@@ -81,7 +81,8 @@ class FullHit {
 FullHitResult measure_full_hit(const FullHitOptions& options) {
   replay::Signals signals;
   replay::ReplayOptions cache_options;
-  cache_options.geometry = {.pages = options.pages, .tokens_per_page = kTokensPerPage, .page_bytes = 8};
+  cache_options.geometry = {.pages = options.pages, .tokens_per_page = kTokensPerPage, .page_bytes = options.page_bytes};
+  cache_options.page_checksums = options.page_checksums;
   cache_options.low_percent = cache_options.high_percent = 0;
   const replay::OwnCache cache(cache_options, options.kvtried, signals);
   const replay::Plugin plugin(options.plugin);
@@ -93,9 +94,11 @@ FullHitResult measure_full_hit(const FullHitOptions& options) {
   result.prompts = static_cast<std::uint32_t>(options.pages / options.prompt_pages);
   if (result.prompts == 0) throw std::runtime_error("--prompt-pages: more than --pages");
   std::vector<Prompt> prompts;
+  const double fill_start = now_us();
   for (std::uint32_t i = 0; i < result.prompts; ++i) {
     prompts.push_back(full_hit.cache(i, options.prompt_pages));
   }
+  result.fill_ns = (now_us() - fill_start) * 1000 / (result.prompts * static_cast<double>(options.prompt_pages));
   // A stride through the prompts, so that the next one is not what the hardware prefetches.
   auto each = [&](auto&& visit) {
     for (std::uint64_t i = 0; i < prompts.size(); ++i) visit(prompts[i * 163 % prompts.size()]);

@@ -17,6 +17,8 @@ struct FullHitOptions {
   std::uint64_t pages = 1U << 20;
   std::uint32_t prompt_pages = 2048;
   std::uint32_t rounds = 9;
+  std::uint64_t page_bytes = 8;
+  bool page_checksums = false;
   std::string plugin;   // path of libkvtrie_worker.so
   std::string kvtried;  // path of the coordinator's program
 };
@@ -24,6 +26,7 @@ struct FullHitOptions {
 struct FullHitResult {
   std::uint32_t prompts = 0;
   std::uint64_t pages_hit = 0;   // of one round; equal to prompts x prompt_pages, or the run is void
+  double fill_ns = 0;            // begin, allocate, publish and release of a fresh prompt, a page; once
   Spread begin_us;               // begin and release of one prompt, one figure a round
   Spread floor_us;
   Spread ratio;                  // round by round

@@ -43,6 +43,7 @@ void print(const FullHitOptions& options, const FullHitResult& result) {
     fmt::print("  {:<28}{:8.1f} us ({:.1f} to {:.1f}){:8.2f} ns a page\n", what, us.median,
                us.minimum, us.maximum, us.median * 1000 / pages);
   };
+  fmt::print("  {:<28}{:8.2f} ns a page, bytes not written\n", "fresh: allocate, publish", result.fill_ns);
   row("begin and release", result.begin_us);
   row("floor: stream of same bytes", result.floor_us);
   fmt::print("  {:<28}{:8.2f}    ({:.2f} to {:.2f})\n", "ratio, round by round", result.ratio.median,
@@ -68,6 +69,9 @@ nlohmann::json run_full_hit(const FullHitOptions& options) {
   return {{"pages", options.pages},
           {"prompt_pages", options.prompt_pages},
           {"rounds", options.rounds},
+          {"page_bytes", options.page_bytes},
+          {"page_checksums", options.page_checksums},
+          {"fill_ns", result.fill_ns},
           {"begin_us", json_of(result.begin_us)},
           {"floor_us", json_of(result.floor_us)},
           {"ratio", json_of(result.ratio)}};
@@ -113,6 +117,10 @@ int main(int argc, char** argv) {
   app.add_option("--prompt-pages", options.prompt_pages, "pages of a prompt, 16 tokens each")
       ->capture_default_str()
       ->check(CLI::Range(1U, 1U << 24));
+  app.add_option("--page-bytes", options.page_bytes, "bytes of a page; 64KiB is understood")
+      ->capture_default_str()
+      ->transform(CLI::AsSizeValue(false));
+  app.add_flag("--page-checksums", options.page_checksums, "of a cache with checksums: what they cost");
   app.add_option("--rounds", options.rounds, "rounds over all prompts, after one that warms up")
       ->capture_default_str()
       ->check(CLI::Range(1U, 1000U));

@@ -101,6 +101,11 @@ std::vector<std::string> find_attention(const StatusReport& report) {
     lines.push_back(fmt::format("workers met corrupt bytes {}: run kvtrie verify",
                                 counted(report.counter(Counter::kCorruptSeen), "time")));
   }
+  if (report.counter(Counter::kWrongChecksums) != 0) {
+    lines.push_back(fmt::format("cached pages had other bytes than were published {}, and were not handed out: a worker "
+                                "writes where it must not, or memory is bad",
+                                counted(report.counter(Counter::kWrongChecksums), "time")));
+  }
   return lines;
 }
 

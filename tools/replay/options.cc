@@ -97,6 +97,7 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
       ->type_name("N")
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--planes", options.geometry.planes, "Planes (1)")->type_name("N");
+  app.add_flag("--page-checksums", options.page_checksums, "Of its own kvtried: compare the bytes of each hit");
   app.add_option("--policy", options.policy, "Eviction policy (lru)")->type_name("NAME");
   app.add_option("--low", options.low_percent, "Evict when fewer pages than this are free (1)")
       ->type_name("PERCENT")
@@ -129,6 +130,7 @@ std::string problem_of(const ReplayOptions& options) {
   } else if (options.fill_shm) {
     return "--fill-shm: only with --storm";
   }
+  if (options.page_checksums && !options.cache.empty()) return "--page-checksums: only of a cache of its own, without --cache";
   if (options.realtime > 0 && !options.cache.empty()) return "--realtime: only of a kvtried of its own, without --cache";
   if (options.mix && options.speed != 0) return "--mix: goes as fast as it can, leave --speed out";
   if (options.mix && options.cache.empty()) {

@@ -41,6 +41,7 @@ struct ReplayOptions {
   std::uint32_t storm = 0;         // kills in all; 0: no storm (storm.h)
   double kill_rate = 40;           // a second
   bool fill_shm = false;           // in a /dev/shm of its own
+  bool page_checksums = false;     // of the own cache
   int realtime = 0;                // priority of the own kvtried, and of what measures it
   bool mix = false;                // all calls of the plugin, by chance (mix_worker.h)
   std::uint64_t mix_seed = 0;

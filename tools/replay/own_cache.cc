@@ -66,6 +66,7 @@ std::vector<std::string> arguments_of(const ReplayOptions& options, const std::s
       "--metrics",
       "off",
   };
+  if (options.page_checksums) arguments.emplace_back("--page-checksums");
   if (options.realtime > 0) arguments.insert(arguments.end(), {"--realtime", fmt::format("{}", options.realtime)});
   if (options.speed == 0) {
     for (const char* argument : {"--clock", "driven", "--tick-ns", "1000000"}) {
