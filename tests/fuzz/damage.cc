@@ -34,6 +34,7 @@ void note_descriptor(std::uint64_t in_descriptor, std::uint64_t value, Damage& d
       damage.states |= (value & 0xF) < kPageStates;
       break;
     case offsetof(Descriptor, parent) / 8:
+      damage.links = true;
       damage.parents |= Handle{value}.is_page() || Handle{value}.is_root();
       break;
     case offsetof(Descriptor, scope) / 8:

@@ -17,6 +17,7 @@ namespace kvtrie::fuzz {
 struct Damage {
   bool states = false;   // a state word that names a state: it says whose a page is, and whether its bytes are final
   bool parents = false;  // a parent word that names a page or a root
+  bool links = false;    // any parent word: what is above a leased page may be evicted
   bool depths = false;
   bool tokens = false;   // tokens, or how many
   bool leases = false;   // leases, or their high-water marks
@@ -27,6 +28,8 @@ struct Damage {
   bool leaves_hits_true() const { return !states && !parents && !tokens && !leases && !roots; }
   // Then no page is given out twice.
   bool leaves_owners_true() const { return !states; }
+  // Then what was matched stays.
+  bool leaves_leases_true() const { return !states && !links && !leases && !tokens; }
 };
 
 // One to a few words. Atomic stores, so it may run beside others.

@@ -67,18 +67,31 @@ class Script {
   }
 
  private:
-  // Any of them may be stored at any time from now on.
+  // Any of them may be stored at any time from now on. Not the links and the kind of a lock: nothing can be done against a
+  // store within the C library's unlock (README.md).
   std::vector<std::pair<std::uint64_t, std::uint64_t>> words_for_thread() {
     exact_ = false;
+    const Segment& segment = world_.segment();
+    const auto word_of = [&](const void* field) {
+      return static_cast<std::uint64_t>(static_cast<const std::byte*>(field) - segment.data()) / 8;
+    };
+    const std::uint64_t stripes = word_of(&segment.stripe(0));
+    const std::uint64_t stripes_end = stripes + sizeof(StripeRecord) / 8 * segment.geometry().stripes;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> words;
     for (std::uint32_t i = input_.below(8) + 1; i > 0; --i) {
-      const std::uint64_t before = input_.below(static_cast<std::uint32_t>(world_.segment().size_bytes() / 8));
-      // Stripes and the first pages, or anything.
-      const std::uint64_t word = input_.byte() % 2 == 0
-                                     ? before
-                                     : static_cast<std::uint64_t>(reinterpret_cast<std::byte*>(&world_.segment().stripe(0)) -
-                                                                  world_.segment().data()) / 8 + before % 16;
-      words.emplace_back(word, plausible_word(input_, world_.segment()));
+      std::uint64_t word = input_.below(static_cast<std::uint32_t>(segment.size_bytes() / 8));
+      if (const std::uint8_t where = input_.byte() % 4; where == 0) {
+        word = stripes + word % (stripes_end - stripes);
+      } else if (where == 1) {
+        word = word_of(&segment.descriptor({0})) + word % (segment.layout().descriptor_stride / 8 * 24);
+      }
+      const bool lock = word >= stripes && word < stripes_end;
+      const std::uint64_t in_lock = (word - stripes) % (sizeof(StripeRecord) / 8);
+      if (lock && in_lock >= offsetof(pthread_mutex_t, __data.__kind) / 8 &&
+          in_lock < sizeof(pthread_mutex_t) / 8) {
+        continue;
+      }
+      words.emplace_back(word, plausible_word(input_, segment));
     }
     return words;
   }
@@ -167,8 +180,8 @@ class Script {
     if (Request* const request = some_request(true)) work(*request);
   }
 
-  // What a match must be. Called at once after it.
-  void check_match(const Request& request, std::uint32_t cached, std::uint32_t partial) const {
+  // What a match must be, called at once after it. `first`: positions that were matched before, and damaged since perhaps.
+  void check_match(const Request& request, std::uint32_t first, std::uint32_t cached, std::uint32_t partial) const {
     const Sequence& sequence = request.sequence;
     require(cached == sequence.shared.size() && cached * kTokens <= request.tokens.size(), "more was matched than there is");
     require(sequence.published == cached && sequence.linked == cached, "what was matched is not published");
@@ -177,7 +190,7 @@ class Script {
       const Handle page = sequence.shared[p];
       require(page.is_page() && world_.segment().has(page.page_index()), "a matched page is out of range");
       pages.push_back(page.page_index().value);
-      if (!exact_ || !damage_.leaves_hits_true()) continue;
+      if (!exact_ || !damage_.leaves_hits_true() || (p < first && !damage_.leaves_leases_true())) continue;
       require(PageTable(world_.segment()).state(page.page_index()).readable(), "a matched page is not Live");
       require(world_.has_bytes(request.name_space, request.tokens, p, kTokens, page.page_index()), "wrong bytes in a hit");
     }
@@ -185,10 +198,10 @@ class Script {
     const bool links_bend = damage_.parents && damage_.depths;
     if (exact_ && damage_.leaves_owners_true() && !links_bend)
       require(std::ranges::adjacent_find(pages) == pages.end(), "a page twice in one match");
-    require(partial < kTokens || (partial == kTokens && exact_), "more than a page was matched in part");
+    require(partial <= kTokens, "more than a page was matched in part");
     if (!sequence.source.any()) return;
     require(world_.segment().has(sequence.source.page.page_index()), "a source is out of range");
-    if (exact_ && damage_.leaves_hits_true()) {
+    if (exact_ && damage_.leaves_hits_true() && (first == 0 || damage_.leaves_leases_true())) {
       require(world_.has_bytes(request.name_space, request.tokens, cached, partial, sequence.source.page.page_index()),
               "wrong bytes in a partial hit");
     }
@@ -204,13 +217,15 @@ class Script {
       if (p < sequence.published || own.state == OwnState::kIncomplete || own.state == OwnState::kLive) continue;
       if (exact_ && damage_.leaves_owners_true()) {
         const StateWord word = PageTable(world_.segment()).state(own.page);
-        require(word.owned() && word.owner() == request.worker->slot(), "an own page is somebody else's");
+        require(!word.well_formed() || (word.owned() && word.owner() == request.worker->slot()),
+                "an own page is somebody else's");
         for (const Request& other : requests_) {
           if (other.worker == nullptr || &other == &request) continue;
           for (std::uint32_t q = 0; q < other.sequence.positions(); ++q) {
-            const bool same = other.sequence.page_at(q) == own.page;
-            require(!same || (other.sequence.batch && other.sequence.batch == sequence.batch) || damage_.leases,
-                    "a page of two sequences");
+            if (other.sequence.page_at(q) != own.page) continue;
+            const bool batch = other.sequence.batch && other.sequence.batch == sequence.batch;
+            const bool leased = q < other.sequence.published;
+            require(batch || (leased && !damage_.leaves_leases_true()), "a page of two sequences");
           }
         }
       }
@@ -230,7 +245,7 @@ class Script {
       return;
     }
     request->worker = &worker;
-    check_match(*request, report.cached_pages, report.partial_tokens);
+    check_match(*request, 0, report.cached_pages, report.partial_tokens);
     require(report.pending_pages <= kPages, "more is pending than there are pages");
   }
 
@@ -288,10 +303,8 @@ class Script {
     BeginReport report;
     const auto before = request.sequence.shared.size();
     (void)request.worker->wait_for_pending(request.sequence, input_.byte() % 4 == 0 ? kWaitNs : 0, report);
-    // What was matched before may have been damaged since: then its bytes say nothing.
-    if (damage_.leases || damage_.states || before == 0 || damage_.leaves_hits_true())
-      require(request.sequence.shared.size() >= before, "a wait lost pages");
-    check_match(request, static_cast<std::uint32_t>(request.sequence.shared.size()), report.partial_tokens);
+    require(request.sequence.shared.size() >= before, "a wait lost pages");
+    check_match(request, static_cast<std::uint32_t>(before), static_cast<std::uint32_t>(request.sequence.shared.size()), report.partial_tokens);
   }
 
   void append(Request& request) {
