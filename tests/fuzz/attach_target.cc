@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -167,7 +168,7 @@ void use(Input& input, AttachedCache& cache, Damage& damage) {
     PublishReport published;
     (void)worker.publish(sequence, tokens.size(), published);
     const PoolView pool = cache.pool_view();
-    for (std::uint32_t p = 0; p < sequence.positions(); ++p) {
+    for (std::uint32_t p = 0; p < sequence.positions() && pool.planes != 0; ++p) {  // device memory has no address
       require(sequence.page_at(p).value < pool.pages, "a page outside the pool");
       *reinterpret_cast<volatile std::byte*>(pool.plane[0] + sequence.page_at(p).value * pool.page_bytes + pool.page_bytes - 1);
     }
@@ -218,8 +219,7 @@ void fuzz_attach(const std::uint8_t* data, std::size_t size) {
       }
       case 2: {
         const std::span<const std::uint8_t> any = input.bytes(input.take<std::uint16_t>() % 700);
-        reply.packet.resize(any.size());
-        std::memcpy(reply.packet.data(), any.data(), any.size());
+        std::ranges::transform(any, std::back_inserter(reply.packet), [](std::uint8_t byte) { return std::byte{byte}; });
         reply.descriptors.push_back(world.pool_fd());
         liar.say_next(std::move(reply));
         (void)ping(liar.address(), message);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -278,8 +279,8 @@ class Script {
       }
       default: {
         const std::span<const std::uint8_t> any = input_.bytes(input_.byte());
-        std::vector<std::byte> packet(any.size());
-        std::memcpy(packet.data(), any.data(), any.size());
+        std::vector<std::byte> packet;
+        std::ranges::transform(any, std::back_inserter(packet), [](std::uint8_t byte) { return std::byte{byte}; });
         if (packet.size() >= sizeof(WireHeader) && input_.byte() % 8 != 0) {
           const WireHeader header = wire_header(static_cast<WireKind>(input_.below(12)), packet.size());
           std::memcpy(packet.data(), &header, sizeof header);

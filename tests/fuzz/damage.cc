@@ -106,6 +106,7 @@ std::uint64_t some_word(Input& input, const Segment& segment) {
     case 12:
       return word_of(segment, segment.superblock().poison_state) + input.below(36);
     case 13:
+      if (input.byte() % 4 == 0) return input.below(offsetof(Superblock, constant_checksum) / 8);  // constant, once opened
       return word_of(segment, segment.pins()[input.below(segment.geometry().leases_per_worker)]) + input.below(8);
     default: {  // any area, evenly, small ones too
       const AreaEntry& area = segment.layout().areas[input.below(segment.layout().area_count)];

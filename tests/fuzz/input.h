@@ -20,7 +20,7 @@ class Input {
   Number take() {
     Number value = 0;
     const std::size_t bytes = std::min(sizeof value, rest_.size());
-    std::memcpy(&value, rest_.data(), bytes);
+    if (bytes != 0) std::memcpy(&value, rest_.data(), bytes);
     rest_ = rest_.subspan(bytes);
     return value;
   }
