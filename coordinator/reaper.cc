@@ -88,8 +88,7 @@ void Reaper::finish(const Fenced& one) {
   const bool died = one.why == Why::kDied || one.why == Why::kExec;
   const std::optional<ReapReport> report = reap_slot(segment_, one.slot, one.word, died);
   if (!report) {  // the slot was ours alone: somebody wrote over it
-    log_(fmt::format("event=corrupt worker={} word={:#x}", one.slot.value, table_.word(one.slot).raw));
-    segment_.poison(PoisonReason::kCorruptStructure);
+    give_up_segment(one.slot);
     return;
   }
   ++cleared_;
@@ -136,8 +135,7 @@ std::uint32_t Reaper::reap_dead() {
       const SlotWord now = table_.word(slot);
       const bool left = now.state() == SlotState::kLeaving;  // and ended before we looked at the doorbell
       if (!reap(slot, now, left ? Why::kLeft : Why::kDied)) {
-        log_(fmt::format("event=corrupt worker={} word={:#x}", slot.value, table_.word(slot).raw));
-        segment_.poison(PoisonReason::kCorruptStructure);
+        give_up_segment(slot);
         forget(slot);
       }
     }
@@ -176,8 +174,16 @@ void Reaper::give_up(SlotGrant grant) {
   (void)reap(grant.slot, SlotWord::make(SlotState::kAttaching, grant.incarnation), Why::kGivenUp);
 }
 
+// Somebody wrote over a slot's word: nobody can tell what is whose.
+void Reaper::give_up_segment(WorkerId slot) {
+  log_(fmt::format("event=corrupt worker={} word={:#x}", slot.value, table_.word(slot).raw));
+  segment_.poison(PoisonReason::kCorruptStructure);
+}
+
 MaybeFailure Reaper::adopt(AdoptSlots& slots) {
+  constexpr int kLooksMax = 4;  // attaching, active, leaving: a word does not change more often before it is ours
   table_.recover();
+  int looks = 0;
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
     const SlotWord now = table_.word(slot);
@@ -206,9 +212,13 @@ MaybeFailure Reaper::adopt(AdoptSlots& slots) {
                                                            : Why::kDied;
     if (reap(slot, now, why)) {
       ++slots.reaped;
-    } else {
+    } else if (++looks < kLooksMax && now.well_formed()) {
       --i;
+      continue;
+    } else {
+      give_up_segment(slot);
     }
+    looks = 0;
   }
   // A dead scheduler was looked at before its dead plane writers.
   (void)reap_fenced();

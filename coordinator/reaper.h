@@ -100,6 +100,7 @@ class Reaper {
   void finish(const Fenced& one);
   std::uint32_t reap_fenced();
   void forget(WorkerId slot);
+  void give_up_segment(WorkerId slot);
 
   const Segment& segment_;
   WorkerTable table_;

@@ -163,7 +163,7 @@ MetricFamily pauses(const PauseHistogram::Snapshot& snapshot) {
 MetricFamily build_info(const Segment& segment, const std::string& version) {
   ClientMetric metric = gauge_line(1, "version", version);
   metric.label.push_back({"layout", std::to_string(kLayoutVersion)});
-  metric.label.push_back({"cache", std::string(segment.superblock().cache_name)});
+  metric.label.push_back({"cache", segment.cache_name()});
   return {"kvtrie_build_info",
           "Version of the coordinator and layout of the segment.",
           MetricType::Gauge,

@@ -21,7 +21,7 @@ class SavedTime {
   SavedTime(const SaveHead& head, const Segment& segment)
       : saved_now_(head.now_tick),
         ratio_(static_cast<double>(head.tick_ns) /
-               static_cast<double>(segment.superblock().tick_ns)) {
+               static_cast<double>(segment.tick_ns())) {
     if (segment.superblock().clock_kind == static_cast<std::uint32_t>(ClockKind::kDriven)) {
       segment.superblock().driven_tick.store(in_ticks(saved_now_), std::memory_order_relaxed);
     }

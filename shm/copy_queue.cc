@@ -114,7 +114,8 @@ Status CopyQueue::wait_idle(WorkerId me, std::int64_t timeout_ns) const {
 
 std::optional<CopyWork> CopyQueue::next(WorkerId slot) const {
   CopyRing& ring = ring_of(slot);
-  for (;;) {
+  // Who writes entries that do not fit faster than they are dropped waits for the next look, with all others (C7).
+  for (std::uint32_t dropped = 0; dropped < kCopyRingEntries; ++dropped) {
     const std::uint32_t submitted = ring.submitted.load(std::memory_order_acquire);
     const std::uint32_t done = ring.done.load(std::memory_order_relaxed);
     if (submitted == done) return std::nullopt;
@@ -136,6 +137,7 @@ std::optional<CopyWork> CopyQueue::next(WorkerId slot) const {
     }
     finish(slot);
   }
+  return std::nullopt;
 }
 
 void CopyQueue::finish(WorkerId slot) const {

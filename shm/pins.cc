@@ -189,7 +189,7 @@ std::uint32_t expiry_tick_after(const Segment& segment, std::uint32_t seconds) {
   constexpr std::uint64_t kFarthest =
       0x7FFF'FFFF;  // what a comparison modulo 2^32 can tell from the past
   const auto ticks = static_cast<std::uint64_t>(static_cast<double>(seconds) * 1e9 /
-                                                static_cast<double>(segment.superblock().tick_ns));
+                                                static_cast<double>(segment.tick_ns()));
   const std::uint32_t tick =
       segment.now_tick() +
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(ticks, 1, kFarthest));

@@ -17,6 +17,48 @@ namespace {
 
 thread_local unsigned held = 0;
 
+// The C library's list of the robust mutexes that a thread holds goes through the mutexes, so through the segment, and
+// an unlock writes to where they point. What was written over them meanwhile must not lead there (C7), so they are put
+// back first. A write within the unlock itself is not met.
+struct Links {
+  pthread_mutex_t* mutex = nullptr;  // null: not used
+  __pthread_internal_list* previous = nullptr;
+  __pthread_internal_list* next = nullptr;
+};
+thread_local Links links_of_held[RobustMutex::kHeldMax];
+
+__pthread_internal_list& links_in(pthread_mutex_t& mutex) { return mutex.__data.__list; }
+
+// How the next in the list names this one.
+__pthread_internal_list* named(pthread_mutex_t& mutex) { return &links_in(mutex); }
+
+void note_links(pthread_mutex_t& mutex) {
+  Links* free = nullptr;
+  for (Links& links : links_of_held) {
+    if (links.mutex == nullptr || links.mutex == &mutex) free = &links;
+    else if (named(*links.mutex) == links_in(mutex).__next) links.previous = named(mutex);
+  }
+  if (free != nullptr) *free = {&mutex, links_in(mutex).__prev, links_in(mutex).__next};
+}
+
+// True: they were what they should be.
+bool put_links_back(pthread_mutex_t& mutex) {
+  bool good = true;
+  for (Links& mine : links_of_held) {
+    if (mine.mutex != &mutex) continue;
+    good = links_in(mutex).__prev == mine.previous && links_in(mutex).__next == mine.next;
+    links_in(mutex).__prev = mine.previous;
+    links_in(mutex).__next = mine.next;
+    for (Links& other : links_of_held) {
+      if (other.mutex == nullptr || &other == &mine) continue;
+      if (other.previous == named(mutex)) other.previous = mine.previous;
+      if (other.next == named(mutex)) other.next = mine.next;
+    }
+    mine = {};
+  }
+  return good;
+}
+
 timespec deadline_after(std::int64_t wait_ns) {
   timespec limit{};
   ::clock_gettime(CLOCK_MONOTONIC, &limit);
@@ -93,9 +135,11 @@ Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
   switch (rc) {
     case 0:
       ++held;
+      note_links(mutex);
       return {};
     case EOWNERDEAD:
       ++held;
+      note_links(mutex);
       return {Code::kOwnerDied, "the lock's last owner died inside", rc};
     case EBUSY:
     case ETIMEDOUT:
@@ -116,11 +160,13 @@ Status RobustMutex::mark_consistent(pthread_mutex_t& mutex) {
 
 Status RobustMutex::release(pthread_mutex_t& mutex) {
   if (held > 0) --held;  // whatever comes of it, it is not tried again
+  const bool good = put_links_back(mutex);
   if (!intact(mutex))
     return {Code::kCorrupt, "the bytes of a shared lock were overwritten", EINVAL};
   if (const int rc = ::pthread_mutex_unlock(&mutex); rc != 0) {
     return {Code::kSystem, "releasing a robust mutex", rc};
   }
+  if (!good) return {Code::kCorrupt, "the bytes of a shared lock were overwritten while it was held", EINVAL};
   return {};
 }
 

@@ -20,6 +20,7 @@
 //   * a forked child does not own its parent's locks: the mapping is not inherited (MADV_DONTFORK).
 //   * between PID namespaces it is no mutual exclusion at all: attach from another one is refused.
 //   * lock memory is never used for anything else.
+//   * the C library's list of held locks goes through the locks themselves: release puts its links back (C7).
 #pragma once
 
 #include <pthread.h>

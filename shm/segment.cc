@@ -148,6 +148,7 @@ Result<Segment> Segment::build(Mapping mapping, const Geometry& geometry,
   block.magic = kSegmentMagic;
   block.constant_checksum = constant_checksum(block);
   segment.tick_ns_ = block.tick_ns;
+  segment.cache_name_ = block.cache_name;
   segment.clock_ = identity.clock;
   segment.device_ = identity.device;
   segment.page_checksums_ = identity.page_checksums;
@@ -171,6 +172,7 @@ Result<Segment> Segment::open(Mapping mapping) {
   }
   Segment segment(std::move(mapping), geometry_of(block));
   segment.tick_ns_ = block.tick_ns;
+  segment.cache_name_ = block.cache_name;
   segment.clock_ = static_cast<ClockKind>(block.clock_kind);
   segment.device_ = static_cast<DeviceKind>(block.incompatible_features);
   segment.page_checksums_ = (block.compatible_features & kFeaturePageChecksums) != 0;

@@ -97,6 +97,8 @@ class Segment {
   void keep_mapped() const { mapping_.keep(); }
 
   std::uint32_t now_tick() const;
+  std::uint64_t tick_ns() const { return tick_ns_; }
+  const std::string& cache_name() const { return cache_name_; }
   DeviceKind device() const { return device_; }
   bool page_checksums() const { return page_checksums_; }
 
@@ -111,6 +113,7 @@ class Segment {
   std::uint32_t page_count_ = 0;
   std::uint64_t descriptor_stride_ = 0;
   std::uint64_t tick_ns_ = 0;
+  std::string cache_name_;
   ClockKind clock_ = ClockKind::kSystem;
   DeviceKind device_ = DeviceKind::kHost;
   bool page_checksums_ = false;

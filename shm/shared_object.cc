@@ -116,7 +116,7 @@ Result<FileDescriptor> create_object(const std::string& name, std::uint64_t byte
   const std::string made = temporary(name);
   bip::shared_memory_object::remove(made.c_str());
   try {
-    bip::permissions permissions(static_cast<int>(mode));
+    bip::permissions permissions(mode);
     bip::shared_memory_object object(bip::create_only, made.c_str(), bip::read_write, permissions);
     FileDescriptor fd(::fcntl(object.get_mapping_handle().handle, F_DUPFD_CLOEXEC, 0));
     Status status = fd.open() ? Status{} : Status{Code::kSystem, "duplicating a descriptor", errno};

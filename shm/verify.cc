@@ -145,7 +145,7 @@ class Verification {
     });
     if (page_wrong || overflow_ != 0 || checks_.seen().twins_left_out) add_equal_contents(pairs);
     std::ranges::sort(pairs);
-    pairs.erase(std::ranges::unique(pairs).begin(), pairs.end());
+    pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
     for (const auto& [a, b] : pairs)
       look({UnitKind::kPagePair, a, b});
   }

@@ -204,7 +204,7 @@ kvtrie_code kvtrie_get_geometry(kvtrie_worker worker, kvtrie_geometry* geometry)
   value.page_bytes = segment.geometry().page_bytes;
   value.tokens_per_page = segment.tokens_per_page();
   value.planes = segment.geometry().planes;
-  value.tick_ns = segment.superblock().tick_ns;
+  value.tick_ns = segment.tick_ns();
   write_sized(*geometry, value);
   return KVTRIE_OK;
 }

@@ -63,6 +63,7 @@ class Walker {
       end_.corrupt |= !word.well_formed();
       return false;
     }
+    if (depth_in(segment_.descriptor(page).depth_class.load(std::memory_order_relaxed)) != depth_to_enter()) return false;
     if (!same_parent(page) || !pages_.matches(page, parent_to_compare(page), tokens)) return false;
     if (over_pending_) {
       at_ = Handle::page(page, word);
@@ -77,6 +78,11 @@ class Walker {
     path_.push_back(at_);
     KVTRIE_CRASH_POINT("walk.after_page");
     return true;
+  }
+
+  // A link that was written over may lead back; no page has two depths, so none is entered twice (C7).
+  std::uint32_t depth_to_enter() const {
+    return static_cast<std::uint32_t>(path_.size()) + 1 + (over_pending_ ? end_.pending_pages : 0);
   }
 
   bool same_parent(PageIndex page) const {

@@ -33,7 +33,7 @@ struct WalkStart {
   std::uint64_t root_hash = 0;
 };
 
-// Appends the handles of the matched pages to `path`.
+// Appends the handles of the matched pages to `path`, which has those from the root to `start` already.
 WalkEnd walk(const Segment& segment, const StripeIndex& index, WalkStart start,
              std::span<const std::uint32_t> tokens, std::vector<Handle>& path);
 

@@ -206,7 +206,8 @@ class Worker {
   bool announce_next(Sequence& sequence, const Stamp& stamp, bool link_live, Status& status);
   bool link_to(Sequence& sequence, std::uint32_t position, Handle other);
   void go_live(Sequence& sequence, std::uint32_t position, const Stamp& stamp);
-  void publish_group(Sequence& sequence, std::uint32_t end, PublishReport& report);
+  bool is_mine(PageIndex page, PageState state) const;
+  Status publish_group(Sequence& sequence, std::uint32_t end, PublishReport& report);
   Status publish_locked(Sequence& sequence, std::uint64_t token_count, PublishReport& report);
   static bool is_shared_in_batch(const Sequence& sequence, std::uint32_t position);
   Status publish_last(Sequence& sequence, std::uint32_t tokens, PublishReport& report);
@@ -222,7 +223,7 @@ class Worker {
   LeaseSlots leases_;
   std::atomic<std::uint32_t> cursor_;
   std::atomic<std::uint64_t> last_stamp_{0};  // tick 32 | order 16 of the last touch
-  std::atomic<bool> distrusts_{false};
+  mutable std::atomic<bool> distrusts_{false};
   std::timed_mutex wait_turn_;  // one wait slot a worker: its threads take turns
 };
 

@@ -85,8 +85,8 @@ Status Worker::allocate(Sequence& sequence, std::uint64_t total_tokens, std::int
 }
 
 std::uint32_t Worker::incomplete_tokens(const Sequence& sequence) const {
-  return segment_.descriptor(sequence.own_at(sequence.published).page)
-      .token_count.load(std::memory_order_relaxed);
+  const Descriptor& descriptor = segment_.descriptor(sequence.own_at(sequence.published).page);
+  return std::min<std::uint32_t>(descriptor.token_count.load(std::memory_order_relaxed), segment_.tokens_per_page());
 }
 
 // `page` takes the place of the incomplete page, which others may read: its bytes are copied, never added to (C3). The lease

@@ -93,6 +93,8 @@ struct AtExit {
   Work work;
   ~AtExit() { work(); }
 };
+template <typename Work>
+AtExit(Work) -> AtExit<Work>;
 
 std::uint64_t pages_for(std::uint64_t tokens, std::uint64_t page_tokens) {
   return tokens / page_tokens + (tokens % page_tokens != 0 ? 1 : 0);

@@ -29,6 +29,16 @@ Status Worker::flushed() const {
   return {Code::kFlushed, "the namespace was flushed since this sequence began: nothing of it is published; begin anew"};
 }
 
+// What this worker's pages are only it may change. One that is something else was written over: whatever is done with it
+// now might be done to somebody else's page (C7).
+bool Worker::is_mine(PageIndex page, PageState state) const {
+  const StateWord word = pages_.state(page);
+  if (word.state() == state && word.owner() == slot_) return true;
+  distrusts_.store(true, std::memory_order_relaxed);
+  count(Counter::kCorruptSeen);
+  return false;
+}
+
 // `tokens` are the page's own: all that a page has, or fewer for an incomplete page.
 AnnounceResult Worker::announce(Sequence& sequence, std::uint32_t position,
                                 std::span<const std::uint32_t> tokens, const Stamp& stamp) {
@@ -48,6 +58,7 @@ AnnounceResult Worker::announce(Sequence& sequence, std::uint32_t position,
           : sequence.root_hash;
   node.prefix_hash = hash_page(parent_hash, tokens);
   OwnPage& own = sequence.own_at(position);
+  if (!is_mine(own.page, PageState::kWriting)) return {AnnounceOutcome::kFailed, {}, {}};
   const AnnounceResult result = announce_page(segment_, slot_, own.page, node, tokens);
   if (result.outcome == AnnounceOutcome::kAnnounced) {
     own.node = Handle::page(own.page, pages_.state(own.page));
@@ -143,9 +154,12 @@ void Worker::go_live(Sequence& sequence, std::uint32_t position, const Stamp& st
 }
 
 // Own Pending pages published .. end-1 become Live: the leases first, then parents first (rule 6).
-void Worker::publish_group(Sequence& sequence, std::uint32_t end, PublishReport& report) {
+Status Worker::publish_group(Sequence& sequence, std::uint32_t end, PublishReport& report) {
   LeaseSlot& lease = leases_[sequence.lease_slot];
   const std::uint32_t first = sequence.published;
+  for (std::uint32_t position = first; position < end; ++position) {
+    if (!is_mine(sequence.own_at(position).page, PageState::kPending)) return health();
+  }
   std::vector<PageIndex> done;
   done.reserve(end - first);
   const std::uint64_t deepest = sequence.node_at(end - 1).raw;
@@ -164,6 +178,7 @@ void Worker::publish_group(Sequence& sequence, std::uint32_t end, PublishReport&
   free_pages_.drop_held(slot_, done);
   if (!KVTRIE_MUTANT(publish_keeps_waiters)) wake_waiters_on(segment_, slot_);
   report.pages_published += end - first;
+  return {};
 }
 
 Status Worker::publish(Sequence& sequence, std::uint64_t token_count, PublishReport& report) {
@@ -186,8 +201,10 @@ Status Worker::publish_locked(Sequence& sequence, std::uint64_t token_count, Pub
     if (Status status = announce_full(sequence, sequence.positions(), true); !status) return status;
     std::uint32_t ready = sequence.published;
     while (ready < std::min(end, sequence.linked) && !sequence.own_at(ready).borrowed) ++ready;
-    if (sequence.published < ready) publish_group(sequence, ready, report);
+    Status status;
+    if (sequence.published < ready) status = publish_group(sequence, ready, report);
     tell_borrowers(sequence);
+    if (!status) return status;
     if (sequence.published == before || sequence.published >= end) break;
   }
   report.published = sequence.published;
@@ -292,7 +309,9 @@ Status Worker::give_back(Sequence& sequence, std::uint32_t first, std::uint32_t 
   back.reserve(end - first);
   for (std::uint32_t position = end; position-- > first;) {
     OwnPage& own = sequence.own_at(position);
-    back.push_back(own.page);
+    // One that was written over is left to whoever has it by now.
+    if (is_mine(own.page, own.state == OwnState::kPending ? PageState::kPending : PageState::kWriting))
+      back.push_back(own.page);
     if (position < sequence.published) {
       own = {own.node, own.node.page_index(), OwnState::kLive};  // the other's page serves instead
     } else {

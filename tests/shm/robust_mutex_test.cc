@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <climits>
 #include <thread>
 #include <vector>
@@ -476,6 +477,32 @@ TEST_F(RobustMutexTest, LockOfWrongBytesIsAnErrorNeverACrash) {
       return 0;
     });
     ASSERT_EQ(child.wait(), 0) << "round " << round;
+  }
+}
+
+// An unlock writes to where these point.
+TEST_F(RobustMutexTest, LinksWrittenOverWhileItIsHeldAreAnErrorNeverACrash) {
+  for (int round = 0; round < 8; ++round) {
+    Child child([&](Line) {
+      const Result<Mapping> own = map();
+      const bool wrong[] = {(round & 1) != 0, (round & 2) != 0};
+      const int first = round >> 2;
+      for (int again = 0; again < 3; ++again) {
+        for (const int i : {0, 1}) {
+          if (!RobustMutex::acquire(in(*own, i))) return 1;
+        }
+        for (const int i : {0, 1}) {
+          if (wrong[i]) std::memset(static_cast<void*>(&in(*own, i).__data.__list), 0x5A, sizeof in(*own, i).__data.__list);
+        }
+        for (const int i : {first, 1 - first}) {
+          if (RobustMutex::release(in(*own, i)).code() != (wrong[i] ? Code::kCorrupt : Code::kOk)) return 2;
+        }
+      }
+      return 0;
+    });
+    ASSERT_EQ(child.wait(), 0) << "round " << round;
+    EXPECT_EQ(code_of_acquire(), Code::kOk);
+    EXPECT_TRUE(RobustMutex::release(mutex()));
   }
 }
 
