@@ -129,6 +129,7 @@ std::uint32_t FreePages::take(WorkerId me, std::uint32_t wanted, PageIndex near,
         const std::uint64_t bits = first_set(long_runs_only ? in_long_runs(all) : all, wanted - got);
         if (bits == 0) break;
         got += claim(me, cursor, bits, out);
+        if (KVTRIE_MUTANT(take_tries_once)) break;
       }
       if (got < wanted && ++cursor == chunks) cursor = 0;
     }

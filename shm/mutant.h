@@ -71,6 +71,7 @@ namespace kvtrie {
   X(pin_never_ends)                 /* pins: one whose tick has come goes on */                       \
   X(pin_outlives_flush)             /* pins: one of a flushed namespace goes on */                    \
   X(held_count_after_take)          /* held count raised after the page was taken */                 \
+  X(take_tries_once)                /* who loses a race for bits of a chunk leaves its others */       \
   X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */         \
   X(adopt_keeps_bitmap)             /* free bits not recomputed at adoption */
 
