@@ -95,6 +95,7 @@ constexpr Catch kCatches[] = {
 constexpr Catch kCaughtElsewhere[] = {
     {Mutant::k_no_device_fence, "DeviceFenceTest.WithoutTheDevicesFenceAReusedPageChanges"},
     {Mutant::k_no_writer_fence, "DeviceFenceTest.WithoutTheWritersFencePagesComeBackUnderARank"},
+    {Mutant::k_hash_without_namespace, "IsolationTimingTest.AHashWithoutTheNamespaceShows"},
     {Mutant::k_take_tries_once, "HistoryMutantsTest.IsCaught/take_tries_once"},
 };
 
