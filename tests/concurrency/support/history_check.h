@@ -11,8 +11,8 @@
 //   begin     match(1..k): the answer and the lease                    each of them Live, no Live page of key k+1
 //             pending(L)  anywhere in the call                         L announced, neither published nor freed
 //   allocate  take(L) each                                             its page Free
-//             announce(L) each, parents first                          the key in nobody's hands; the parent a root, or Live
-//                                                                      and held by this sequence, or this process's Pending
+//             announce(L) each, parents first                          nobody has the key; the parent is a root, Live and
+//                                                                      held by this sequence, or this process's Pending
 //             blocked     why the next one stayed private              another page has the key
 //   publish   announce, blocked, link(L') to another's page            L' Live
 //             publish(L)  each, parents first                          Pending, its parent a root or Live

@@ -45,20 +45,27 @@ struct Board {
 std::minstd_rand random_here;  // of this process
 std::uint32_t below(std::uint32_t bound) { return static_cast<std::uint32_t>(random_here() % bound); }
 
+// Lets others run: those on another processor, and now and then those that wait for this one. (Not by sched_yield:
+// beside a busy process that gives a whole slice away.)
+void give_way_for(std::uint32_t turns) {
+  for (std::uint32_t i = below(turns); i > 0; --i) std::atomic_signal_fence(std::memory_order_seq_cst);
+}
+void sleep_a_moment() {
+  const timespec moment{0, 1};  // some ten microseconds
+  ::nanosleep(&moment, nullptr);
+}
+
 #ifdef KVTRIE_DEV
 void give_way(const char* /*place*/) {
   const std::uint32_t what = below(64);
-  if (what < 6) ::sched_yield();
-  if (what == 6) {
-    const timespec moment{0, 1};  // some ten microseconds
-    ::nanosleep(&moment, nullptr);
-  }
+  if (what < 8) give_way_for(2'000);
+  if (what >= 62) sleep_a_moment();
 }
 #endif
 
-// Why the fences: the stamp of an invocation is stored, and with it the clock read, before the call's first load may run;
-// and what the call stored is out of the store buffer, so seen by all, before the clock of its response is read. So
-// a call is never taken to be later, or over earlier, than it was.
+// Why the fences: the stamp of an invocation is stored, and with it the clock read, before the call's first load may
+// run; and what the call stored is out of the store buffer, so seen by all, before the clock of its response is
+// read. So a call is never taken to be later, or over earlier, than it was.
 class Stamped {
  public:
   Stamped(Board& board, std::uint32_t process, Call call)
@@ -235,7 +242,8 @@ int run_evictor(const LocalCache& cache, Board& board) {
   const std::unique_ptr<Segment> segment = cache.map_again();
   Evictor evictor(*segment);
   for (std::uint32_t i = 0; i < kEvictsMax && board.ended.load() < kHistoryWorkers; ++i) {
-    for (std::uint32_t gaps = below(16); gaps > 0; --gaps) ::sched_yield();
+    if (below(2) == 0) sleep_a_moment();
+    give_way_for(10'000);
     const std::uint32_t wanted = 1 + below(4);
     Stamped call(board, kHistoryWorkers, Call::kEvict);
     const EvictReport report = evictor.evict(wanted, [] { return false; }, [](double) {});

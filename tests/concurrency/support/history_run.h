@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Records histories: three worker processes and one that evicts, on a cache so small that they are always in each other's
-// way. Between the stores of the protocol (at the crash points of builds that have them) a process gives its
-// processor away now and then, so that calls overlap also on few processors.
+// Records histories: three worker processes and one that evicts, on a cache so small that they are always in each
+// other's way. Between the stores of the protocol (at the crash points of builds that have them) a process gives way
+// to others now and then, so that calls overlap also on few processors.
 #pragma once
 
 #include <cstdint>

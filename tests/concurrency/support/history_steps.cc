@@ -28,7 +28,11 @@ class Reader {
       return std::tuple(a.operation.process, a.operation.invoked) <
              std::tuple(b.operation.process, b.operation.invoked);
     });
-    for (at_ = 0; at_ < static_cast<int>(steps_.calls.size()); ++at_) read_call(steps_.calls[static_cast<std::size_t>(at_)]);
+    at_ = 0;
+    for (StepCall& call : steps_.calls) {
+      read_call(call);
+      ++at_;
+    }
     for (const auto& [which, open] : sequences_)
       expect(open.released, Promise::kRecord, "a sequence was not released");
     order_lives();
