@@ -123,9 +123,14 @@ std::uint32_t FreePages::take(WorkerId me, std::uint32_t wanted, PageIndex near,
   for (const bool long_runs_only : {true, false}) {
     if (long_runs_only && wanted - got < kRunWorthTaking) continue;
     for (std::uint32_t step = 0; step < chunks && got < wanted; ++step) {
-      const std::uint64_t all = segment_.free_bits(cursor).load(std::memory_order_relaxed);
-      const std::uint64_t bits = first_set(long_runs_only ? in_long_runs(all) : all, wanted - got);
-      if (bits != 0) got += claim(me, cursor, bits, out);
+      // Again, since others who chose the same bits at the same time may leave others of the chunk.
+      for (std::uint32_t tries = 0; tries < kChunkPages && got < wanted; ++tries) {
+        const std::uint64_t all = segment_.free_bits(cursor).load(std::memory_order_relaxed);
+        const std::uint64_t bits = first_set(long_runs_only ? in_long_runs(all) : all, wanted - got);
+        if (bits == 0) break;
+        got += claim(me, cursor, bits, out);
+        if (KVTRIE_MUTANT(take_tries_once)) break;
+      }
       if (got < wanted && ++cursor == chunks) cursor = 0;
     }
   }

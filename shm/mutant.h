@@ -59,6 +59,7 @@ namespace kvtrie {
   X(flushed_pages_keep_their_turn)  /* 18: pages of a flushed root are ranked by their touch */       \
   X(keeper_forgets_flush)           /* 18: the next coordinator does not look for such pages */       \
   X(flush_reuses_scope)             /* N4: the next generation, though pages have its low 16 bits */  \
+  X(hash_without_namespace)         /* C8: one hash for a prefix in all namespaces */                  \
   X(touch_before_lease)             /* 19: touch written before the lease is verified */             \
   X(high_water_after_lease)         /* 19: high-water mark stored after the first lease */           \
   X(evict_ignores_pins)             /* pins, 10: slots of the coordinator are not read */             \
@@ -71,6 +72,7 @@ namespace kvtrie {
   X(pin_never_ends)                 /* pins: one whose tick has come goes on */                       \
   X(pin_outlives_flush)             /* pins: one of a flushed namespace goes on */                    \
   X(held_count_after_take)          /* held count raised after the page was taken */                 \
+  X(take_tries_once)                /* who loses a race for bits of a chunk leaves its others */       \
   X(reap_keeps_bitmap)              /* free bits of a dead worker's chunks not recomputed */         \
   X(adopt_keeps_bitmap)             /* free bits not recomputed at adoption */
 

@@ -50,6 +50,7 @@ std::uint64_t hash_fields(const Segment& segment, std::string_view fields) {
 }
 
 std::uint64_t seed_of(const Segment& segment, std::uint64_t fields_hash, NamespaceId id) {
+  if (KVTRIE_MUTANT(hash_without_namespace)) return segment.superblock().hash_secret;
   const std::uint64_t parts[] = {segment.superblock().hash_secret, fields_hash, id.value};
   return hash_bytes(segment.superblock().hash_secret, parts, sizeof parts);
 }
