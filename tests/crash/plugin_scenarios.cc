@@ -213,6 +213,7 @@ Scenario of_plugin(Scenario made, DeviceKind device = DeviceKind::kHost) {
   made.serve = [] { return coordinator->serve(); };
   made.recovery = [](CrashWorld&) { coordinator->reap(kVictimSlot); };
   if (made.again.empty()) made.again = {1, 2, 3};
+  for (Paths* paths : {&made.cached, &made.may_come, &made.done_come}) *paths = prefixes_of(*paths);
   return made;
 }
 

@@ -9,6 +9,7 @@
 
 #include <filesystem>
 
+#include "shm/geometry.h"
 #include "shm/process_identity.h"
 #include "shm/runtime_directory.h"
 
@@ -62,6 +63,7 @@ WorldCoordinator::WorldCoordinator(const CrashWorld& world, DeviceKind device, c
   const Result<std::uint64_t> pid_namespace = own_pid_namespace();
   if (!pid_namespace) throw Violation("coordinator: PID namespace");
   block.pid_namespace = *pid_namespace;
+  block.constant_checksum = constant_checksum(block);
   cache_.segment = map_again(world);
   cache_.segment_writable = again(world.segment_fd());
   cache_.segment_read_only = again(world.segment_fd());
