@@ -169,7 +169,11 @@ void recover(const Segment& segment, const Scenario& scenario) {
 std::string judge(CrashWorld& world, const Scenario& scenario, bool returned) {
   try {
     if (scenario.fence) scenario.fence(world);
-    recover(world.segment(), scenario);
+    if (scenario.recovery) {
+      scenario.recovery(world);
+    } else {
+      recover(world.segment(), scenario);
+    }
   } catch (const Violation& violation) {
     return violation.what();
   }

@@ -83,6 +83,10 @@ struct Scenario {
   std::size_t sparse = 1;  // of instructions that a strided run kills at because of their number, every so many: long
                            // loops that only read
   bool sleeps = false;  // may sleep in the kernel, up to milliseconds a run
+  // Its coordinator's answers (world_coordinator.h), asked for while it prepares and between its steps. True: there was
+  // something.
+  std::function<bool()> serve = {};
+  std::function<void(CrashWorld&)> recovery = {};  // instead of the judge's: by the coordinator that served it
   std::function<void(CrashWorld&)> fence = {};  // before the recovery: what its device does until it is over
   std::function<void(CrashWorld&)> recovered = {};  // after the recovery: what an operator does then
   // Only where crash points are compiled in: called in the victim at each of them, before it may

@@ -18,22 +18,31 @@
 
 #include "shm/mutant.h"
 #include "tests/crash/arena.h"
+#include "tests/crash/plugin_scenarios.h"
 #include "tests/crash/step_run.h"
+#include "tests/crash/step_table.h"
 
 namespace {
 
 using kvtrie::test::Scenario;
 using kvtrie::test::StepOutcome;
 using kvtrie::test::StepPlan;
+using kvtrie::test::StepTable;
 
 constexpr char kHelp[] =
-    "step_kill [--all | --stride N] [--operation PREFIX]... [--shard I/N] [--list]\n"
+    "step_kill [--all | --stride N] [--operation PREFIX]... [--shard I/N] [--resume FILE]\n"
+    "step_kill --merge FILE...\n"
+    "step_kill --list\n"
     "  --all            kill at every instruction\n"
     "  --stride N       kill where the segment changes, with the instruction before and after, and "
     "at every N-th (64)\n"
     "  --operation P    only operations whose name begins with P\n"
     "  --shard I/N      only the I-th of N equal parts (I from 0), so that a long run can be done "
     "in pieces\n"
+    "  --resume FILE    write each operation's row to FILE when it is done, and leave out those that "
+    "are there\n"
+    "  --merge FILE...  print the table of all shards from the files of --resume; 1 when one is "
+    "missing\n"
     "  --mutant NAME    with a protection taken out, in builds that have them\n"
     "Prints a table in Markdown. Exit code: 0 no violation, 1 some, 2 usage.\n";
 constexpr unsigned kSecondsAKill = 20;  // a survivor that needs longer hangs
@@ -42,6 +51,8 @@ constexpr std::size_t kViolationsShown = 5;
 struct Settings {
   StepPlan plan;
   std::vector<std::string> operations;
+  std::string resume;
+  std::vector<std::string> merge;
   bool list = false;
 };
 
@@ -93,6 +104,12 @@ Settings parse(int argc, char** argv) {
     } else if (option == "--operation" && !value.empty()) {
       settings.operations.emplace_back(value);
       ++i;
+    } else if (option == "--resume" && !value.empty()) {
+      settings.resume = value;
+      ++i;
+    } else if (option == "--merge" && !value.empty()) {
+      settings.merge.assign(argv + i + 1, argv + argc);
+      return settings;
     } else if (option == "--mutant") {
       choose_mutant(value);
       ++i;
@@ -135,8 +152,6 @@ std::string place_of(kvtrie::test::Address address) {
 }
 
 void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) {
-  fmt::print("| {} | {} | {} | {} | {} | {} |\n", scenario.name, outcome.instructions, outcome.states,
-             outcome.kills, outcome.images, outcome.violations.size());
   fmt::print(stderr, "{}: {:.2f} s, {} off the recorded route\n", scenario.name, seconds,
              outcome.off_route);
   for (std::size_t i = 0; i < std::min(outcome.violations.size(), kViolationsShown); ++i) {
@@ -144,7 +159,6 @@ void show(const Scenario& scenario, const StepOutcome& outcome, double seconds) 
     fmt::print(stderr, "  after instruction {}, at {}: {}\n", violation.k,
                place_of(violation.address), violation.text);
   }
-  std::fflush(stdout);
 }
 
 StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const StepPlan& plan) {
@@ -163,37 +177,46 @@ StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const
   }
 }
 
-}  // namespace
+// The core's operations, then the plugin's calls.
+std::vector<Scenario> known_scenarios() {
+  const auto core = kvtrie::test::all_scenarios();
+  std::vector<Scenario> known(core.begin(), core.end());
+  for (Scenario& call : kvtrie::test::plugin_scenarios(KVTRIE_STEPPED_PLUGIN)) known.push_back(std::move(call));
+  return known;
+}
 
-int main(int argc, char** argv) {
-  const Settings settings = parse(argc, argv);
-  if (settings.list) {
-    for (const Scenario& scenario : kvtrie::test::all_scenarios())
-      fmt::print("{}\n", scenario.name);
-    return 0;
-  }
+int step(const Settings& settings, const std::vector<Scenario>& known) {
   stay_on_this_core();
   std::signal(SIGALRM, on_alarm);
   kvtrie::test::CrashWorld world;
-  StepOutcome all;
-  fmt::print(
-      "| operation | instructions | states | kills | images judged | violations "
-      "|\n|---|---|---|---|---|---|\n");
-  for (const Scenario& scenario : kvtrie::test::all_scenarios()) {
-    if (!chosen(settings, scenario)) continue;
+  const std::string plan = settings.plan.all ? "all" : std::to_string(settings.plan.stride);
+  StepTable table({plan, settings.plan.shard, settings.plan.shard_count}, settings.resume);
+  for (const Scenario& scenario : known) {
+    if (!chosen(settings, scenario) || table.has(scenario.name)) continue;
     const auto start = std::chrono::steady_clock::now();
     const StepOutcome outcome = run(world, scenario, settings.plan);
     show(scenario, outcome,
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    all.instructions += outcome.instructions;
-    all.states += outcome.states;
-    all.kills += outcome.kills;
-    all.images += outcome.images;
-    all.off_route += outcome.off_route;
-    all.violations.insert(all.violations.end(), outcome.violations.begin(),
-                          outcome.violations.end());
+    table.add(scenario.name, outcome);
   }
-  fmt::print("| all | {} | {} | {} | {} | {} |\n", all.instructions, all.states, all.kills, all.images,
-             all.violations.size());
-  return all.violations.empty() ? 0 : 1;
+  return table.print() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Settings settings = parse(argc, argv);
+  const std::vector<Scenario> known = known_scenarios();
+  std::vector<std::string> names;
+  for (const Scenario& scenario : known) names.emplace_back(scenario.name);
+  if (settings.list) {
+    for (const std::string& name : names) fmt::print("{}\n", name);
+    return 0;
+  }
+  try {
+    return settings.merge.empty() ? step(settings, known) : kvtrie::test::print_merged(settings.merge, names) ? 0 : 1;
+  } catch (const std::exception& failure) {
+    fmt::print(stderr, "step_kill: {}\n", failure.what());
+    return 1;
+  }
 }

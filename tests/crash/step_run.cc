@@ -4,6 +4,7 @@
 #include "tests/crash/step_run.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <set>
@@ -28,8 +29,8 @@ Stopped bring_to(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
                  const Route& route, std::size_t k, std::size_t last) {
   Stopped stopped;
   for (int i = 0; i < kTriesMax; ++i) {
-    stopped.stepper = std::make_unique<Stepper>(start_victim(
-        world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
+    stopped.stepper = std::make_unique<Stepper>(
+        start_victim(world, scenario, {.traced = true, .die_at_point = 0, .on_start = plan.on_start}), scenario.serve);
     stopped.arrival = route.go(*stopped.stepper, std::min(k, last));
     if (stopped.arrival.as_recorded || stopped.arrival.result == StepResult::kFailed) break;
   }
@@ -47,6 +48,12 @@ bool differs(const CrashWorld& world, const WorldBytes& from) {
   return false;
 }
 
+// The victim's code is this process's: it was forked.
+bool is_system_call(Address at) {
+  constexpr std::array<unsigned char, 2> kSyscall{0x0F, 0x05};
+  return std::memcmp(reinterpret_cast<const void*>(at), kSyscall.data(), kSyscall.size()) == 0;
+}
+
 // What a death left. Who comes after it has nothing but the shared bytes to go by, and so has its judge, beside whether
 // the operation had returned: of several deaths that left the same, one is judged.
 struct Remains {
@@ -61,18 +68,21 @@ Recording record(CrashWorld& world, const Scenario& scenario, const StepPlan& pl
                  StepOutcome& outcome) {
   Recording recording;
   Stepper stepper(start_victim(world, scenario,
-                               {.traced = true, .die_at_point = 0, .on_start = plan.on_start}));
+                               {.traced = true, .die_at_point = 0, .on_start = plan.on_start}),
+                  scenario.serve);
   std::set<std::uint64_t> states;
   WorldBytes last = world.copy_bytes();
   states.insert(world.hash_of_bytes());
   recording.addresses.push_back(stepper.at());
   for (;;) {
+    if (is_system_call(recording.addresses.back())) recording.system_calls.push_back(recording.addresses.size() - 1);
     const StepResult result = stepper.step();
     if (result == StepResult::kEnd) break;
     if (result == StepResult::kFailed || recording.addresses.size() > kInstructionsMax) {
       throw Violation("the operation failed without being killed");
     }
     recording.addresses.push_back(stepper.at());
+    if (stepper.serve()) recording.served.push_back(recording.addresses.size() - 1);
     if (differs(world, last)) {
       last = world.copy_bytes();
       states.insert(world.hash_of_bytes());
@@ -92,6 +102,8 @@ std::vector<std::size_t> places_to_kill(const Recording& recording, const Scenar
   if (!plan.all) {
     for (const std::size_t k : recording.changes)
       chosen.insert({k - 1, k, k + 1});
+    for (const std::size_t k : recording.system_calls)
+      chosen.insert({k, k + 1});
   }
   std::vector<std::size_t> places;
   for (const std::size_t k : chosen) {

@@ -3,6 +3,7 @@
 
 #include "tests/crash/stepper.h"
 
+#include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -44,7 +45,7 @@ Range vdso_range() {
 
 }  // namespace
 
-Stepper::Stepper(pid_t stopped_child) : pid_(stopped_child) {
+Stepper::Stepper(pid_t stopped_child, std::function<bool()> serve) : pid_(stopped_child), serve_(std::move(serve)) {
   ::ptrace(PTRACE_SETOPTIONS, pid_, nullptr, PTRACE_O_EXITKILL);
 }
 
@@ -62,13 +63,23 @@ void Stepper::kill() {
 
 StepResult Stepper::wait_for_trap() {
   int status = 0;
-  if (::waitpid(pid_, &status, 0) != pid_) throw std::runtime_error("waitpid of a traced child");
+  pid_t got = 0;
+  while ((got = ::waitpid(pid_, &status, serve_ ? WNOHANG : 0)) == 0) {
+    if (!serve()) ::sched_yield();
+  }
+  if (got != pid_) throw std::runtime_error("waitpid of a traced child");
   if (!WIFSTOPPED(status)) {
     alive_ = false;
     return StepResult::kFailed;
   }
   if (WSTOPSIG(status) == SIGTRAP) return StepResult::kStepped;
   return WSTOPSIG(status) == SIGSTOP ? StepResult::kEnd : StepResult::kFailed;
+}
+
+bool Stepper::serve() {
+  bool served = false;
+  while (serve_ && serve_()) served = true;
+  return served;
 }
 
 StepResult Stepper::step() {
@@ -123,13 +134,13 @@ Route::Route(const Recording& recording) : recording_(recording) {
 
 // Backwards: a run to k may start anywhere behind the last arrival at k's address, so where the run to there may start
 // the earliest.
-std::vector<std::size_t> Route::stops_to(std::size_t k) const {
+std::vector<std::size_t> Route::stops_to(std::size_t from, std::size_t k) const {
   std::vector<std::size_t> stops;
-  while (k > 0 && before_[k] == kNoStop) --k;
-  while (k > 0) {
+  while (k > from && before_[k] == kNoStop) --k;
+  while (k > from) {
     stops.push_back(k);
     std::size_t best = before_[k];
-    for (std::size_t i = best + 1; best != 0 && i < k; ++i) {
+    for (std::size_t i = best + 1; best > from && i < k; ++i) {
       if (before_[i] != kNoStop && (best == before_[k] || before_[i] < before_[best])) best = i;
     }
     k = best;
@@ -138,15 +149,29 @@ std::vector<std::size_t> Route::stops_to(std::size_t k) const {
   return stops;
 }
 
+StepResult Route::advance(Stepper& stepper, std::size_t from, std::size_t k) const {
+  for (const std::size_t stop : stops_to(from, k)) {
+    if (const StepResult result = stepper.run_to(recording_.addresses[stop]); result != StepResult::kStepped) {
+      return result;
+    }
+    from = stop;
+  }
+  StepResult result = StepResult::kStepped;
+  for (; from < k && result == StepResult::kStepped; ++from) result = stepper.step();
+  return result;
+}
+
 Route::Arrival Route::go(Stepper& stepper, std::size_t k) const {
   Arrival arrival;
   std::size_t stands = 0;
-  for (const std::size_t stop : stops_to(k)) {
-    arrival.result = stepper.run_to(recording_.addresses[stop]);
+  for (const std::size_t served : recording_.served) {
+    if (served > k) break;
+    arrival.result = advance(stepper, stands, served);
     if (arrival.result != StepResult::kStepped) return arrival;
-    stands = stop;
+    stepper.serve();
+    stands = served;
   }
-  for (; stands < k && arrival.result == StepResult::kStepped; ++stands) arrival.result = stepper.step();
+  arrival.result = advance(stepper, stands, k);
   arrival.as_recorded =
       arrival.result == StepResult::kStepped && stepper.at() == recording_.addresses[k];
   return arrival;

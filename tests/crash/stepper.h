@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace kvtrie::test {
@@ -26,7 +27,8 @@ enum class StepResult : std::uint8_t {
 // One child. It is stopped whenever no call runs. Killed at the end of the object's life.
 class Stepper {
  public:
-  explicit Stepper(pid_t stopped_child);
+  // `serve` answers what the child asks another process for; it may be empty, or say false: it was not asked.
+  Stepper(pid_t stopped_child, std::function<bool()> serve);
   Stepper(const Stepper&) = delete;
   Stepper& operator=(const Stepper&) = delete;
   ~Stepper();
@@ -36,6 +38,8 @@ class Stepper {
   Address at() const;
   // Runs to the next arrival at `address`; being there already does not count.
   StepResult run_to(Address address);
+  // Answers what was asked by the steps so far. False: nothing was.
+  bool serve();
   // SIGKILL, and waits until the kernel has reported the death.
   void kill();
 
@@ -45,6 +49,7 @@ class Stepper {
   void poke(Address address, long word) const;
 
   pid_t pid_;
+  std::function<bool()> serve_;
   bool alive_ = true;
 };
 
@@ -53,6 +58,8 @@ class Stepper {
 struct Recording {
   std::vector<Address> addresses;
   std::vector<std::size_t> changes;  // k: step k - 1 changed the segment
+  std::vector<std::size_t> served;   // k: the child was answered between step k - 1 and step k, and only then
+  std::vector<std::size_t> system_calls;  // k: step k is one
 
   std::size_t instructions() const { return addresses.empty() ? 0 : addresses.size() - 1; }
 };
@@ -75,7 +82,8 @@ class Route {
  private:
   static constexpr std::size_t kNoStop = ~std::size_t{0};
 
-  std::vector<std::size_t> stops_to(std::size_t k) const;
+  std::vector<std::size_t> stops_to(std::size_t from, std::size_t k) const;
+  StepResult advance(Stepper& stepper, std::size_t from, std::size_t k) const;
 
   const Recording& recording_;
   std::vector<std::size_t> before_;  // the last arrival at addresses[k] before k; 0: none; kNoStop: no breakpoint here

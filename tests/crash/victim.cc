@@ -6,6 +6,7 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -67,6 +68,16 @@ Ending ending_of(pid_t pid) {
   ::_exit(0);
 }
 
+// waitpid, during which the coordinator answers what the child asks it.
+pid_t wait_and_serve(pid_t pid, int& status, int options, const std::function<bool()>& serve) {
+  if (!serve) return ::waitpid(pid, &status, options);
+  for (;;) {
+    const pid_t got = ::waitpid(pid, &status, options | WNOHANG);
+    if (got != 0) return got;
+    if (!serve()) ::sched_yield();
+  }
+}
+
 void set_up(CrashWorld& world, const Scenario& scenario) {
   world.reset();
   if (scenario.setup) scenario.setup(world);
@@ -79,7 +90,7 @@ pid_t prepared_victim(const CrashWorld& world, const Scenario& scenario,
   if (pid < 0) throw std::runtime_error("fork");
   if (pid == 0) be_victim(world, scenario, options);
   int status = 0;
-  if (::waitpid(pid, &status, WUNTRACED) != pid || !WIFSTOPPED(status) ||
+  if (wait_and_serve(pid, status, WUNTRACED, scenario.serve) != pid || !WIFSTOPPED(status) ||
       WSTOPSIG(status) != SIGSTOP) {
     throw Violation("the victim did not come to its operation");
   }

@@ -72,6 +72,11 @@ std::vector<std::uint32_t> tokens_of(const Path& path) {
   return tokens;
 }
 
+void compute_page(std::span<std::uint64_t> words, const Path& path, std::size_t pages) {
+  const std::uint64_t hash = path_hash(path, pages);
+  for (std::size_t w = 0; w < words.size(); ++w) words[w] = word_of(hash, w);
+}
+
 std::string to_text(const Path& path) { return fmt::format("{{{}}}", fmt::join(path, ",")); }
 
 View::View(int segment_fd, int pool_fd) {
@@ -114,10 +119,7 @@ void Engine::compute(Sequence& sequence, const Path& path) {
   for (std::size_t i = 0; i < sequence.own.size() && shared + i < path.size(); ++i) {
     const OwnPage& own = sequence.own[i];
     if (own.borrowed || (own.state != OwnState::kPrivate && own.state != OwnState::kPending)) continue;
-    const std::span<std::uint64_t> words = view_.page_words(sequence.own[i].page);
-    const std::uint64_t hash = path_hash(path, shared + i + 1);
-    for (std::size_t w = 0; w < words.size(); ++w)
-      words[w] = word_of(hash, w);
+    compute_page(view_.page_words(own.page), path, shared + i + 1);
   }
 }
 
@@ -252,9 +254,19 @@ std::uint64_t CrashWorld::hash_of_bytes() const {
     if (had || mutex.__owner <= 0 || mutex.__owner >= kFirstOfMarks) continue;
     owners.emplace_back(&mutex.__owner, std::exchange(mutex.__owner, 1));
   }
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> processes;
+  for (std::uint32_t i = 0; i < segment().slot_count(); ++i) {
+    WorkerRecord& record = segment().worker({static_cast<std::uint16_t>(i)});
+    processes.emplace_back(record.pid.exchange(0), record.start_time.exchange(0));
+  }
   std::uint64_t hash = 0;
   for (const std::span<const std::byte> object : bytes()) hash = hash_bytes(hash, object.data(), object.size());
   for (const auto& [owner, thread] : owners) *owner = thread;
+  for (std::uint32_t i = 0; i < segment().slot_count(); ++i) {
+    WorkerRecord& record = segment().worker({static_cast<std::uint16_t>(i)});
+    record.pid.store(processes[i].first);
+    record.start_time.store(processes[i].second);
+  }
   return hash;
 }
 

@@ -52,6 +52,8 @@ class Violation : public std::runtime_error {
 Paths prefixes_of(const Paths& paths);
 std::vector<std::uint32_t> tokens_of(const Path& path);
 std::string to_text(const Path& path);
+// What an engine computes for the last of the first `pages` pages of the path.
+void compute_page(std::span<std::uint64_t> words, const Path& path, std::size_t pages);
 
 // One process's mapping.
 class View {
@@ -121,7 +123,8 @@ class CrashWorld {
   WorldBytes copy_bytes() const;
   void put_bytes(const WorldBytes& bytes);
   // Equal for equal bytes, and for no others that a test will meet. Which thread had a lock that nobody has any more
-  // makes no difference: whoever takes it is told by the lock's word, which the kernel marked.
+  // makes no difference: whoever takes it is told by the lock's word, which the kernel marked. Nor does which process has
+  // a slot: it is dead by then.
   std::uint64_t hash_of_bytes() const;
   std::array<std::span<std::byte>, 3> bytes() const;
 

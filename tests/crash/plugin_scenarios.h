@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Calls of kvtrie.h and kvtrie_device.h that are killed at every instruction: the victim attaches to the world's
+// coordinator by the plugin that is shipped (dlopen, the table of calls), and dies in one call of it. For step_kill only.
+#pragma once
+
+#include <vector>
+
+#include "tests/crash/scenario.h"
+
+namespace kvtrie::test {
+
+// `plugin`: the library. One scenario a call at least, "plugin.CALL" or "plugin.CALL.case".
+std::vector<Scenario> plugin_scenarios(const char* plugin);
+
+}  // namespace kvtrie::test
