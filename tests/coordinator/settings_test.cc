@@ -187,6 +187,10 @@ TEST_F(SettingsTest, ConflictNamesOptionAndBothValues) {
   options_.clock = ClockKind::kDriven;
   EXPECT_EQ(shape_conflict(options_, there),
             "--clock driven was given, but the cache there has system");
+  options_ = {};
+  options_.page_checksums = true;
+  EXPECT_EQ(shape_conflict(options_, there), "--page-checksums was given, but the cache there was made without");
+  EXPECT_TRUE(shape_of({}, shape_of(options_, {})).page_checksums);  // a successor's, too
 }
 
 }  // namespace
