@@ -40,6 +40,7 @@ MaybeFailure Reaper::start() {
   epoll_ = FileDescriptor(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.open()) return system_failure("epoll_create1", errno);
   pidfds_.resize(segment_.slot_count());
+  incarnations_.resize(segment_.slot_count());
   return {};
 }
 
@@ -52,6 +53,7 @@ MaybeFailure Reaper::watch(SlotGrant grant, FileDescriptor pidfd) {
   }
   if (!pidfds_[grant.slot.value].open()) ++watched_;
   pidfds_[grant.slot.value] = std::move(pidfd);
+  incarnations_[grant.slot.value] = grant.incarnation;
   return {};
 }
 
@@ -149,7 +151,9 @@ std::uint32_t Reaper::reap_leaving() {
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
     const SlotWord now = table_.word(slot);
-    if (now.state() == SlotState::kLeaving) (void)reap(slot, now, Why::kLeft);
+    // Of another life it is no wish of this one: the word was written over, and whoever did that still uses the slot.
+    if (now.state() != SlotState::kLeaving || (watches(slot) && now.incarnation() != incarnations_[i])) continue;
+    (void)reap(slot, now, Why::kLeft);
   }
   (void)reap_fenced();
   return static_cast<std::uint32_t>(cleared_ - cleared);

@@ -103,7 +103,7 @@ TEST_P(FuzzTest, Replays) {
   for (const auto& entry : std::filesystem::directory_iterator(all)) run(read(entry.path()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, FuzzTest, ::testing::ValuesIn(kTargets),
+INSTANTIATE_TEST_SUITE_P(All, FuzzTest, ::testing::ValuesIn(kTargets),
                          [](const auto& target) { return std::string(target.param.name); });
 
 // The guards are there: what is read just outside a segment is seen.
