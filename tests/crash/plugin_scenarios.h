@@ -14,4 +14,7 @@ namespace kvtrie::test {
 // `plugin`: the library. One scenario a call at least, "plugin.CALL" or "plugin.CALL.case".
 std::vector<Scenario> plugin_scenarios(const char* plugin);
 
+// kvtried.*: the coordinator is the victim, and is asked through its socket.
+std::vector<Scenario> served_scenarios();
+
 }  // namespace kvtrie::test
