@@ -20,6 +20,7 @@
 #include "coordinator/reaper.h"
 #include "coordinator/room_keeper.h"
 #include "metrics/segment_collector.h"
+#include "save/save_cache.h"
 #include "save/save_plan.h"
 #include "shm/free_pages.h"
 #include "shm/lease_table.h"
@@ -112,7 +113,7 @@ class Script {
         perform_copies();
         break;
       case 16:
-        (void)plan_save(segment);
+        save();
         break;
       case 17:
         (void)SegmentCollector(segment, pauses_, "fuzz").Collect();
@@ -204,6 +205,16 @@ class Script {
     const VerifyReport after = verify(segment, {.adopting = true, .findings_max = 1, .settle_ms = 0});
     if (!after.clean()) std::fprintf(stderr, "%s\n", to_string(after.findings.front()).c_str());
     require(after.clean(), "adopting broke what was whole");
+  }
+
+  void save() {
+    if (input_.byte() % 4 != 0) {
+      (void)plan_save(world_.segment());
+      return;
+    }
+    const std::string path = "/dev/shm/kvtrie-fuzz-saved-" + std::to_string(::getpid());
+    (void)save_cache(world_.segment(), PlaneBytes({world_.pool_fd()}, kPageBytes), path);
+    (void)::unlink(path.c_str());
   }
 
   void wake() {
