@@ -49,7 +49,8 @@ Options options_of_world() {
 void count_pages(const Segment& segment) {
   const PageStats stats = PageTable(segment).stats();
   std::uint64_t all = stats.impossible;
-  for (const std::uint64_t count : stats.by_state) all += count;
+  for (const std::uint64_t count : stats.by_state)
+    all += count;
   require(all == segment.page_count(), "pages are lost");
 }
 
@@ -60,7 +61,8 @@ class Script {
         input_(data, size),
         reaper_(world_.segment(), world_.device(), log_),
         keeper_(world_.segment(), Watermarks{5, 10}),
-        admin_(world_.segment(), keeper_, [] { return false; }, log_),
+        admin_(
+            world_.segment(), keeper_, [] { return false; }, log_),
         service_(options_, world_.objects(), reaper_, admin_, log_) {
     require(!reaper_.start(), "reaper");
   }
@@ -179,7 +181,8 @@ class Script {
     (void)reaper_.reap_dead();
   }
 
-  // As CacheStore and Coordinator do it; sometimes though something was found, as when the damage comes after the look.
+  // As CacheStore and Coordinator do it; sometimes though something was found, as when the damage comes after the
+  // look.
   void adopt() {
     const Segment& segment = world_.segment();
     std::string problem = WorkerTable(segment).validate();
