@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <iterator>
 #include <mutex>
 #include <string>
@@ -54,7 +55,8 @@ class Liar {
  private:
   Liar() {
     address_.cache = "fuzz";
-    address_.directory = "/tmp/kvtrie-fuzz-" + std::to_string(::getpid());
+    address_.directory =
+        (std::filesystem::temp_directory_path() / ("kvtrie-fuzz-" + std::to_string(::getpid()))).string();
     address_.timeout_ms = 100;
     (void)::mkdir(address_.directory.c_str(), 0700);
     (void)::mkdir((address_.directory + "/fuzz").c_str(), 0700);
