@@ -63,6 +63,9 @@ extern "C" void keep_input(int signal_number) {
 class FuzzTest : public ::testing::TestWithParam<Target> {
  protected:
   void SetUp() override {
+#ifdef KVTRIE_TSAN
+    GTEST_SKIP() << "the thread sanitizer reports misuse of locks, and what is written beside, as such";
+#endif
     const std::string path =
         (std::filesystem::temp_directory_path() / ("kvtrie-fuzz-crash-" + std::string(GetParam().name))).string();
     std::strncpy(crash_file, path.c_str(), sizeof crash_file - 1);
