@@ -187,9 +187,12 @@ void Reaper::give_up_segment(WorkerId slot) {
 MaybeFailure Reaper::adopt(AdoptSlots& slots) {
   constexpr int kLooksMax = 4;  // attaching, active, leaving: a word does not change more often before it is ours
   table_.recover();
+  std::uint32_t looked_at = 0;
   int looks = 0;
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
+    looks = i == looked_at ? looks + 1 : 1;
+    looked_at = i;
     const SlotWord now = table_.word(slot);
     if (now.state() == SlotState::kFree) continue;
     if (now.state() == SlotState::kActive) {
@@ -216,13 +219,11 @@ MaybeFailure Reaper::adopt(AdoptSlots& slots) {
                                                            : Why::kDied;
     if (reap(slot, now, why)) {
       ++slots.reaped;
-    } else if (++looks < kLooksMax && now.well_formed()) {
+    } else if (looks < kLooksMax && now.well_formed()) {
       --i;
-      continue;
     } else {
       give_up_segment(slot);
     }
-    looks = 0;
   }
   // A dead scheduler was looked at before its dead plane writers.
   (void)reap_fenced();

@@ -66,7 +66,8 @@ class Walker {
       end_.corrupt |= guess == Guess::kNo && !word.well_formed();
       return false;
     }
-    if (depth_in(segment_.descriptor(page).depth_class.load(std::memory_order_relaxed)) != depth_to_enter()) return false;
+    const std::uint32_t depth_class = segment_.descriptor(page).depth_class.load(std::memory_order_relaxed);
+    if (depth_in(depth_class) != depth_to_enter()) return false;
     if (!same_parent(page) || !pages_.matches(page, parent_to_compare(page), tokens)) return false;
     if (over_pending_) {
       at_ = Handle::page(page, word);

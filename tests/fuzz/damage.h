@@ -2,8 +2,8 @@
 // Copyright The kvtrie authors
 //
 // Corruption of a segment, chosen by an input: random bytes, and words that are plausible where they are written
-// (handles, states, entries, counts, words of other places, neighbours in time). And a tally of what was touched, by what
-// it can be held to: see README.md, "What is wrong".
+// (handles, states, entries, counts, words of other places, neighbours in time). And a tally of what was touched, by
+// what it can be held to: see README.md, "What is wrong".
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,10 @@ struct Damage {
   bool parents = false;  // a parent word that names a page or a root
   bool links = false;    // any parent word: what is above a leased page may be evicted
   bool depths = false;
-  bool tokens = false;   // tokens, or how many
-  bool leases = false;   // leases, or their high-water marks
-  bool roots = false;    // what a namespace's record says of its root
-  bool slots = false;    // who has a worker's slot
+  bool tokens = false;  // tokens, or how many
+  bool leases = false;  // leases, or their high-water marks
+  bool roots = false;   // what a namespace's record says of its root
+  bool slots = false;   // who has a worker's slot
 
   // Then every hit must have the bytes of its tokens.
   bool leaves_hits_true() const { return !states && !parents && !tokens && !leases && !roots; }

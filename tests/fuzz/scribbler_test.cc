@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A worker that writes over all that it has in the segment (its slot, its row of leases) and over the descriptors of free
-// pages, as long as it lives, beside a real kvtried that evicts and two workers that go on. Then it is killed.
+// A worker that writes over all that it has in the segment (its slot, its row of leases) and over the descriptors of
+// free pages, as long as it lives, beside a real kvtried that evicts and two workers that go on. Then it is killed.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -54,17 +54,21 @@ bool one_request(kvtrie_worker worker, kvtrie_namespace name_space, std::mt19937
   std::vector<std::uint32_t> tokens;
   for (std::uint32_t depth = 0; depth < 4 + random() % 8; ++depth) {  // more paths than the pool has room for
     const auto number = static_cast<std::uint32_t>(random() % (depth < 3 ? 2 : 12));
-    for (std::uint32_t i = 0; i < kPageTokens; ++i) tokens.push_back(number * 100 + i);
+    for (std::uint32_t i = 0; i < kPageTokens; ++i)
+      tokens.push_back(number * 100 + i);
   }
   kvtrie_begin_result hit{};
   hit.size = sizeof hit;
   kvtrie_sequence sequence{};
-  if (kvtrie_begin(worker, name_space, tokens.data(), tokens.size(), nullptr, &hit, &sequence) != KVTRIE_OK) return false;
+  if (kvtrie_begin(worker, name_space, tokens.data(), tokens.size(), nullptr, &hit, &sequence) != KVTRIE_OK)
+    return false;
   const auto page_count = static_cast<std::uint32_t>(tokens.size() / kPageTokens);
   std::vector<std::uint64_t> bytes(kPageBytes / 8);
   bool right = true;
   for (std::uint32_t p = 0; p < hit.cached_pages; ++p) {
-    right = right && kvtrie_copy_out(sequence, std::uint64_t{p} * kPageTokens, kPageTokens, 0, nullptr, bytes.data()) == KVTRIE_OK &&
+    right = right &&
+            kvtrie_copy_out(sequence, std::uint64_t{p} * kPageTokens, kPageTokens, 0, nullptr, bytes.data()) ==
+                KVTRIE_OK &&
             std::ranges::all_of(bytes, [&](std::uint64_t word) { return word == word_of(tokens, p); });
   }
   kvtrie_allocate_options options{};
@@ -102,7 +106,8 @@ int work(const TemporaryCache& cache, const Line& line, std::uint64_t seed) {
 
 class Scribbler {
  public:
-  Scribbler(const Segment& segment, WorkerId slot, bool over_its_word) : segment_(segment), slot_(slot), word_(over_its_word) {}
+  Scribbler(const Segment& segment, WorkerId slot, bool over_its_word)
+      : segment_(segment), slot_(slot), word_(over_its_word) {}
 
   [[noreturn]] void run(const Line& line) {
     for (std::uint64_t round = 0;; ++round) {
@@ -117,7 +122,8 @@ class Scribbler {
     WorkerRecord& record = segment_.worker(slot_);
     auto* const words = reinterpret_cast<AtomicU64*>(&record);
     constexpr std::size_t kIdentityWords = 2;  // the slot's word, and when its process started
-    for (std::size_t i = word_ ? 0 : kIdentityWords; i < sizeof record / 8; ++i) words[i].store(random_());
+    for (std::size_t i = word_ ? 0 : kIdentityWords; i < sizeof record / 8; ++i)
+      words[i].store(random_());
     for (LeaseSlot& lease : segment_.leases(slot_)) {
       const PageIndex page{static_cast<std::uint32_t>(random_() % kPages)};
       lease.handle.store(random_() % 2 == 0 ? random_() : Handle::page(page, PageTable(segment_).state(page)).raw);
@@ -180,8 +186,9 @@ class ScribblerTest : public ::testing::Test {
   }
 
   TemporaryCache cache_{"scribbler"};
-  KvtriedProcess daemon_{cache_, {"--pages", std::to_string(kPages), "--page-bytes", std::to_string(kPageBytes), "--workers", "4",
-                                  "--leases", "16", "--metrics", "off", "--stripes", "4"}};
+  KvtriedProcess daemon_{cache_,
+                         {"--pages", std::to_string(kPages), "--page-bytes", std::to_string(kPageBytes), "--workers",
+                          "4", "--leases", "16", "--metrics", "off", "--stripes", "4"}};
   std::optional<Segment> segment_;
 };
 
@@ -195,7 +202,8 @@ TEST_F(ScribblerTest, StopsNobodyAndGoesWithItsDeath) {
   }));
   EXPECT_FALSE(segment_->poisoned());
   for (std::uint16_t slot = 1; slot <= 4; ++slot) {
-    for (const LeaseSlot& lease : segment_->leases({slot})) EXPECT_EQ(lease.handle.load(), 0U) << slot;
+    for (const LeaseSlot& lease : segment_->leases({slot}))
+      EXPECT_EQ(lease.handle.load(), 0U) << slot;
   }
   // Who comes next works as if nothing had been.
   Child next([&](const Line& line) { return work(cache_, line, 3); });
