@@ -7,12 +7,12 @@
    Claims: nobody is left waiting while the other one is through; who waits holds neither lease nor page; what a batch
    matched is not evicted while it uses it; at the end every page is cached or Free.
 
-   Each batch has one item that begins with a cached page of its own (0 or 1) and needs two more pages; when its cached
-   page is gone, it needs three. There are three pages: 0 and 1, cached, and 2, Free. So neither can go on before a page of
-   the two is evicted, and one must wait for the other. The evictor makes room for who waits, of cached pages without a
-   lease. Pages are taken one by one; who comes up short gives all back and waits until there may be enough, takes them,
-   and matches again; if that needs more, it takes that or gives all back. Sequentially consistent; the lease's own races are
-   lease_evict.pml, the order of waiters waiting_order.pml.
+   Each batch has one item that begins with a cached page of its own (0 or 1) and needs two more pages; when its
+   cached page is gone, it needs three. There are three pages: 0 and 1, cached, and 2, Free. So neither can go on
+   before a page of the two is evicted, and one must wait for the other. The evictor makes room for who waits, of
+   cached pages without a lease. Pages are taken one by one; who comes up short gives all back and waits until there
+   may be enough, takes them, and matches again; if that needs more, it takes that or gives all back. Sequentially
+   consistent; the lease's own races are lease_evict.pml, the order of waiters waiting_order.pml.
 
    Pan-run: -E
 
@@ -61,7 +61,8 @@ proctype Worker(byte w) { byte i, have, need; bool hit;
 #elif GIVE_BACK==2
      have = 0;
 #endif
-     atomic { assert((DROP_LEASES!=1 || !lease[w]) && (GIVE_BACK!=1 || have==0) || claim_waits_holding); wants[w] = true };
+     atomic { assert((DROP_LEASES!=1 || !lease[w]) && (GIVE_BACK!=1 || have==0) || claim_waits_holding);
+              wants[w] = true };
      /* until there are enough; it takes them at once */
      NFREE + have >= need;
      take();
@@ -87,8 +88,10 @@ proctype Worker(byte w) { byte i, have, need; bool hit;
 }
 proctype Evictor() { byte i;
   do
-  :: atomic { (wants[0] || wants[1]) && st[0]==CACHED && !lease[0] -> assert(!uses[0] || claim_used_page_evicted); st[0] = FREE }
-  :: atomic { (wants[0] || wants[1]) && st[1]==CACHED && !lease[1] -> assert(!uses[1] || claim_used_page_evicted); st[1] = FREE }
+  :: atomic { (wants[0] || wants[1]) && st[0]==CACHED && !lease[0] ->
+              assert(!uses[0] || claim_used_page_evicted); st[0] = FREE }
+  :: atomic { (wants[0] || wants[1]) && st[1]==CACHED && !lease[1] ->
+              assert(!uses[1] || claim_used_page_evicted); st[1] = FREE }
   od }
 proctype Check() { timeout ->
   assert((done[0] && done[1]) || claim_left_waiting);

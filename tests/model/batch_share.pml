@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
    Copyright The kvtrie authors
 
-   One page that three sequences of a batch use, until it is published or all have let it go; the sequences are called by
-   three threads. It begins as the first one's, the others borrow it (worker_plugin/batch.h, B1 to B4). lease_moves.pml and
-   worker_threads.pml have the leases.
+   One page that three sequences of a batch use, until it is published or all have let it go; the sequences are
+   called by three threads. It begins as the first one's, the others borrow it (worker_plugin/batch.h, B1 to B4).
+   lease_moves.pml and worker_threads.pml have the leases.
 
-   Claims: the page is not freed while a sequence uses it, and is freed just once; while it is unpublished and used, just
-   one sequence owns it; who owns it publishes it, nobody else; at the end it is Live or Free.
+   Claims: the page is not freed while a sequence uses it, and is freed just once; while it is unpublished and used,
+   just one sequence owns it; who owns it publishes it, nobody else; at the end it is Live or Free.
 
    Each sequence publishes if the page is its own by then, or not, and is released. Private memory under the batch's
    lock; sequentially consistent.
@@ -18,10 +18,10 @@
 #ifndef LOCK           /* the batch's lock (0: none) */
 #define LOCK 1
 #endif
-#ifndef HAND_OVER      /* B4: 1 to the first that uses it; 0 to nobody, it is freed; 2 to nobody, it is kept; 3 to all */
+#ifndef HAND_OVER      /* B4: 1 to the first that uses it; 0 nobody, it is freed; 2 nobody, it is kept; 3 to all */
 #define HAND_OVER 1
 #endif
-#ifndef TELL           /* B2: who borrows is told that it is published (0: not, and takes it for its own when that one is released) */
+#ifndef TELL           /* B2: borrowers are told that it is published (0: they take it for their own at the release) */
 #define TELL 1
 #endif
 #ifndef OWNER_ONLY     /* a borrower leaves the page alone (0: publishes it, too) */
@@ -76,7 +76,8 @@ proctype Sequence(byte me) { byte m; bool given;
 #if HAND_OVER!=0
      m = 0;
      do :: m < 3 ->
-           if :: TAKES(m) && (!given || HAND_OVER==3) -> given = true; if :: HAND_OVER!=2 -> borrows[m] = false :: else fi
+           if :: TAKES(m) && (!given || HAND_OVER==3) -> given = true;
+                 if :: HAND_OVER!=2 -> borrows[m] = false :: else fi
               :: else fi; m++
         :: else -> break od;
      m = 0;
@@ -86,7 +87,8 @@ proctype Sequence(byte me) { byte m; bool given;
              assert(st!=FREE || claim_freed_twice); assert(st!=LIVE || claim_own_page); st = FREE }
         :: else fi
   :: !borrows[me] && knows[me]==PUBLISHED ->    /* nobody's: each user has it by its own lease */
-     m = 0; do :: m < 3 -> if :: TAKES(m) -> borrows[m] = false :: else fi; m++ :: else -> break od; m = 0
+     m = 0; do :: m < 3 -> if :: TAKES(m) -> borrows[m] = false :: else fi; m++
+        :: else -> break od; m = 0
   :: else
   fi;
   atomic { uses[me] = false; borrows[me] = true; given = false };

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
    Copyright The kvtrie authors
 
-   Requests that run while their namespace is flushed: a begin, a wait for a page that another one computes, a publish.
+   Requests that run while their namespace is flushed: a begin, a wait for a page that another one computes, a
+   publish.
 
    Rules (DESIGN.md): 18 flush (flush.pml has the pages of the dead generation), 2 lease.
    Claims: what a begin or a wait answers with was no page of a generation that was over when its lease was taken; a
    publish that is called after the flush publishes nothing; what is Live under the dead generation and in nobody's
    hands is gone at last.
 
-   One page that hangs under the root; it is Pending at first, of a worker that publishes it. A reader begins: it reads the
-   root's generation, looks for the page under it, leases it, reads the root again and begins anew when that changed.
-   When the page is Pending, it waits and does the same. The evictor takes pages of the dead generation whenever
-   nobody leases them. Sequentially consistent.
+   One page that hangs under the root; it is Pending at first, of a worker that publishes it. A reader begins: it
+   reads the root's generation, looks for the page under it, leases it, reads the root again and begins anew when
+   that changed. When the page is Pending, it waits and does the same. The evictor takes pages of the dead
+   generation whenever nobody leases them. Sequentially consistent.
 
    Pan-run: -E
 

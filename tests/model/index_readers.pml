@@ -4,15 +4,16 @@
    Readers that come through the index while entries go in and out and pages are used again for other keys;
    and pages that find no room in it.
 
-   Rules (DESIGN.md): 1 state before tokens, 2 lease, 4 a full bucket leaves the page private, 12 entry out before Free, removal by the owner without the lock, 13 sweep.
-   Claims: what a reader holds is a page of its key, and stays it; a page that is Live or Condemned with its entry
-   during a whole lookup is found; two canonical pages never have one key; at quiescence every Live page has just one
-   entry (a page without room never becomes Live, one that was tried again has it), and there is no other entry.
+   Rules (DESIGN.md): 1 state before tokens, 2 lease, 4 a full bucket leaves the page private, 12 entry out before
+   Free, removal by the owner without the lock, 13 sweep. Claims: what a reader holds is a page of its key, and
+   stays it; a page that is Live or Condemned with its entry during a whole lookup is found; two canonical pages
+   never have one key; at quiescence every Live page has just one entry (a page without room never becomes Live, one
+   that was tried again has it), and there is no other entry.
 
-   Two keys with the same two buckets of one entry each (the worst case), entry = tag and page as in the code: the tag
-   is the key here. A writer takes a page, writes tokens, announces, publishes; without room it stays private, is tried
-   once more before it is published, and is given back if there is none. The evictor's look at the slots is one step
-   (lease_evict.pml has it slot by slot, with store buffers). index_buckets.pml has buckets of two entries.
+   Two keys with the same two buckets of one entry each (the worst case), entry = tag and page as in the code: the
+   tag is the key here. A writer takes a page, writes tokens, announces, publishes; without room it stays private,
+   is tried once more before it is published, and is given back if there is none. The evictor's look at the slots is
+   one step (lease_evict.pml has it slot by slot, with store buffers). index_buckets.pml has buckets of two entries.
    Sequentially consistent.
 
    word = state | generation << 3
@@ -49,7 +50,7 @@
 #ifndef ROOM_NEEDED     /* rule 4: without an entry it stays private (0: is published all the same) */
 #define ROOM_NEEDED 1
 #endif
-#ifndef N               /* entries: one a bucket (1, variant: both keys have one bucket between them, no room for two) */
+#ifndef N               /* entries: one a bucket (variant 1: one bucket for both keys, no room for two) */
 #define N 2
 #endif
 #ifndef SWEEP_LOCKED    /* rule 13: the sweep runs under the stripe's lock */
@@ -171,7 +172,8 @@ proctype Reader() { byte i, e, p, x; bool same;
         :: READABLE(x) && same ->
            slot = p+1;
 #if RECHECK
-           atomic { if :: (!RECHECK_GEN || GN(wd[p])==GN(x)) && READABLE(wd[p]) -> wd[p] = MK(LIVE,GN(wd[p])); held = p
+           atomic { if :: (!RECHECK_GEN || GN(wd[p])==GN(x)) && READABLE(wd[p]) ->
+                          wd[p] = MK(LIVE,GN(wd[p])); held = p
                        :: else -> slot = 0 fi }
 #else
            held = p
@@ -186,13 +188,15 @@ proctype Reader() { byte i, e, p, x; bool same;
   od;
   atomic { assert(held!=NO || stable==0 || claim_missed);
            assert(held==NO || (kk[held]==want && READABLE(wd[held])) || claim_held_page) };
-  if :: held!=NO -> atomic { assert((kk[held]==want && READABLE(wd[held])) || claim_held_page); held = NO } :: else fi;
+  if :: held!=NO -> atomic { assert((kk[held]==want && READABLE(wd[held])) || claim_held_page); held = NO }
+     :: else fi;
   slot = 0
 }
 proctype Check() { byte i, n, p;
   timeout -> d_step {
     do :: p < NP -> n = 0; i = 0;
-          do :: i < N -> if :: idx[i]!=0 && PAGE(idx[i])==p -> n++; assert((ST(wd[p])==LIVE && TAG(idx[i])==kk[p]) || claim_stale_entry)
+          do :: i < N -> if :: idx[i]!=0 && PAGE(idx[i])==p -> n++;
+                               assert((ST(wd[p])==LIVE && TAG(idx[i])==kk[p]) || claim_stale_entry)
                             :: else fi; i++ :: else -> break od;
           assert(ST(wd[p])!=LIVE || n==1 || claim_unreachable);
           assert(ST(wd[p])==LIVE || ST(wd[p])==FREE || claim_unreachable); p++
