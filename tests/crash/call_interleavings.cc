@@ -182,6 +182,27 @@ void an_entry_that_became_anothers_stays(CrashWorld& world) {
   check_all(world);
 }
 
+// Two threads of one worker begin at once; the first one stands at `place`.
+void begin_beside(CrashWorld& world, std::string_view place) {
+  world.cache(kSurvivor, {1});
+  Engine& engine = world.engine(1);
+  Sequence first;
+  Sequence second;
+  Party thread([&] { (void)engine.begin(first, {1}); });
+  expect(thread.run_to(place), "no slot was taken");
+  (void)engine.begin(second, {1});
+  thread.finish();
+  expect(first.lease_slot != second.lease_slot, "two sequences have one lease slot");
+  const std::uint32_t mark = world.segment().worker(WorkerId{1}).leases_high_water.load();
+  expect(mark > first.lease_slot && mark > second.lease_slot, "a lease above the high-water mark");
+  engine.release(first);
+  engine.release(second);
+  check_all(world);
+}
+
+void a_lease_slot_is_one_threads(CrashWorld& world) { begin_beside(world, "slots.before_take"); }
+void the_high_water_mark_never_falls(CrashWorld& world) { begin_beside(world, "slots.before_mark"); }
+
 #define KVTRIE_TOLD(story) \
   { #story, story }
 constexpr Interleaving kCalls[] = {
@@ -194,6 +215,8 @@ constexpr Interleaving kCalls[] = {
     KVTRIE_TOLD(a_published_page_stays_for_all_of_its_batch),
     KVTRIE_TOLD(a_page_that_another_took_is_not_taken),
     KVTRIE_TOLD(an_entry_that_became_anothers_stays),
+    KVTRIE_TOLD(a_lease_slot_is_one_threads),
+    KVTRIE_TOLD(the_high_water_mark_never_falls),
 };
 #undef KVTRIE_TOLD
 

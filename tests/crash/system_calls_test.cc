@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A real kvtried, killed at the system calls of each of its operations: before the n-th one, when all that is before it
-// is done. The next kvtried then serves, has what was cached, and gives every page back. (Which instructions between two
+// A real kvtried, killed at the system calls of each of its operations: before the n-th one, when all that is before
+// it is done. The next kvtried then serves, has what was cached, and gives every page back. (Which instructions between two
 // system calls change the segment step_kill knows, and kills at each.)
 //
 // Killed is at each call before which the others' view had changed, at the call before that, and at every 8th;
