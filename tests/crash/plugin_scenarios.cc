@@ -106,7 +106,8 @@ kvtrie_begin_result begin(const Path& path, std::uint32_t flags = 0) {
   auto options = sized<kvtrie_begin_options>();
   options.flags = flags;
   auto result = sized<kvtrie_begin_result>();
-  must(api().begin(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), &options, &result, &mine.sequence));
+  must(api().begin(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), &options, &result,
+                   &mine.sequence));
   return result;
 }
 
@@ -152,7 +153,8 @@ void hash_tokens(const Path& path) {
   mine.tokens = tokens_of(path);
   mine.hashes.resize(path.size());
   std::size_t count = 0;
-  must(api().hash_tokens(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), mine.hashes.data(), mine.hashes.size(), &count));
+  must(api().hash_tokens(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), mine.hashes.data(),
+                         mine.hashes.size(), &count));
   if (count != path.size()) throw Violation("hashes");
 }
 
