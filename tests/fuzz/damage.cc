@@ -31,6 +31,7 @@ PageIndex some_page(Input& input, const Segment& segment) {
 void note_descriptor(std::uint64_t in_descriptor, std::uint64_t value, Damage& damage) {
   switch (in_descriptor) {
     case offsetof(Descriptor, state) / 8:
+      damage.words = true;
       damage.states |= (value & 0xF) < kPageStates;
       break;
     case offsetof(Descriptor, parent) / 8:

@@ -16,6 +16,7 @@ namespace kvtrie::fuzz {
 // What was written to since the segment was whole.
 struct Damage {
   bool states = false;   // a state word that names a state: it says whose a page is, and whether its bytes are final
+  bool words = false;    // any state word: what was matched before may not be Live
   bool parents = false;  // a parent word that names a page or a root
   bool links = false;    // any parent word: what is above a leased page may be evicted
   bool depths = false;
@@ -29,7 +30,7 @@ struct Damage {
   // Then no page is given out twice.
   bool leaves_owners_true() const { return !states; }
   // Then what was matched stays.
-  bool leaves_leases_true() const { return !states && !links && !leases && !tokens; }
+  bool leaves_leases_true() const { return !words && !links && !leases && !tokens; }
 };
 
 // One to a few words. Atomic stores, so it may run beside others.
