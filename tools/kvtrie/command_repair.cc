@@ -156,6 +156,7 @@ class Repairer {
     const HostView host(*old_);
     for (std::uint32_t i = 1; i < old_->slot_count(); ++i) {
       const WorkerRecord& record = old_->worker({static_cast<std::uint16_t>(i)});
+      if (SlotWord{record.slot_state.load(kRelaxed)}.state() == SlotState::kLeaving) continue;  // it uses nothing any more
       const std::uint32_t pid = record.pid.load(kRelaxed);
       const Liveness liveness = host.liveness(pid, record.start_time.load(kRelaxed));
       if (liveness != Liveness::kAlive && liveness != Liveness::kUnknown) continue;
