@@ -27,7 +27,7 @@
 //
 // Bytes of pages without a checksum are not looked at: nothing says what they should be.
 //
-// Cost: two passes over the pages and a sort of the readable ones; 5 bytes of memory a page, and the index once more.
+// Cost: two passes over the pages, and a sort of the readable ones; 25 bytes of memory a page, and the index once more.
 #pragma once
 
 #include <array>

@@ -31,7 +31,7 @@
 namespace kvtrie::inspect {
 namespace {
 
-constexpr unsigned kSettleMs = 500;  // while processes live
+constexpr unsigned kSettleMs = 200;  // while processes live: then it is for looking only
 constexpr char kOnlyDestroy[] = "nothing of it can be saved: kvtrie destroy, or kvtried --fresh";
 
 // Maps that may write one of these files, of processes that we may look at.

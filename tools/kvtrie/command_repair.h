@@ -12,7 +12,7 @@
 // a worker slot or has the segment or a pool mapped to write; of another boot or PID namespace; when the pools are not what
 // the segment says, have ended with their coordinator (CUDA), or may be a successor's.
 //
-// Crash: died after / left behind / repaired by / test (RepairCommandTest.WhereverItDies...)
+// Crash: died after / left behind / repaired by / test (RepairDeathTest)
 //   before the rename, repair.before_publish / the old segment, a temporary object / the next repair, or the next kvtried
 //       that makes or adopts this cache, throws it away
 //   copies dropped from a copy queue, the same / the same: they were of processes that are dead, into pages that no repair
