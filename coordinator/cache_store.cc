@@ -29,6 +29,7 @@ namespace kvtrie {
 namespace {
 
 constexpr char kGiveUp[] = "remove it with `kvtrie destroy`, or start with --fresh";
+constexpr char kRepairFirst[] = "`kvtrie verify --repair` shows what of it can be kept; or";
 
 constexpr char kOtherRelease[] =
     "of another release: workers that are attached to it go on, its kvtried takes it over again; remove it when "
@@ -180,7 +181,7 @@ class Store {
   MaybeFailure adopt(const CacheShape& there) {
     const Segment& segment = *objects_.segment;
     if (const std::string problem = reason_to_refuse(segment); !problem.empty()) {
-      return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {}", name_, problem, kGiveUp)};
+      return Failure{fmt::format("/dev/shm/{} is corrupt: {}; {} {}", name_, problem, kRepairFirst, kGiveUp)};
     }
     std::copy_n(segment.superblock().cache_id, 2, identity_.cache_id);
     objects_.device = make_device(options_, there.device);

@@ -19,9 +19,9 @@
 //   poisoned                               successor of its shape; old workers serve misses
 //   planes that ended with their           successor of its shape (device.h, D4)
 //   coordinator (CUDA)
-//   a pool missing or of another size,     refused: kvtrie destroy, or --fresh
-//   or anything that `verify` finds, but
-//   for what the dead may leave
+//   a pool missing or of another size      refused: kvtrie destroy, or --fresh
+//   anything that `verify` finds, but for  refused: kvtrie verify --repair keeps what is sound; or the same
+//   what the dead may leave
 //   else                                   adopted
 //
 // Crash: died after / left behind / repaired by / test (CacheStoreTest.DiesInBuild)

@@ -4,12 +4,9 @@
 #include "coordinator/warm_start.h"
 
 #include <gtest/gtest.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <csignal>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -19,9 +16,9 @@
 #include "coordinator/cache_store.h"
 #include "coordinator/device.h"
 #include "save/save_format.h"
-#include "shm/crash_point.h"
 #include "tests/save/memory_cache.h"
 #include "tests/save/temporary_file.h"
+#include "tests/support/death_in_child.h"
 #include "tests/support/temporary_cache.h"
 
 namespace kvtrie {
@@ -200,26 +197,6 @@ TEST_F(WarmStartTest, ASignalWhileItLoadsEndsTheStartAndMakesNothing) {
   EXPECT_TRUE(nothing_there());
 }
 
-// Runs `work` in a child from system call to system call, telling `at_call` their number, until that is false: then the
-// child dies by SIGKILL. Returns how many there were.
-unsigned run_by_calls(const std::function<void()>& work, const std::function<bool(unsigned)>& at_call) {
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-    ::raise(SIGSTOP);
-    work();
-    ::_exit(0);
-  }
-  int status = 0;
-  unsigned calls = 0;
-  for (unsigned stops = 0; ::waitpid(pid, &status, 0) == pid && WIFSTOPPED(status); ++stops) {
-    if (stops == 0) ::ptrace(PTRACE_SETOPTIONS, pid, nullptr, PTRACE_O_EXITKILL);
-    if (stops % 2 == 1 && !at_call(++calls)) ::kill(pid, SIGKILL);  // before the call; what was before it is done
-    if (::ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr) != 0 && errno != ESRCH) break;
-  }
-  return calls;
-}
-
 // A start writes into objects that have no name yet, so between two system calls nothing happens that anybody could see.
 // Killed at each call that shows something, and at some between.
 TEST_F(WarmStartTest, DiesAtItsSystemCalls) {
@@ -228,7 +205,7 @@ TEST_F(WarmStartTest, DiesAtItsSystemCalls) {
   std::vector<unsigned> places;
   std::string before = seen_by_others();
   unsigned changes = 0;
-  const unsigned calls = run_by_calls(start, [&](unsigned n) {
+  const unsigned calls = test::run_by_calls(start, [&](unsigned n) {
     const std::string now = seen_by_others();
     const bool changed = now != std::exchange(before, now);
     changes += changed ? 1 : 0;
@@ -239,7 +216,7 @@ TEST_F(WarmStartTest, DiesAtItsSystemCalls) {
   EXPECT_GE(changes, 6U) << "segment and two planes, made and renamed";
   EXPECT_GT(calls, 50U);
   for (const unsigned place : places) {
-    (void)run_by_calls(start, [&](unsigned n) { return n < place; });
+    (void)test::run_by_calls(start, [&](unsigned n) { return n < place; });
     expect_all_after_death("died at call " + std::to_string(place));
     if (HasFatalFailure()) return;
   }
@@ -247,26 +224,11 @@ TEST_F(WarmStartTest, DiesAtItsSystemCalls) {
 
 #ifdef KVTRIE_DEV
 
-unsigned passages_left = 0;
-
-// SIGKILL at the n-th passage of any crash point; false when there are not that many.
-bool dies_at_passage(unsigned n, const std::function<void()>& work) {
-  test::Child child([&](const test::Line&) {
-    passages_left = n;
-    crash_hook.store([](const char*) {
-      if (--passages_left == 0) ::raise(SIGKILL);
-    });
-    work();
-    return 0;
-  });
-  return child.wait() == -SIGKILL;
-}
-
 // At every crash point of a start: of the build, of each page's
 // announcement, of the load. The next start has all.
 TEST_F(WarmStartTest, DiesWhileItLoads) {
   unsigned points = 0;
-  while (dies_at_passage(points + 1, [&] { (void)open_problem(); })) {
+  while (test::dies_at_passage(points + 1, [&] { (void)open_problem(); })) {
     ++points;
     expect_all_after_death("died at point " + std::to_string(points));
   }

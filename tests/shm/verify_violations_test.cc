@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "shm/verify.h"
+#include "tests/shm/repair_support.h"
 #include "tests/shm/verify_fixture.h"
 
 namespace kvtrie {
@@ -654,6 +655,31 @@ TEST_P(VerifyViolationTest, IsReportedWithItsPlaceAndInvariant) {
         << (options.at_rest ? "at rest, " : "live, ") << name_of(violation.invariant) << " "
         << name_of(violation.subject) << " " << number << " in: " << in_lines(report);
     EXPECT_EQ(report.findings_total, report.findings.size());
+  }
+}
+
+// A repair makes it sound, and keeps every page but those that changed and what hangs on them.
+TEST_P(VerifyViolationTest, IsRepaired) {
+  const std::vector<std::byte> before(segment_->data(), segment_->data() + bytes_);
+  const Violation& violation = GetParam();
+  violation.make(*this);
+  if (violation.invariant == Invariant::kConstant) return;  // it cannot be opened
+  const test::Repaired made = test::repaired(*segment_);
+  EXPECT_EQ(test::findings_in(*made.segment), "");
+  const auto changed = [&](const void* record, std::size_t bytes) {
+    return std::memcmp(record, before.data() + offset_in(*this, record), bytes) != 0;
+  };
+  const NamespaceRecord& record = segment_->name_space(namespace_.id);
+  const bool unused_alone = violation.invariant == Invariant::kUnused;
+  const bool gone = changed(&record, sizeof record);
+  for (const std::vector<PageIndex>& path : {std::vector{a_, b_, c_}, {a_, sibling_}, {short_}}) {
+    bool above = gone;
+    for (const PageIndex page : path) {
+      above |= changed(&segment_->descriptor(page), segment_->layout().descriptor_stride);
+      EXPECT_TRUE(above || made.keeps(page)) << "page " << page.value << " "
+                                             << why_of(made.plan.fate[page.value]);
+      EXPECT_TRUE(!unused_alone || made.keeps(page)) << "unused bytes cost nothing";
+    }
   }
 }
 

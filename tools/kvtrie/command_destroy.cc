@@ -3,9 +3,7 @@
 
 #include "tools/kvtrie/command_destroy.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -18,7 +16,8 @@
 #include "shm/segment.h"
 #include "shm/shared_object.h"
 #include "tools/kvtrie/caches.h"
-#include "tools/kvtrie/snapshot.h"
+#include "tools/kvtrie/coordinator_lock.h"
+#include "tools/kvtrie/host.h"
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
@@ -28,7 +27,10 @@ class Destroyer {
  public:
   Destroyer(const Environment& environment, const std::string& cache, const std::string& directory,
             bool json)
-      : environment_(environment), directory_(directory), json_(json) {
+      : environment_(environment),
+        directory_(directory),
+        json_(json),
+        lock_(environment, cache, directory, "then destroy the cache") {
     report_.cache = cache;
   }
 
@@ -38,7 +40,7 @@ class Destroyer {
                      open_problem(environment_, report_.cache, {Code::kNotFound, "no such cache"}),
                      json_);
     }
-    if (!lock_directory() || !lock_segment()) return refusal_;
+    if (const auto refusal = lock_.take()) return failure(refusal->code, refusal->message, json_);
     give_up_segment();
     remove_objects();
     remove_directory();
@@ -56,63 +58,6 @@ class Destroyer {
 
   bool anything_there() const {
     return !objects_of_cache().empty() || ::access(cache_directory().c_str(), F_OK) == 0;
-  }
-
-  bool refuse(Exit code, const std::string& message) {
-    refusal_ = failure(code, message, json_);
-    return false;
-  }
-
-  std::string pid_in_segment() const {
-    const Result<Segment> segment = open_segment(report_.cache, Access::kReadOnly);
-    if (!segment) return "unknown";
-    return std::to_string(segment->superblock().coordinator_pid.load(std::memory_order_relaxed));
-  }
-
-  bool lock_directory() {
-    const std::string file = lock_path(directory_, report_.cache);
-    directory_lock_ = FileDescriptor(::open(file.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
-    if (!directory_lock_.open()) {
-      if (errno == ENOENT) return true;
-      return refuse(Exit::kRefused, fmt::format("opening {}: {}; run kvtrie as the user that runs "
-                                                "kvtried, or as root",
-                                                file, std::strerror(errno)));
-    }
-    if (::flock(directory_lock_.get(), LOCK_EX | LOCK_NB) == 0) return true;
-    if (errno != EWOULDBLOCK) {
-      return refuse(Exit::kSystem, fmt::format("locking {}: {}", file, std::strerror(errno)));
-    }
-    return refuse(Exit::kRefused, running_text(pid_in_lock_file(), directory_));
-  }
-
-  std::string pid_in_lock_file() const {
-    char text[32] = {};
-    const ssize_t got = ::pread(directory_lock_.get(), text, sizeof text - 1, 0);
-    std::string pid(text, got > 0 ? static_cast<std::size_t>(got) : 0);
-    pid.erase(std::ranges::find_if(pid, [](char c) { return c < '0' || c > '9'; }), pid.end());
-    return pid.empty() ? pid_in_segment() : pid;
-  }
-
-  std::string running_text(const std::string& pid, const std::string& where) const {
-    const Result<Segment> segment = open_segment(report_.cache, Access::kReadOnly);
-    const bool elsewhere = segment && HostView(*segment).same_boot() && !HostView(*segment).same_pid_namespace();
-    const std::string how = elsewhere ? "it is in another PID namespace, where that is its pid"
-                                      : fmt::format("kill {}", pid);
-    return fmt::format(
-        "cache '{}' is served by a coordinator (pid {}, {}): stop it first ({}), then destroy the cache",
-        report_.cache, pid, where, how);
-  }
-
-  // A coordinator that was given another directory holds this one.
-  bool lock_segment() {
-    Result<FileDescriptor> fd = open_object(segment_object_name(report_.cache), Access::kReadOnly);
-    if (!fd) {
-      if (fd.error().code() == Code::kNotFound) return true;
-      return refuse(exit_of(fd.error()), open_problem(environment_, report_.cache, fd.error()));
-    }
-    segment_lock_ = std::move(*fd);
-    if (::flock(segment_lock_.get(), LOCK_EX | LOCK_NB) == 0) return true;
-    return refuse(Exit::kRefused, running_text(pid_in_segment(), "in another --dir"));
   }
 
   void give_up_segment() {
@@ -174,9 +119,7 @@ class Destroyer {
   std::string directory_;
   bool json_;
   DestroyReport report_;
-  Outcome refusal_;
-  FileDescriptor directory_lock_;
-  FileDescriptor segment_lock_;
+  CoordinatorLock lock_;
   bool left_objects_ = false;
 };
 

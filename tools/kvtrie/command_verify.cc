@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tools/kvtrie/caches.h"
+#include "tools/kvtrie/command_repair.h"
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
@@ -19,10 +20,23 @@ namespace {
 
 std::string safe(const std::string& text) { return printable(text.data(), text.size()); }
 
-Outcome run_verify(const Context& context, const VerifyOptions& options) {
+struct VerifyArguments {
+  VerifyOptions verify;
+  bool repair = false;
+  bool yes = false;
+};
+
+Outcome run_verify(const Context& context, const VerifyArguments& arguments) {
+  const VerifyOptions& options = arguments.verify;
+  if (arguments.yes && context.cache.empty()) {
+    return failure(Exit::kUsage, "--yes throws away what cannot be kept: name the cache with --cache", context.json);
+  }
   const CacheChoice choice = choose_cache(context.environment, context.cache, context.json);
   if (choice.cache.empty()) return choice.failure;
   const std::string& cache = choice.cache;
+  if (arguments.repair) {
+    return run_repair(context.environment, {cache, directory_of(context), arguments.yes, context.json});
+  }
   const Result<Segment> segment = open_segment(cache, Access::kReadOnly);
   if (segment) {
     const VerifyOutput output = gather_verify(*segment, cache, options);
@@ -39,7 +53,8 @@ Outcome run_verify(const Context& context, const VerifyOptions& options) {
 }  // namespace
 
 Command add_verify_command(CLI::App& app) {
-  const auto options = std::make_shared<VerifyOptions>();
+  const auto arguments = std::make_shared<VerifyArguments>();
+  VerifyOptions* const options = &arguments->verify;
   CLI::App* command =
       app.add_subcommand("verify", "Check the whole segment; exit code 1 if something is found");
   command->add_flag("--at-rest", options->at_rest,
@@ -48,7 +63,11 @@ Command add_verify_command(CLI::App& app) {
       ->check(CLI::Range(1U, 1'000'000U))
       ->type_name("N")
       ->capture_default_str();
-  return {command, [options](const Context& context) { return run_verify(context, *options); }};
+  CLI::Option* const repair =
+      command->add_flag("--repair", arguments->repair,
+                        "Of a segment that kvtried refuses: show what can be kept, and what would be thrown away");
+  command->add_flag("--yes", arguments->yes, "With --repair: do it; nobody may work with the cache")->needs(repair);
+  return {command, [arguments](const Context& context) { return run_verify(context, *arguments); }};
 }
 
 VerifyOutput gather_verify(const Segment& segment, const std::string& cache,

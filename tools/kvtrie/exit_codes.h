@@ -33,7 +33,7 @@ inline constexpr ExitMeaning kExitTable[] = {
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
     {Exit::kNotFound, "no such cache, page, namespace, worker, model, file or pin, or a prefix that is not cached"},
     {Exit::kCorrupt, "the segment or file cannot be read: damaged, truncated or something else"},
-    {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, a coordinator runs (destroy), or a flush "
+    {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, a coordinator runs (destroy, verify --repair), or a flush "
                      "came between or another save writes the file (save)"},
     {Exit::kSystem, "a system call failed"},
     {Exit::kNoCoordinator, "no coordinator answers: evict, flush, pin, unpin, drain and stop need one"},

@@ -76,7 +76,9 @@ std::vector<std::string> find_attention(const StatusReport& report) {
     lines.push_back(
         fmt::format("the segment was given up ({}): its workers serve misses{}",
                     poison_reason_name(report.poison_reason),
-                    report.successor.empty() ? "; restart kvtried to make its successor" : ""));
+                    report.successor.empty() ? "; restart kvtried to make its successor (kvtrie verify --repair before "
+                                             "that keeps what is sound)"
+                                           : ""));
   }
   if (!report.object_name_says.empty()) {
     lines.push_back(fmt::format("the object was made for cache '{}' and renamed by hand",

@@ -52,6 +52,8 @@ SmallCache::SmallCache(const Options& options)
   require(boot && pid_namespace, "identity of this host");
   if (options.this_boot) std::copy(boot->begin(), boot->end(), identity.boot_id);
   identity.pid_namespace = options.this_pid_namespace ? *pid_namespace : 1;
+  identity.device = options.device;
+  identity.page_checksums = options.page_checksums;
   const std::string object = segment_object_name(name_);
   const std::uint64_t bytes = layout_of(options.geometry).segment_bytes;
   make_object(object, bytes);

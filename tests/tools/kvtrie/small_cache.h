@@ -29,6 +29,8 @@ struct SmallCacheOptions {
   ClockKind clock = ClockKind::kDriven;  // so that ages are what the test says
   bool this_boot = true;
   bool this_pid_namespace = true;
+  DeviceKind device = DeviceKind::kHost;
+  bool page_checksums = false;
 };
 
 // The end of a path: what the next page hangs on.
