@@ -37,6 +37,10 @@ class RepairTest : public CacheFixture {
   Descriptor& at(PageIndex page) const { return segment_->descriptor(page); }
   std::uint64_t pick(std::uint64_t below) { return random_() % below; }
 
+  static std::pair<std::uint64_t, std::uint64_t> buckets(const IndexPlace& place) {
+    return std::minmax({place.bucket[0], place.bucket[1]});
+  }
+
   // Repairs, and expects exactly these pages to go, for these reasons; all other Live ones stay as they were.
   Repaired expect_lost(const std::vector<std::pair<PageIndex, PageFate>>& lost) const {
     Repaired made = repaired(*segment_);
@@ -212,6 +216,28 @@ TEST_F(RepairTest, LostNamespaceTakesItsPagesOthersStay) {
   EXPECT_TRUE(made.plan.namespaces[namespace_.id.value].lost());
   EXPECT_FALSE(find_namespace(*made.segment, "model=m\n"));
   EXPECT_TRUE(find_namespace(*made.segment, "model=other\n"));
+}
+
+TEST_F(RepairTest, WhoFindsNoRoomInTheIndexGoes) {
+  const IndexPlace place = index_->place_of(at(short_).prefix_hash.load());
+  PageNode node;
+  std::vector<std::uint32_t> tokens(5);
+  AnnounceOutcome outcome = AnnounceOutcome::kAnnounced;
+  PageIndex page{};
+  while (outcome == AnnounceOutcome::kAnnounced) {
+    do {
+      std::ranges::generate(tokens, [this] { return static_cast<std::uint32_t>(random_()); });
+      node = node_below(kMe, std::nullopt, tokens);
+    } while (buckets(index_->place_of(node.prefix_hash)) != buckets(place));
+    page = take(kMe);
+    outcome = announce_page(*segment_, kMe, page, node, tokens).outcome;
+    if (outcome == AnnounceOutcome::kAnnounced) (void)publish(kMe, page);
+  }
+  ASSERT_EQ(outcome, AnnounceOutcome::kNoRoom);
+  expect_lost({});
+  publish(kMe, page);  // Live all the same, without an entry
+  const PageIndex child = publish(kMe, announce(kMe, page, {1, 2, 3, 4, 5}));
+  expect_lost({{page, kIndexFull}, {child, kBelow}});
 }
 
 TEST_F(RepairTest, CyclesEnd) {
