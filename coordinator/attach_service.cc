@@ -263,9 +263,9 @@ Answer AttachService::grant(const Peer& peer, const AttachRequest& request, Work
   Result<SlotGrant> slot = Status{Code::kFull, ""};
   for (int attempt = 0; attempt < 2 && !slot; ++attempt) {
     if (attempt == 1 && reaper_.reap_dead() + reaper_.reap_leaving() == 0) break;
-    slot = table_.give(
-        {peer.pid, request.start_time, peer.uid, role, get_text(request.name), request.plane_mask,
-         request.image, WorkerTag{request.scheduler}.grant().slot});
+    slot = table_.give({peer.pid, request.start_time, peer.uid, role, get_text(request.name), request.plane_mask,
+                        request.image, WorkerTag{request.scheduler}.grant().slot},
+                       [this](WorkerId one) { return reaper_.watches(one); });
   }
   if (!slot) {
     return refuse(

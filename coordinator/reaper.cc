@@ -40,6 +40,7 @@ MaybeFailure Reaper::start() {
   epoll_ = FileDescriptor(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.open()) return system_failure("epoll_create1", errno);
   pidfds_.resize(segment_.slot_count());
+  incarnations_.resize(segment_.slot_count());
   return {};
 }
 
@@ -52,6 +53,7 @@ MaybeFailure Reaper::watch(SlotGrant grant, FileDescriptor pidfd) {
   }
   if (!pidfds_[grant.slot.value].open()) ++watched_;
   pidfds_[grant.slot.value] = std::move(pidfd);
+  incarnations_[grant.slot.value] = grant.incarnation;
   return {};
 }
 
@@ -149,7 +151,9 @@ std::uint32_t Reaper::reap_leaving() {
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
     const SlotWord now = table_.word(slot);
-    if (now.state() == SlotState::kLeaving) (void)reap(slot, now, Why::kLeft);
+    // Of another life it is no wish of this one: the word was written over, and whoever did that still uses the slot.
+    if (now.state() != SlotState::kLeaving || (watches(slot) && now.incarnation() != incarnations_[i])) continue;
+    (void)reap(slot, now, Why::kLeft);
   }
   (void)reap_fenced();
   return static_cast<std::uint32_t>(cleared_ - cleared);
@@ -183,9 +187,12 @@ void Reaper::give_up_segment(WorkerId slot) {
 MaybeFailure Reaper::adopt(AdoptSlots& slots) {
   constexpr int kLooksMax = 4;  // attaching, active, leaving: a word does not change more often before it is ours
   table_.recover();
+  std::uint32_t looked_at = 0;
   int looks = 0;
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
+    looks = i == looked_at ? looks + 1 : 1;
+    looked_at = i;
     const SlotWord now = table_.word(slot);
     if (now.state() == SlotState::kFree) continue;
     if (now.state() == SlotState::kActive) {
@@ -212,13 +219,11 @@ MaybeFailure Reaper::adopt(AdoptSlots& slots) {
                                                            : Why::kDied;
     if (reap(slot, now, why)) {
       ++slots.reaped;
-    } else if (++looks < kLooksMax && now.well_formed()) {
+    } else if (looks < kLooksMax && now.well_formed()) {
       --i;
-      continue;
     } else {
       give_up_segment(slot);
     }
-    looks = 0;
   }
   // A dead scheduler was looked at before its dead plane writers.
   (void)reap_fenced();

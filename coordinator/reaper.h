@@ -75,6 +75,8 @@ class Reaper {
   MaybeFailure adopt(AdoptSlots& slots);
 
   std::uint32_t watched() const { return watched_; }
+  // The slot has a process, by the kernel's word.
+  bool watches(WorkerId slot) const { return pidfds_[slot.value].open(); }
   // Slots whose fence is not over.
   std::size_t fenced() const { return fenced_.size(); }
   // When to call reap_dead() again though no process died: the device has copies under way. -1: not needed.
@@ -108,6 +110,7 @@ class Reaper {
   const LogSink& log_;
   FileDescriptor epoll_;
   std::vector<FileDescriptor> pidfds_;  // by slot
+  std::vector<std::uint64_t> incarnations_;  // of those
   std::vector<Fenced> fenced_;
   std::uint32_t watched_ = 0;
   std::uint64_t cleared_ = 0;

@@ -82,10 +82,11 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
     if (!segment_.has(page)) continue;  // bits past the end are never set by us
     AtomicU64& state = segment_.descriptor(page).state;
     StateWord word{state.load(std::memory_order_acquire)};
-    if (word.state() != PageState::kFree ||
-        !state.compare_exchange_strong(word.raw, word.with(PageState::kWriting, me).raw,
+    if (word.state() != PageState::kFree) continue;  // F3: somebody owns it and will set the bit again when it is free
+    KVTRIE_CRASH_POINT("take.before_state");
+    if (!state.compare_exchange_strong(word.raw, word.with(PageState::kWriting, me).raw,
                                        std::memory_order_acq_rel)) {
-      continue;  // F3: somebody owns it and will set the bit again when it is free
+      continue;  // F3
     }
     KVTRIE_CRASH_POINT("take.after_state");
     // For people who ask who holds a page for how long: died before, it shows the age of the page's last life.

@@ -29,8 +29,10 @@ thread_local Links links_of_held[RobustMutex::kHeldMax];
 
 __pthread_internal_list& links_in(pthread_mutex_t& mutex) { return mutex.__data.__list; }
 
-// How the next in the list names this one.
-__pthread_internal_list* named(pthread_mutex_t& mutex) { return &links_in(mutex); }
+// How its neighbours in the list name it: by the address of its link to the next.
+__pthread_internal_list* named(pthread_mutex_t& mutex) {
+  return reinterpret_cast<__pthread_internal_list*>(&links_in(mutex).__next);
+}
 
 void note_links(pthread_mutex_t& mutex) {
   Links* free = nullptr;

@@ -118,6 +118,7 @@ bool StripeIndex::remove(std::uint64_t hash, PageIndex page) const {
     for (AtomicU64& slot : segment_.bucket(b).entries) {
       std::uint64_t entry = place.tagged | page.value;
       if (slot.load(std::memory_order_relaxed) != entry) continue;
+      KVTRIE_CRASH_POINT("unindex.before_remove");
       found |= slot.compare_exchange_strong(entry, 0, std::memory_order_acq_rel);
     }
   }

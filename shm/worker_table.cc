@@ -37,11 +37,12 @@ SlotWord WorkerTable::word(WorkerId slot) const {
   return {segment_.worker(slot).slot_state.load(std::memory_order_acquire)};
 }
 
-Result<SlotGrant> WorkerTable::give(const WorkerIdentity& identity) const {
+Result<SlotGrant> WorkerTable::give(const WorkerIdentity& identity,
+                                    const std::function<bool(WorkerId)>& taken) const {
   for (std::uint32_t i = 1; i < segment_.slot_count(); ++i) {
     const WorkerId slot{static_cast<std::uint16_t>(i)};
     const SlotWord old = word(slot);
-    if (old.state() != SlotState::kFree) continue;
+    if (old.state() != SlotState::kFree || taken(slot)) continue;
     WorkerRecord& record = segment_.worker(slot);
     record.pid.store(identity.pid, std::memory_order_relaxed);
     record.start_time.store(identity.start_time, std::memory_order_relaxed);

@@ -48,6 +48,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -133,7 +134,9 @@ class WorkerTable {
 
   // --- the coordinator's
   // A free slot for this process, whose pidfd is open. kFull: none.
-  Result<SlotGrant> give(const WorkerIdentity& identity) const;
+  // `taken`: slots that have a process whatever their words say, which may have been written over.
+  Result<SlotGrant> give(const WorkerIdentity& identity,
+                         const std::function<bool(WorkerId)>& taken = [](WorkerId) { return false; }) const;
   // Takes the slot out of use if its word is still `expected` (same state and incarnation).
   bool begin_reap(WorkerId slot, SlotWord expected) const;
   // After everything that the slot held was given back.

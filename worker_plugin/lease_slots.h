@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "shm/crash_point.h"
 #include "shm/mutant.h"
 #include "shm/segment.h"
 
@@ -47,6 +48,7 @@ class LeaseSlots {
       while (bits != ~std::uint64_t{0}) {
         const std::uint64_t with_mine = bits | (bits + 1);  // its lowest free bit
         if (left > 0 && with_mine == ~std::uint64_t{0} && !any_free_after(word)) return std::nullopt;
+        KVTRIE_CRASH_POINT("slots.before_take");
         if (!used_[word].compare_exchange_weak(bits, with_mine, std::memory_order_acquire)) continue;
         const auto slot = static_cast<std::uint32_t>(word * 64) +
                           static_cast<std::uint32_t>(std::countr_one(bits));
@@ -68,7 +70,9 @@ class LeaseSlots {
     AtomicU32& mark = segment_.worker(worker_).leases_high_water;
     // Acquire: another thread may have raised it, and our lease must come after that too.
     std::uint32_t seen = mark.load(std::memory_order_acquire);
-    while (seen <= slot && !mark.compare_exchange_weak(seen, slot + 1, std::memory_order_seq_cst)) {
+    while (seen <= slot) {
+      KVTRIE_CRASH_POINT("slots.before_mark");
+      if (mark.compare_exchange_weak(seen, slot + 1, std::memory_order_seq_cst)) break;
     }
   }
 

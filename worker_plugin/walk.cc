@@ -23,20 +23,19 @@ class Walker {
   bool step(std::span<const std::uint32_t> tokens) {
     if (at_.is_page()) {
       const std::uint32_t neighbour = at_.page_index().value + 1;
-      if (neighbour < segment_.page_count() && enter({neighbour}, tokens)) return true;
+      if (neighbour < segment_.page_count() && enter({neighbour}, tokens, Guess::kYes)) return true;
       const std::uint32_t hint = segment_.descriptor(at_.page_index())
                                      .child_hint.load(std::memory_order_relaxed) -
                                  1;  // 0, no hint, becomes a number out of range
-      if (hint != neighbour && hint < segment_.page_count() && enter({hint}, tokens)) return true;
+      if (hint != neighbour && hint < segment_.page_count() && enter({hint}, tokens, Guess::kYes)) return true;
     }
     // Not the end yet when one of these was Pending: its announcer may have died before it was canonical, and the
     // canonical page, Live, stand elsewhere.
-    if (end_.corrupt) return false;
     const std::uint64_t parent_hash =
         at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed)
                       : root_hash_;
     return index_.for_each_candidate(index_.place_of(hash_page(parent_hash, tokens)),
-                                     [&](PageIndex page) { return enter(page, tokens); });
+                                     [&](PageIndex page) { return enter(page, tokens, Guess::kNo); });
   }
 
   // After a walk that ended before a Pending page: over it, as long as pages are announced (rule 1: nothing Live lies
@@ -57,13 +56,18 @@ class Walker {
   WalkEnd end() const { return end_; }
 
  private:
-  bool enter(PageIndex page, std::span<const std::uint32_t> tokens) {
+  // A guess may be anybody's page, a Free one too, and what somebody wrote over those must not stop who only came past
+  // (C7). What the index names was announced.
+  enum class Guess : bool { kNo, kYes };
+
+  bool enter(PageIndex page, std::span<const std::uint32_t> tokens, Guess guess) {
     const StateWord word = pages_.state(page);
     if (!word.canonical()) {
-      end_.corrupt |= !word.well_formed();
+      end_.corrupt |= guess == Guess::kNo && !word.well_formed();
       return false;
     }
-    if (depth_in(segment_.descriptor(page).depth_class.load(std::memory_order_relaxed)) != depth_to_enter()) return false;
+    const std::uint32_t depth_class = segment_.descriptor(page).depth_class.load(std::memory_order_relaxed);
+    if (depth_in(depth_class) != depth_to_enter()) return false;
     if (!same_parent(page) || !pages_.matches(page, parent_to_compare(page), tokens)) return false;
     if (over_pending_) {
       at_ = Handle::page(page, word);

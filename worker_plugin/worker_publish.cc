@@ -29,8 +29,8 @@ Status Worker::flushed() const {
   return {Code::kFlushed, "the namespace was flushed since this sequence began: nothing of it is published; begin anew"};
 }
 
-// What this worker's pages are only it may change. One that is something else was written over: whatever is done with it
-// now might be done to somebody else's page (C7).
+// What this worker's pages are only it may change. One that is something else was written over: whatever is done with
+// it now might be done to somebody else's page (C7).
 bool Worker::is_mine(PageIndex page, PageState state) const {
   const StateWord word = pages_.state(page);
   if (word.state() == state && word.owner() == slot_) return true;

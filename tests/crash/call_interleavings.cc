@@ -7,6 +7,8 @@
 #include <chrono>
 
 #include "shm/pending_wait.h"
+#include "shm/recovery.h"
+#include "shm/stripe_index.h"
 #include "tests/crash/aftermath.h"
 #include "tests/crash/interleavings.h"
 #include "tests/support/cache_oracle.h"
@@ -133,6 +135,74 @@ void a_published_page_stays_for_all_of_its_batch(CrashWorld& world) {
   check_all(world);
 }
 
+// --- compare-and-swaps ---
+
+// The next coordinator sets the bits of all Free pages, also of one that a worker is just taking.
+void a_page_that_another_took_is_not_taken(CrashWorld& world) {
+  world.open(kOtherSurvivor, {99}, kWorldPages - 2);
+  Sequence sequence;
+  Status status;
+  Party taker([&] {
+    (void)world.engine(1).begin(sequence, {1});
+    status = world.engine(1).allocate(sequence, 1);
+  });
+  expect(taker.run_to("take.before_state"), "no page was taken");
+  (void)adopt_pages(world.segment());
+  world.open(kSurvivor, {5});
+  taker.finish();
+  expect(!status, "two have one page");
+  world.engine(1).release(sequence);
+  check_all(world);
+}
+
+// Somebody who sweeps the stripe takes a stale entry out, and another page's comes in its place.
+void an_entry_that_became_anothers_stays(CrashWorld& world) {
+  world.cache(kSurvivor, {1});
+  const Segment& segment = world.segment();
+  const PageIndex page = world.page_of({1});
+  const StripeIndex index(segment);
+  const std::uint64_t hash = segment.descriptor(page).prefix_hash.load();
+  const IndexPlace place = index.place_of(hash);
+  AtomicU64* entry = nullptr;
+  for (const std::uint64_t bucket : place.bucket) {
+    for (AtomicU64& slot : segment.bucket(bucket).entries) {
+      if (slot.load() == (place.tagged | page.value)) entry = &slot;
+    }
+  }
+  expect(entry != nullptr, "no entry");
+  Party evictor([&] { (void)world.evict(1); });
+  expect(evictor.run_to("unindex.before_remove"), "nothing was evicted");
+  (void)index.recover(place.stripe);
+  expect(entry->load() == 0, "the entry of a page past return was kept");
+  for (std::uint32_t number = 100; entry->load() == 0 && number < 100 + kWorldPages - 2; ++number) {
+    world.cache(kSurvivor, {number});
+  }
+  expect(entry->load() != 0, "nobody came into its place");
+  evictor.finish();
+  check_all(world);
+}
+
+// Two threads of one worker begin at once; the first one stands at `place`.
+void begin_beside(CrashWorld& world, std::string_view place) {
+  world.cache(kSurvivor, {1});
+  Engine& engine = world.engine(1);
+  Sequence first;
+  Sequence second;
+  Party thread([&] { (void)engine.begin(first, {1}); });
+  expect(thread.run_to(place), "no slot was taken");
+  (void)engine.begin(second, {1});
+  thread.finish();
+  expect(first.lease_slot != second.lease_slot, "two sequences have one lease slot");
+  const std::uint32_t mark = world.segment().worker(WorkerId{1}).leases_high_water.load();
+  expect(mark > first.lease_slot && mark > second.lease_slot, "a lease above the high-water mark");
+  engine.release(first);
+  engine.release(second);
+  check_all(world);
+}
+
+void a_lease_slot_is_one_threads(CrashWorld& world) { begin_beside(world, "slots.before_take"); }
+void the_high_water_mark_never_falls(CrashWorld& world) { begin_beside(world, "slots.before_mark"); }
+
 #define KVTRIE_TOLD(story) \
   { #story, story }
 constexpr Interleaving kCalls[] = {
@@ -143,6 +213,10 @@ constexpr Interleaving kCalls[] = {
     KVTRIE_TOLD(a_forks_lease_is_seen_by_an_evictor_that_passed_its_slot),
     KVTRIE_TOLD(what_is_copied_from_stays_until_it_is_copied),
     KVTRIE_TOLD(a_published_page_stays_for_all_of_its_batch),
+    KVTRIE_TOLD(a_page_that_another_took_is_not_taken),
+    KVTRIE_TOLD(an_entry_that_became_anothers_stays),
+    KVTRIE_TOLD(a_lease_slot_is_one_threads),
+    KVTRIE_TOLD(the_high_water_mark_never_falls),
 };
 #undef KVTRIE_TOLD
 

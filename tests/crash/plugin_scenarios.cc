@@ -7,8 +7,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <cstdlib>
-#include <filesystem>
 #include <utility>
 
 #include "shm/pins.h"
@@ -60,29 +58,6 @@ struct Library {
 const Library* library = nullptr;
 std::unique_ptr<WorldCoordinator> coordinator;
 
-// Of the socket; removed when the tracer ends.
-class SocketDirectory {
- public:
-  SocketDirectory() {
-    if (::mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp");
-  }
-  SocketDirectory(const SocketDirectory&) = delete;
-  SocketDirectory& operator=(const SocketDirectory&) = delete;
-  ~SocketDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_ = "/tmp/kvtrie-step.XXXXXX";
-};
-
-const std::string& directory() {
-  static const SocketDirectory made;
-  return made.path();
-}
-
 // The victim's side. Static, so that it costs no instruction to have.
 struct Mine {
   kvtrie_worker worker{};
@@ -110,7 +85,7 @@ void must(kvtrie_code code, kvtrie_code expected = KVTRIE_OK) {
 void attach() {
   auto options = sized<kvtrie_attach_options>();
   options.cache = "crash";
-  options.directory = directory().c_str();
+  options.directory = socket_directory().c_str();
   options.name = "victim";
   options.timeout_ms = kAttachMs;
   must(api().attach(&options, &mine.worker));
@@ -131,7 +106,8 @@ kvtrie_begin_result begin(const Path& path, std::uint32_t flags = 0) {
   auto options = sized<kvtrie_begin_options>();
   options.flags = flags;
   auto result = sized<kvtrie_begin_result>();
-  must(api().begin(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), &options, &result, &mine.sequence));
+  must(api().begin(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), &options, &result,
+                   &mine.sequence));
   return result;
 }
 
@@ -177,7 +153,8 @@ void hash_tokens(const Path& path) {
   mine.tokens = tokens_of(path);
   mine.hashes.resize(path.size());
   std::size_t count = 0;
-  must(api().hash_tokens(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), mine.hashes.data(), mine.hashes.size(), &count));
+  must(api().hash_tokens(mine.worker, mine.name_space, mine.tokens.data(), mine.tokens.size(), mine.hashes.data(),
+                         mine.hashes.size(), &count));
   if (count != path.size()) throw Violation("hashes");
 }
 
@@ -198,7 +175,7 @@ void let_it_attach(CrashWorld& world, DeviceKind device) {
   world.reset();
   const SlotWord word = WorkerTable(world.segment()).word(kVictimSlot);
   if (!reap_slot(world.segment(), kVictimSlot, word, false)) throw Violation("the slot is not free");
-  coordinator = std::make_unique<WorldCoordinator>(world, device, directory());
+  coordinator = std::make_unique<WorldCoordinator>(world, device, socket_directory());
 }
 
 void cache_12(CrashWorld& world) { world.cache(kSurvivor, {1, 2}); }

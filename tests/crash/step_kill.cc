@@ -181,6 +181,7 @@ StepOutcome run(kvtrie::test::CrashWorld& world, const Scenario& scenario, const
 std::vector<Scenario> known_scenarios() {
   const auto core = kvtrie::test::all_scenarios();
   std::vector<Scenario> known(core.begin(), core.end());
+  for (Scenario& served : kvtrie::test::served_scenarios()) known.push_back(std::move(served));
   for (Scenario& call : kvtrie::test::plugin_scenarios(KVTRIE_STEPPED_PLUGIN)) known.push_back(std::move(call));
   return known;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What step_kill counted, operation by operation, as the Markdown table of docs/crash-model.md; and in a file, so that a
-// long run can be interrupted and done in shards. A file has lines of words: plan, shard, shards, operation, numbers.
+// What step_kill counted, operation by operation, as the Markdown table of docs/crash-model.md; and in a file, so that
+// a long run can be interrupted and done in shards. A file has lines of words: plan, shard, shards, operation, numbers.
 #pragma once
 
 #include <array>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A real kvtried, killed at the system calls of each of its operations: before the n-th one, when all that is before it is
-// done. The next kvtried then serves, has what was cached, and gives every page back. (Which instructions between two
+// A real kvtried, killed at the system calls of each of its operations: before the n-th one, when all that is before
+// it is done. The next kvtried then serves, has what was cached, and gives every page back. (Which instructions between two
 // system calls change the segment step_kill knows, and kills at each.)
 //
 // Killed is at each call before which the others' view had changed, at the call before that, and at every 8th;
@@ -120,7 +120,8 @@ class Scene {
       if (!mine->attached()) return 1;
       kvtrie_sequence sequence{};
       (void)mine->begin(mine->open("test"), AttachedWorker::prompt(5000, 3), sequence);
-      if (kvtrie_allocate(sequence, 80, nullptr) != KVTRIE_OK || kvtrie_publish(sequence, 16, nullptr) != KVTRIE_OK) return 2;
+      if (kvtrie_allocate(sequence, 80, nullptr) != KVTRIE_OK) return 2;
+      if (kvtrie_publish(sequence, 16, nullptr) != KVTRIE_OK) return 2;
       line.say();
       return line.hear() == '+' ? 0 : 3;
     });
@@ -289,8 +290,8 @@ const std::vector<Operation>& operations() {
 
 class SystemCallTest : public testing::TestWithParam<Operation> {
  protected:
-  // Runs the operation in a new scene, telling `at_call` of each system call, and kills kvtried where that says false, or
-  // when the operation was done. Returns how many calls there were.
+  // Runs the operation in a new scene, telling `at_call` of each system call, and kills kvtried where that says false,
+  // or when the operation was done. Returns how many calls there were.
   static unsigned run(Scene& scene, const Operation& operation, const std::function<bool(unsigned)>& at_call) {
     if (operation.had_cache) {
       scene.serve();

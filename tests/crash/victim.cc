@@ -51,8 +51,9 @@ Ending ending_of(pid_t pid) {
   return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? Ending::kReturned : Ending::kFailed;
 }
 
+// What it throws ends it, and does not go on in the tests of its parent.
 [[noreturn]] void be_victim(const CrashWorld& world, const Scenario& scenario,
-                            const VictimOptions& options) {
+                            const VictimOptions& options) noexcept {
   disarm();
   if (options.on_start != nullptr) options.on_start();
   if (options.traced) ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
@@ -106,7 +107,13 @@ pid_t start_victim(CrashWorld& world, const Scenario& scenario, const VictimOpti
 
 pid_t fork_victim(CrashWorld& world, const Scenario& scenario, const VictimOptions& options) {
   const pid_t pid = prepared_victim(world, scenario, options);
-  if (scenario.meanwhile) scenario.meanwhile(world);
+  try {
+    if (scenario.meanwhile) scenario.meanwhile(world);
+  } catch (...) {
+    ::kill(pid, SIGKILL);
+    (void)ending_of(pid);
+    throw;
+  }
   return pid;
 }
 

@@ -7,16 +7,38 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
+#include <stdexcept>
 
 #include "shm/geometry.h"
+#include "shm/pins.h"
 #include "shm/process_identity.h"
+#include "shm/recovery.h"
 #include "shm/runtime_directory.h"
 
 namespace kvtrie::test {
 namespace {
 
 constexpr int kTurnsMax = 1000;
+
+// Of the socket; removed when the tracer ends.
+class SocketDirectory {
+ public:
+  SocketDirectory() {
+    if (::mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp");
+  }
+  SocketDirectory(const SocketDirectory&) = delete;
+  SocketDirectory& operator=(const SocketDirectory&) = delete;
+  ~SocketDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_ = "/tmp/kvtrie-step.XXXXXX";
+};
 
 FileDescriptor again(int fd) { return FileDescriptor(::dup(fd)); }
 
@@ -55,6 +77,11 @@ Segment map_again(const CrashWorld& world) {
 
 }  // namespace
 
+const std::string& socket_directory() {
+  static const SocketDirectory made;
+  return made.path();
+}
+
 WorldCoordinator::WorldCoordinator(const CrashWorld& world, DeviceKind device, const std::string& directory) {
   options_.cache = "crash";
   options_.directory = directory;
@@ -77,6 +104,13 @@ WorldCoordinator::WorldCoordinator(const CrashWorld& world, DeviceKind device, c
   const std::string socket = socket_path(directory, options_.cache);
   std::filesystem::create_directories(std::filesystem::path(socket).parent_path());
   expect(connections_->listen(socket, 0600));
+}
+
+void WorldCoordinator::adopt() {
+  Reaper::AdoptSlots slots;
+  expect(reaper_->adopt(slots));
+  (void)adopt_pages(*cache_.segment);
+  PinTable(*cache_.segment).recover();
 }
 
 bool WorldCoordinator::serve() {

@@ -19,11 +19,16 @@
 
 namespace kvtrie::test {
 
+// For sockets; removed at the end of this process.
+const std::string& socket_directory();
+
 class WorldCoordinator {
  public:
   // Listens on DIRECTORY/crash/socket.
   WorldCoordinator(const CrashWorld& world, DeviceKind device, const std::string& directory);
 
+  // As after a start: watches who lives, reaps who does not, adopts the pages.
+  void adopt();
   // Answers what has come. False: there was nothing.
   bool serve();
   // After the death of a worker: gives back what the slot held. Throws Violation when that does not happen.

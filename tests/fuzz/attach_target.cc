@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The client's side of the socket: a coordinator that answers anything, with any descriptors. What says that it is a cache,
-// and is damaged, is attached to and used.
+// The client's side of the socket: a coordinator that answers anything, with any descriptors. What says that it is a
+// cache, and is damaged, is attached to and used.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <iterator>
 #include <mutex>
 #include <string>
@@ -54,7 +55,8 @@ class Liar {
  private:
   Liar() {
     address_.cache = "fuzz";
-    address_.directory = "/tmp/kvtrie-fuzz-" + std::to_string(::getpid());
+    address_.directory =
+        (std::filesystem::temp_directory_path() / ("kvtrie-fuzz-" + std::to_string(::getpid()))).string();
     address_.timeout_ms = 100;
     (void)::mkdir(address_.directory.c_str(), 0700);
     (void)::mkdir((address_.directory + "/fuzz").c_str(), 0700);
@@ -64,8 +66,9 @@ class Liar {
     std::ranges::copy(path, name.sun_path);
     (void)::unlink(path.c_str());
     listener_ = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    require(::bind(listener_, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0 && ::listen(listener_, 8) == 0,
-            "listen");
+    require(
+        ::bind(listener_, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0 && ::listen(listener_, 8) == 0,
+        "listen");
     std::thread([this] { serve(); }).detach();
     std::atexit([] { get().remove_files(); });
   }
@@ -117,7 +120,8 @@ void damage_packet(Input& input, std::vector<std::byte>& packet, const Segment& 
   for (std::uint32_t n = input.below(4); n > 0 && packet.size() >= 8; --n) {
     const std::size_t words = packet.size() / 8;
     // The head, or what follows it.
-    const std::size_t word = input.byte() % 2 == 0 ? input.below(4) : std::min<std::size_t>(words - 1, 64 + input.below(10));
+    const std::size_t word =
+        input.byte() % 2 == 0 ? input.below(4) : std::min<std::size_t>(words - 1, 64 + input.below(10));
     const std::uint64_t value = plausible_word(input, segment);
     std::memcpy(packet.data() + std::min(word, words - 1) * 8, &value, sizeof value);
   }
@@ -170,7 +174,8 @@ void use(Input& input, AttachedCache& cache, Damage& damage) {
     const PoolView pool = cache.pool_view();
     for (std::uint32_t p = 0; p < sequence.positions() && pool.planes != 0; ++p) {  // device memory has no address
       require(sequence.page_at(p).value < pool.pages, "a page outside the pool");
-      *reinterpret_cast<volatile std::byte*>(pool.plane[0] + sequence.page_at(p).value * pool.page_bytes + pool.page_bytes - 1);
+      *reinterpret_cast<volatile std::byte*>(pool.plane[0] + sequence.page_at(p).value * pool.page_bytes +
+                                             pool.page_bytes - 1);
     }
     worker.release(sequence);
   }
@@ -190,7 +195,8 @@ void fuzz_attach(const std::uint8_t* data, std::size_t size) {
   // The slot that the coordinator gave.
   world.segment().worker({kWorkers}).slot_state.store(SlotWord::make(SlotState::kAttaching, 1).raw);
   for (int i = 0; i < 4 && !input.ended(); ++i) {
-    for (std::uint32_t n = input.below(4); n > 0; --n) damage_some(input, world.segment(), damage);
+    for (std::uint32_t n = input.below(4); n > 0; --n)
+      damage_some(input, world.segment(), damage);
     if (input.byte() % 16 == 0) {
       auto* const words = reinterpret_cast<std::uint64_t*>(world.segment().data());
       words[input.below(offsetof(Superblock, constant_checksum) / 8)] = plausible_word(input, world.segment());
@@ -219,7 +225,8 @@ void fuzz_attach(const std::uint8_t* data, std::size_t size) {
       }
       case 2: {
         const std::span<const std::uint8_t> any = input.bytes(input.take<std::uint16_t>() % 700);
-        std::ranges::transform(any, std::back_inserter(reply.packet), [](std::uint8_t byte) { return std::byte{byte}; });
+        std::ranges::transform(any, std::back_inserter(reply.packet),
+                               [](std::uint8_t byte) { return std::byte{byte}; });
         reply.descriptors.push_back(world.pool_fd());
         liar.say_next(std::move(reply));
         (void)ping(liar.address(), message);
@@ -228,7 +235,8 @@ void fuzz_attach(const std::uint8_t* data, std::size_t size) {
       default: {
         reply.packet = attach_reply(input, world);
         damage_packet(input, reply.packet, world.segment());
-        reply.descriptors = {some_descriptor(input, world, world.segment_fd()), some_descriptor(input, world, world.pool_fd())};
+        reply.descriptors = {some_descriptor(input, world, world.segment_fd()),
+                             some_descriptor(input, world, world.pool_fd())};
         if (input.byte() % 32 == 0) reply.descriptors.resize(input.below(6), world.pool_fd());
         liar.say_next(std::move(reply));
         AttachOptions options;

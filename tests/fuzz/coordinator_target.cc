@@ -20,6 +20,7 @@
 #include "coordinator/reaper.h"
 #include "coordinator/room_keeper.h"
 #include "metrics/segment_collector.h"
+#include "save/save_cache.h"
 #include "save/save_plan.h"
 #include "shm/free_pages.h"
 #include "shm/lease_table.h"
@@ -48,7 +49,8 @@ Options options_of_world() {
 void count_pages(const Segment& segment) {
   const PageStats stats = PageTable(segment).stats();
   std::uint64_t all = stats.impossible;
-  for (const std::uint64_t count : stats.by_state) all += count;
+  for (const std::uint64_t count : stats.by_state)
+    all += count;
   require(all == segment.page_count(), "pages are lost");
 }
 
@@ -59,7 +61,8 @@ class Script {
         input_(data, size),
         reaper_(world_.segment(), world_.device(), log_),
         keeper_(world_.segment(), Watermarks{5, 10}),
-        admin_(world_.segment(), keeper_, [] { return false; }, log_),
+        admin_(
+            world_.segment(), keeper_, [] { return false; }, log_),
         service_(options_, world_.objects(), reaper_, admin_, log_) {
     require(!reaper_.start(), "reaper");
   }
@@ -112,7 +115,7 @@ class Script {
         perform_copies();
         break;
       case 16:
-        (void)plan_save(segment);
+        save();
         break;
       case 17:
         (void)SegmentCollector(segment, pauses_, "fuzz").Collect();
@@ -178,7 +181,8 @@ class Script {
     (void)reaper_.reap_dead();
   }
 
-  // As CacheStore and Coordinator do it; sometimes though something was found, as when the damage comes after the look.
+  // As CacheStore and Coordinator do it; sometimes though something was found, as when the damage comes after the
+  // look.
   void adopt() {
     const Segment& segment = world_.segment();
     std::string problem = WorkerTable(segment).validate();
@@ -204,6 +208,16 @@ class Script {
     const VerifyReport after = verify(segment, {.adopting = true, .findings_max = 1, .settle_ms = 0});
     if (!after.clean()) std::fprintf(stderr, "%s\n", to_string(after.findings.front()).c_str());
     require(after.clean(), "adopting broke what was whole");
+  }
+
+  void save() {
+    if (input_.byte() % 4 != 0) {
+      (void)plan_save(world_.segment());
+      return;
+    }
+    const std::string path = "/dev/shm/kvtrie-fuzz-saved-" + std::to_string(::getpid());
+    (void)save_cache(world_.segment(), PlaneBytes({world_.pool_fd()}, kPageBytes), path);
+    (void)::unlink(path.c_str());
   }
 
   void wake() {

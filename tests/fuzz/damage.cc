@@ -31,6 +31,7 @@ PageIndex some_page(Input& input, const Segment& segment) {
 void note_descriptor(std::uint64_t in_descriptor, std::uint64_t value, Damage& damage) {
   switch (in_descriptor) {
     case offsetof(Descriptor, state) / 8:
+      damage.words = true;
       damage.states |= (value & 0xF) < kPageStates;
       break;
     case offsetof(Descriptor, parent) / 8:
@@ -89,24 +90,28 @@ std::uint64_t some_word(Input& input, const Segment& segment) {
     case 4:
       return word_of(segment, segment.descriptor(page).child_hint);
     case 5:
-      return word_of(segment, segment.leases(worker)[input.below(segment.geometry().leases_per_worker)]) + input.byte() % 2;
+      return word_of(segment, segment.leases(worker)[input.below(segment.geometry().leases_per_worker)]) +
+             input.byte() % 2;
     case 6:
       return word_of(segment, segment.worker(worker)) + input.below(24);
     case 7:
-      return word_of(segment, segment.name_space({static_cast<std::uint16_t>(input.below(segment.namespace_count()))})) +
+      return word_of(segment,
+                     segment.name_space({static_cast<std::uint16_t>(input.below(segment.namespace_count()))})) +
              input.below(128);
     case 8:
       return word_of(segment, segment.stripe(input.below(segment.geometry().stripes))) + input.below(8);
     case 9:
     case 10:
-      return word_of(segment, segment.bucket(input.below(static_cast<std::uint32_t>(segment.layout().bucket_count)))) +
+      return word_of(segment,
+                     segment.bucket(input.below(static_cast<std::uint32_t>(segment.layout().bucket_count)))) +
              input.below(8);
     case 11:
       return word_of(segment, segment.free_bits(input.below(segment.chunk_count()))) + input.byte() % 2;
     case 12:
       return word_of(segment, segment.superblock().poison_state) + input.below(36);
     case 13:
-      if (input.byte() % 4 == 0) return input.below(offsetof(Superblock, constant_checksum) / 8);  // constant, once opened
+      if (input.byte() % 4 == 0)
+        return input.below(offsetof(Superblock, constant_checksum) / 8);  // constant, once opened
       return word_of(segment, segment.pins()[input.below(segment.geometry().leases_per_worker)]) + input.below(8);
     default: {  // any area, evenly, small ones too
       const AreaEntry& area = segment.layout().areas[input.below(segment.layout().area_count)];
@@ -130,7 +135,8 @@ std::uint64_t changed(Input& input, const Segment& segment, std::uint64_t word) 
     case 4:
       return before - kNextGeneration;  // back in time
     case 5:
-      return (before & ~(std::uint64_t{0xFF} << 8 * input.below(8))) | std::uint64_t{input.byte()} << 8 * input.below(8);
+      return (before & ~(std::uint64_t{0xFF} << 8 * input.below(8))) | std::uint64_t{input.byte()}
+                                                                           << 8 * input.below(8);
     case 6:  // what stands in such a place elsewhere
       return word_at(segment, some_word(input, segment)).load(std::memory_order_relaxed);
     default:
@@ -141,7 +147,8 @@ std::uint64_t changed(Input& input, const Segment& segment, std::uint64_t word) 
 }  // namespace
 
 std::uint64_t plausible_word(Input& input, const Segment& segment) {
-  const PageIndex page = input.byte() % 8 == 0 ? PageIndex{input.take<std::uint32_t>() & 0xFF'FFFF} : some_page(input, segment);
+  const PageIndex page =
+      input.byte() % 8 == 0 ? PageIndex{input.take<std::uint32_t>() & 0xFF'FFFF} : some_page(input, segment);
   const std::uint64_t generation = input.below(4);
   const WorkerId worker{static_cast<std::uint16_t>(input.below(6))};
   switch (input.below(12)) {
@@ -162,7 +169,8 @@ std::uint64_t plausible_word(Input& input, const Segment& segment) {
     case 7:
       return input.below(16);
     case 8:
-      return std::uint64_t{page.value + 1} | std::uint64_t{input.take<std::uint16_t>()} << 32;  // hint and token count
+      return std::uint64_t{page.value + 1} | std::uint64_t{input.take<std::uint16_t>()}
+                                                 << 32;  // hint and token count
     case 9:
       return static_cast<std::uint64_t>(input.below(6)) | std::uint64_t{input.below(4)} << 8;  // slot state
     case 10:

@@ -129,11 +129,14 @@ TEST_F(FindingsTest, WhoQueuesWhatDoesNotFitKeepsNobody) {
   const std::span<std::byte> bytes = world_.queue_bytes();
   const std::size_t stride = (bytes.size() - 4096) / world_.queue().ring_count();
   CopyRing& ring = *reinterpret_cast<CopyRing*>(bytes.data() + 4096 + stride);
-  for (CopyEntry& entry : ring.entries) entry.page.store(~0U);
+  for (CopyEntry& entry : ring.entries)
+    entry.page.store(~0U);
   const std::jthread queues([&](const std::stop_token& stop) {
-    while (!stop.stop_requested()) ring.submitted.store(ring.done.load() + kCopyRingEntries);
+    while (!stop.stop_requested())
+      ring.submitted.store(ring.done.load() + kCopyRingEntries);
   });
-  for (int look = 0; look < 100; ++look) EXPECT_FALSE(world_.queue().next({1}));
+  for (int look = 0; look < 100; ++look)
+    EXPECT_FALSE(world_.queue().next({1}));
 }
 
 }  // namespace

@@ -34,7 +34,8 @@ std::size_t whole_pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096
 }  // namespace
 
 void* __wrap_mmap(void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) {
-  if (at != nullptr || fd < 0 || (flags & MAP_SHARED) == 0) return __real_mmap(at, bytes, protection, flags, fd, offset);
+  if (at != nullptr || fd < 0 || (flags & MAP_SHARED) == 0)
+    return __real_mmap(at, bytes, protection, flags, fd, offset);
   const std::size_t all = whole_pages(bytes) + 2 * kGuardBytes;
   void* const around = __real_mmap(nullptr, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (around == MAP_FAILED) return around;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The commands of kvtrie that look, in text and as JSON, on an object in /dev/shm that is damaged before and between them.
+// The commands of kvtrie that look, in text and as JSON, on an object in /dev/shm that is damaged before and between
+// them.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -26,7 +27,8 @@ namespace {
 
 constexpr std::uint32_t kCallsMax = 8;
 
-// The world's segment under a name, as long as an input runs: what a crash leaves goes with the next run of its process id.
+// The world's segment under a name, as long as an input runs: what a crash leaves goes with the next run of its
+// process id.
 class NamedCopy {
  public:
   NamedCopy() : name_("fuzz-" + std::to_string(::getpid())), path_("/dev/shm/" + segment_object_name(name_)) {
@@ -87,7 +89,8 @@ void run_command(std::vector<std::string> words, const std::string& cache, bool 
   words.insert(words.end(), {"--cache", cache, "--dir", "/nonexistent"});
   if (json) words.emplace_back("--json");
   std::vector<const char*> argv;
-  for (const std::string& word : words) argv.push_back(word.c_str());
+  for (const std::string& word : words)
+    argv.push_back(word.c_str());
   const inspect::Outcome outcome = inspect::run_cli(static_cast<int>(argv.size()), argv.data(), {});
   require(!outcome.out.empty() || !outcome.err.empty(), "a command says nothing");
   if (json) require(nlohmann::json::accept(outcome.out), "what says to be JSON is none");
@@ -106,7 +109,8 @@ void fuzz_kvtrie(const std::uint8_t* data, std::size_t size) {
   Result<Segment> opened = Segment::open(std::move(*mapping));
   require(opened.has_value(), "open");
   for (std::uint32_t i = 0; i < kCallsMax && !input.ended(); ++i) {
-    for (std::uint32_t n = input.below(6); n > 0; --n) damage_some(input, *opened, damage);
+    for (std::uint32_t n = input.below(6); n > 0; --n)
+      damage_some(input, *opened, damage);
     if (input.byte() % 32 == 0) {  // the superblock, sealed or not
       auto* const words = reinterpret_cast<std::uint64_t*>(opened->data());
       words[input.below(offsetof(Superblock, constant_checksum) / 8)] = plausible_word(input, *opened);
@@ -115,7 +119,8 @@ void fuzz_kvtrie(const std::uint8_t* data, std::size_t size) {
     }
     if (input.byte() % 64 == 0) {
       require(::ftruncate(copy.fd(), input.below(65536)) == 0, "truncate");
-      return run_command(some_command(input), copy.name(), input.byte() % 2 == 0);  // the rest would be a SIGBUS of ours
+      return run_command(some_command(input), copy.name(),
+                         input.byte() % 2 == 0);  // the rest would be a SIGBUS of ours
     }
     run_command(some_command(input), copy.name(), input.byte() % 2 == 0);
   }

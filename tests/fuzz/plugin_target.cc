@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Two workers of one process call what there is to call, in an order that the input says, while the segment is damaged
-// before and between the calls; or by another thread, all the time. An evictor and a reaper run in between, so that
-// pages have several lives.
+// Two workers of one process call what there is to call, in an order that the input says, while the segment is
+// damaged before and between the calls; or by another thread, all the time. An evictor and a reaper run in between,
+// so that pages have several lives.
 
 #include <algorithm>
 #include <array>
@@ -43,22 +43,27 @@ struct Request {
 class Script {
  public:
   Script(const std::uint8_t* data, std::size_t size)
-      : world_(World::get()), input_(data, size), workers_{Worker(world_.segment(), {1}), Worker(world_.segment(), {3})} {}
+      : world_(World::get()),
+        input_(data, size),
+        workers_{Worker(world_.segment(), {1}), Worker(world_.segment(), {3})} {}
 
   void run() {
     const bool beside = input_.byte() % 8 == 1;
-    const std::vector<std::pair<std::uint64_t, std::uint64_t>> words = beside ? words_for_thread() : decltype(words)();
+    const std::vector<std::pair<std::uint64_t, std::uint64_t>> words =
+        beside ? words_for_thread() : decltype(words)();
     std::atomic<bool> over{false};
     std::thread scribbler;
     if (beside) {
       scribbler = std::thread([&] {
         Damage ignored;
         while (!over.load(std::memory_order_relaxed)) {
-          for (const auto& [word, value] : words) damage_word(world_.segment(), word, value, ignored);
+          for (const auto& [word, value] : words)
+            damage_word(world_.segment(), word, value, ignored);
         }
       });
     }
-    for (std::uint32_t i = 0; i < kCallsMax && !input_.ended(); ++i) call();
+    for (std::uint32_t i = 0; i < kCallsMax && !input_.ended(); ++i)
+      call();
     for (Request& request : requests_) {
       if (request.worker != nullptr) release(request);
     }
@@ -67,8 +72,8 @@ class Script {
   }
 
  private:
-  // Any of them may be stored at any time from now on. Not the links and the kind of a lock: nothing can be done against a
-  // store within the C library's unlock (README.md).
+  // Any of them may be stored at any time from now on. Not the links and the kind of a lock: nothing can be done
+  // against a store within the C library's unlock (README.md).
   std::vector<std::pair<std::uint64_t, std::uint64_t>> words_for_thread() {
     exact_ = false;
     const Segment& segment = world_.segment();
@@ -87,8 +92,7 @@ class Script {
       }
       const bool lock = word >= stripes && word < stripes_end;
       const std::uint64_t in_lock = (word - stripes) % (sizeof(StripeRecord) / 8);
-      if (lock && in_lock >= offsetof(pthread_mutex_t, __data.__kind) / 8 &&
-          in_lock < sizeof(pthread_mutex_t) / 8) {
+      if (lock && in_lock >= offsetof(pthread_mutex_t, __data.__kind) / 8 && in_lock < sizeof(pthread_mutex_t) / 8) {
         continue;
       }
       words.emplace_back(word, plausible_word(input_, segment));
@@ -98,7 +102,8 @@ class Script {
 
   Path some_path() {
     Path path;
-    for (std::uint32_t i = input_.below(6); i > 0; --i) path.push_back(1 + input_.below(6));
+    for (std::uint32_t i = input_.below(6); i > 0; --i)
+      path.push_back(1 + input_.below(6));
     return path;
   }
 
@@ -142,9 +147,8 @@ class Script {
       case 11:
         return with_open([&](Request& r) { publish_incomplete(r); });
       case 12:
-        return with_open([&](Request& r) {
-          (void)r.worker->give_back(r.sequence, input_.below(8), input_.below(4));
-        });
+        return with_open(
+            [&](Request& r) { (void)r.worker->give_back(r.sequence, input_.below(8), input_.below(4)); });
       case 13:
         return with_open([&](Request& r) { release(r); });
       case 14:
@@ -162,8 +166,9 @@ class Script {
       case 20:
       case 21:
         world_.segment().superblock().driven_tick.fetch_add(1);
-        (void)evictor_.evict(input_.below(20), [] { return false; }, [](double) {},
-                             {static_cast<EvictChoice::Of>(input_.below(3)), {static_cast<std::uint16_t>(input_.below(4))}});
+        (void)evictor_.evict(
+            input_.below(20), [] { return false; }, [](double) {},
+            {static_cast<EvictChoice::Of>(input_.below(3)), {static_cast<std::uint16_t>(input_.below(4))}});
         return;
       case 22: {
         const WorkerTable table(world_.segment());
@@ -180,10 +185,12 @@ class Script {
     if (Request* const request = some_request(true)) work(*request);
   }
 
-  // What a match must be, called at once after it. `first`: positions that were matched before, and damaged since perhaps.
+  // What a match must be, called at once after it. `first`: positions that were matched before, and damaged since
+  // perhaps.
   void check_match(const Request& request, std::uint32_t first, std::uint32_t cached, std::uint32_t partial) const {
     const Sequence& sequence = request.sequence;
-    require(cached == sequence.shared.size() && cached * kTokens <= request.tokens.size(), "more was matched than there is");
+    require(cached == sequence.shared.size() && cached * kTokens <= request.tokens.size(),
+            "more was matched than there is");
     require(sequence.published == cached && sequence.linked == cached, "what was matched is not published");
     std::vector<std::uint32_t> pages;
     for (std::uint32_t p = 0; p < cached; ++p) {
@@ -192,7 +199,8 @@ class Script {
       pages.push_back(page.page_index().value);
       if (!exact_ || !damage_.leaves_hits_true() || (p < first && !damage_.leaves_leases_true())) continue;
       require(PageTable(world_.segment()).state(page.page_index()).readable(), "a matched page is not Live");
-      require(world_.has_bytes(request.name_space, request.tokens, p, kTokens, page.page_index()), "wrong bytes in a hit");
+      require(world_.has_bytes(request.name_space, request.tokens, p, kTokens, page.page_index()),
+              "wrong bytes in a hit");
     }
     std::ranges::sort(pages);
     const bool links_bend = damage_.parents && damage_.depths;
@@ -202,8 +210,9 @@ class Script {
     if (!sequence.source.any()) return;
     require(world_.segment().has(sequence.source.page.page_index()), "a source is out of range");
     if (exact_ && damage_.leaves_hits_true() && (first == 0 || damage_.leaves_leases_true())) {
-      require(world_.has_bytes(request.name_space, request.tokens, cached, partial, sequence.source.page.page_index()),
-              "wrong bytes in a partial hit");
+      require(
+          world_.has_bytes(request.name_space, request.tokens, cached, partial, sequence.source.page.page_index()),
+          "wrong bytes in a partial hit");
     }
   }
 
@@ -240,8 +249,10 @@ class Script {
     request->name_space = static_cast<std::uint16_t>(input_.byte() % 4 == 0 ? 1 : 0);
     request->tokens = tokens_of(some_path());
     BeginReport report;
-    if (!worker.begin(world_.name_space(request->name_space), request->tokens, some_options(), request->sequence, report)) {
-      require(request->sequence.shared.empty() && request->sequence.lease_slot == kNoSlot, "a failed begin holds something");
+    if (!worker.begin(world_.name_space(request->name_space), request->tokens, some_options(), request->sequence,
+                      report)) {
+      require(request->sequence.shared.empty() && request->sequence.lease_slot == kNoSlot,
+              "a failed begin holds something");
       return;
     }
     request->worker = &worker;
@@ -250,7 +261,8 @@ class Script {
   }
 
   void allocate(Request& request, std::uint32_t tokens) {
-    (void)request.worker->allocate(request.sequence, request.tokens.size() + tokens, input_.byte() % 8 == 0 ? kWaitNs : 0);
+    (void)request.worker->allocate(request.sequence, request.tokens.size() + tokens,
+                                   input_.byte() % 8 == 0 ? kWaitNs : 0);
     copy_due(request);
     compute(request);
   }
@@ -279,11 +291,13 @@ class Script {
     if (child == nullptr) return;
     std::vector<PageCopy> copies;
     copy_due(parent);
-    if (!parent.worker->fork(parent.sequence, 1, input_.byte() % 8 == 0 ? kWaitNs : 0, child->sequence, copies)) return;
+    if (!parent.worker->fork(parent.sequence, 1, input_.byte() % 8 == 0 ? kWaitNs : 0, child->sequence, copies))
+      return;
     child->worker = parent.worker;
     child->name_space = parent.name_space;
     child->tokens = parent.tokens;
-    for (const PageCopy& one : copies) copy(one);
+    for (const PageCopy& one : copies)
+      copy(one);
   }
 
   void copy(const PageCopy& one) {
@@ -304,7 +318,8 @@ class Script {
     const auto before = request.sequence.shared.size();
     (void)request.worker->wait_for_pending(request.sequence, input_.byte() % 4 == 0 ? kWaitNs : 0, report);
     require(request.sequence.shared.size() >= before, "a wait lost pages");
-    check_match(request, static_cast<std::uint32_t>(before), static_cast<std::uint32_t>(request.sequence.shared.size()), report.partial_tokens);
+    check_match(request, static_cast<std::uint32_t>(before),
+                static_cast<std::uint32_t>(request.sequence.shared.size()), report.partial_tokens);
   }
 
   void append(Request& request) {
@@ -335,7 +350,8 @@ class Script {
       of[i]->worker = &worker;
       copy_due(*of[i]);
     }
-    for (std::size_t i = 0; i < count; ++i) compute(*of[i]);
+    for (std::size_t i = 0; i < count; ++i)
+      compute(*of[i]);
   }
 
   void probe() {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Save files: damaged, cut short, spliced, and forged (with checksums that fit). What comes of one is a sound cache; and as
-// long as nothing was forged, with the right bytes in each page.
+// Save files: damaged, cut short, spliced, and forged (with checksums that fit). What comes of one is a sound cache;
+// and as long as nothing was forged, with the right bytes in each page.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -76,8 +76,10 @@ void change(Input& input, std::string& bytes) {
   const std::uint64_t record = saved_record_bytes(World::get().segment().geometry());
   // Most of the time in the head or in a record's, which is where sizes and links are.
   std::uint64_t at = input.take<std::uint16_t>() % bytes.size();
-  if (input.byte() % 4 != 0) at = std::min<std::uint64_t>(kRecordsFrom + input.below(20) * record + input.below(32), bytes.size() - 1);
-  else if (input.byte() % 2 == 0) at %= kSaveHeadBytes;
+  if (input.byte() % 4 != 0)
+    at = std::min<std::uint64_t>(kRecordsFrom + input.below(20) * record + input.below(32), bytes.size() - 1);
+  else if (input.byte() % 2 == 0)
+    at %= kSaveHeadBytes;
   at = std::min<std::uint64_t>(at, bytes.size() - 1);
   const std::size_t count = std::min<std::size_t>(1 + input.below(16), bytes.size() - at);
   switch (input.below(7)) {
@@ -102,7 +104,8 @@ void change(Input& input, std::string& bytes) {
       bytes[at] = static_cast<char>(input.byte());
       break;
     default:
-      for (const std::uint8_t byte : input.bytes(count)) bytes[at++] = static_cast<char>(byte);
+      for (const std::uint8_t byte : input.bytes(count))
+        bytes[at++] = static_cast<char>(byte);
   }
 }
 
@@ -115,13 +118,15 @@ class Loaded {
     segment_fd_ = FileDescriptor(::memfd_create("kvtrie-fuzz-loaded", MFD_CLOEXEC));
     pool_fd_ = FileDescriptor(::memfd_create("kvtrie-fuzz-loaded-pool", MFD_CLOEXEC));
     require(::ftruncate(segment_fd_.get(), static_cast<off_t>(bytes)) == 0 &&
-                ::ftruncate(pool_fd_.get(), static_cast<off_t>(pool_bytes(geometry))) == 0, "memfd");
+                ::ftruncate(pool_fd_.get(), static_cast<off_t>(pool_bytes(geometry))) == 0,
+            "memfd");
     SegmentIdentity identity;
     identity.cache_name = "loaded";
     identity.hash_secret = 5;
     identity.clock = ClockKind::kDriven;
     identity.tick_ns = 1'000'000;
-    segment_.emplace(std::move(*Segment::build(std::move(*Mapping::map(segment_fd_.get(), bytes, Access::kReadWrite)), geometry, identity)));
+    segment_.emplace(std::move(
+        *Segment::build(std::move(*Mapping::map(segment_fd_.get(), bytes, Access::kReadWrite)), geometry, identity)));
   }
 
   const Segment& segment() const { return *segment_; }
@@ -177,12 +182,14 @@ void fuzz_save(const std::uint8_t* data, std::size_t size) {
     const std::span<const std::uint8_t> any = input.bytes(size);
     bytes.assign(any.begin(), any.end());
   } else {
-    for (std::uint32_t i = 1 + input.below(12); i > 0 && !input.ended(); --i) change(input, bytes);
+    for (std::uint32_t i = 1 + input.below(12); i > 0 && !input.ended(); --i)
+      change(input, bytes);
   }
   const bool forged = kind % 2 != 0;
   if (forged) seal_all(bytes, World::get().segment().geometry());
   require(::ftruncate(fd.get(), 0) == 0 &&
-              ::pwrite(fd.get(), bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()), "write");
+              ::pwrite(fd.get(), bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
+          "write");
   Result<SavedFile> file = SavedFile::open("/proc/self/fd/" + std::to_string(fd.get()));
   require(file.has_value(), "open");
   if (file->head_state() != SavedFile::HeadState::kIntact) return;

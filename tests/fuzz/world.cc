@@ -34,7 +34,8 @@ Mapping map_all(int fd, std::uint64_t bytes) {
 }
 
 // Of the token at `index`: a function of the namespace and of all tokens up to it.
-void token_bytes(std::uint16_t name_space, std::span<const std::uint32_t> tokens, std::size_t index, std::byte* into) {
+void token_bytes(std::uint16_t name_space, std::span<const std::uint32_t> tokens, std::size_t index,
+                 std::byte* into) {
   const std::uint64_t hash = hash_bytes(name_space + 77U, tokens.data(), (index + 1) * sizeof tokens[0]);
   const std::uint64_t words[] = {hash, ~hash};
   static_assert(sizeof words == kTokenBytes);
@@ -46,7 +47,8 @@ void token_bytes(std::uint16_t name_space, std::span<const std::uint32_t> tokens
 std::vector<std::uint32_t> tokens_of(const Path& path) {
   std::vector<std::uint32_t> tokens;
   for (const std::uint32_t number : path) {
-    for (std::uint32_t i = 0; i < kTokens; ++i) tokens.push_back(number * 16 + i + 1);
+    for (std::uint32_t i = 0; i < kTokens; ++i)
+      tokens.push_back(number * 16 + i + 1);
   }
   return tokens;
 }
@@ -88,9 +90,10 @@ World::World() {
   queue_bytes_ = {queue.data(), queue.size_bytes()};
   queue_ = std::make_unique<CopyQueue>(CopyQueue::build(std::move(queue), geometry, identity.cache_id));
   fill();
-  const std::span<std::byte> all[] = {{segment().data(), segment().size_bytes()}, {pool_->data(), pool_->size_bytes()},
-                                      queue_bytes_};
-  for (std::size_t i = 0; i < 3; ++i) blank_[i].assign(all[i].begin(), all[i].end());
+  const std::span<std::byte> all[] = {
+      {segment().data(), segment().size_bytes()}, {pool_->data(), pool_->size_bytes()}, queue_bytes_};
+  for (std::size_t i = 0; i < 3; ++i)
+    blank_[i].assign(all[i].begin(), all[i].end());
 }
 
 // Some of everything.
@@ -118,7 +121,8 @@ void World::fill() {
     tokens.resize(tokens.size() - less);
     require(worker.begin(name_space(id), tokens, {}, sequence, report).ok(), "begin");
     require(worker.allocate(sequence, tokens.size(), 0).ok(), "allocate");
-    for (std::uint32_t p = report.cached_pages; p < path.size(); ++p) compute(id, tokens, p, sequence.page_at(p));
+    for (std::uint32_t p = report.cached_pages; p < path.size(); ++p)
+      compute(id, tokens, p, sequence.page_at(p));
   };
   PublishReport done;
   const auto cache = [&](std::uint16_t id, const Path& path) {
@@ -131,7 +135,8 @@ void World::fill() {
   cache(1, {1, 2});
   require(NamespaceTable(segment()).flush({1}, name_space(1).fields_hash).has_value(), "flush");
   cache(1, {1, 2, 3});
-  for (const Path& path : {Path{1, 2, 3, 4}, Path{1, 2, 5}, Path{2, 1, 3}, Path{3, 2, 3}, Path{4}, Path{4, 5, 4, 5, 4}})
+  for (const Path& path :
+       {Path{1, 2, 3, 4}, Path{1, 2, 5}, Path{2, 1, 3}, Path{3, 2, 3}, Path{4}, Path{4, 5, 4, 5, 4}})
     cache(0, path);
   Sequence incomplete;
   open(0, {2, 6}, incomplete, kTokens - 2);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A small cache to be damaged, made once a process and put back to its first bytes for each input: segment, pool and copy
-// queue in nameless shared memory. Worker slots: 1 and 3 are the script's; 2 is a worker that is there and does nothing: it
-// has published, announced and private pages, and leases. There are pins, a flushed page, an incomplete page, a
-// Condemned page.
+// A small cache to be damaged, made once a process and put back to its first bytes for each input: segment, pool and
+// copy queue in nameless shared memory. Worker slots: 1 and 3 are the script's; 2 is a worker that is there and does
+// nothing: it has published, announced and private pages, and leases. There are pins, a flushed page, an incomplete
+// page, a Condemned page.
 //
-// What a path is, is told by numbers: {1, 2} is the page of number 2 below that of number 1. The bytes of a page are a
-// function of the namespace and of all tokens up to each of its tokens (16 bytes a token), so a wrong page is always seen,
-// and a wrong part of one.
+// What a path is, is told by numbers: {1, 2} is the page of number 2 below that of number 1. The bytes of a page are
+// a function of the namespace and of all tokens up to each of its tokens (16 bytes a token), so a wrong page is
+// always seen, and a wrong part of one.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ inline constexpr std::uint32_t kPages = 100;  // the last chunk is not full
 inline constexpr std::uint32_t kTokens = 4;
 inline constexpr std::uint32_t kTokenBytes = 16;
 inline constexpr std::uint32_t kPageBytes = kTokens * kTokenBytes;
-inline constexpr std::uint16_t kWorkers = 4;  // slot 4 is free
+inline constexpr std::uint16_t kWorkers = 4;     // slot 4 is free
 inline constexpr std::uint16_t kNamespaces = 3;  // the last one is free
 
 using Path = std::vector<std::uint32_t>;
@@ -74,7 +74,8 @@ class World {
   NamespaceRef name_space(std::uint16_t id) const { return {{id}, fields_hash_[id]}; }
 
   // Writes what belongs into a page at `position` of a sequence with these tokens, as far as they reach.
-  void compute(std::uint16_t name_space, std::span<const std::uint32_t> tokens, std::uint32_t position, PageIndex page) const;
+  void compute(std::uint16_t name_space, std::span<const std::uint32_t> tokens, std::uint32_t position,
+               PageIndex page) const;
   // Whether the page holds the first `count` of its tokens' bytes.
   bool has_bytes(std::uint16_t name_space, std::span<const std::uint32_t> tokens, std::uint32_t position,
                  std::uint32_t count, PageIndex page) const;

@@ -492,7 +492,8 @@ TEST_F(RobustMutexTest, LinksWrittenOverWhileItIsHeldAreAnErrorNeverACrash) {
           if (!RobustMutex::acquire(in(*own, i))) return 1;
         }
         for (const int i : {0, 1}) {
-          if (wrong[i]) std::memset(static_cast<void*>(&in(*own, i).__data.__list), 0x5A, sizeof in(*own, i).__data.__list);
+          auto& links = in(*own, i).__data.__list;
+          if (wrong[i]) std::memset(static_cast<void*>(&links), 0x5A, sizeof links);
         }
         for (const int i : {first, 1 - first}) {
           if (RobustMutex::release(in(*own, i)).code() != (wrong[i] ? Code::kCorrupt : Code::kOk)) return 2;

@@ -31,6 +31,7 @@ class AttachedWorker {
   AttachedWorker& operator=(const AttachedWorker&) = delete;
 
   bool attached() const { return code_ == KVTRIE_OK; }
+  kvtrie_worker worker() const { return worker_; }
   kvtrie_namespace open(const std::string& model) {
     const kvtrie_field field{"model", model.c_str()};
     kvtrie_namespace opened{};
