@@ -18,6 +18,8 @@
 //   copies dropped from a copy queue, the same / the same: they were of processes that are dead, into pages that no
 //       repair keeps
 //   the rename, repair.after_publish / the new segment / nothing to repair
+//
+// Cost: about 1 s a million pages, and the segment's size once more in /dev/shm (the old one stands until the rename).
 #pragma once
 
 #include <cstdint>
