@@ -82,7 +82,8 @@ class Planner {
       if (std::string problem = NamespaceTable(segment_).validate(id); !problem.empty()) {
         plan.why = named ? std::move(problem) : "";
       } else if (named) {
-        const std::string_view mine(record.fields, record.fields_bytes.load(kRelaxed) % (kNamespaceDescriptorMax + 1));
+        const std::uint32_t bytes = record.fields_bytes.load(kRelaxed);
+        const std::string_view mine(record.fields, std::min<std::size_t>(bytes, kNamespaceDescriptorMax));
         plan.kept = std::ranges::find(fields, mine) == fields.end();
         if (!plan.kept) plan.why = "another namespace has its fields";
         fields.push_back(mine);
@@ -119,7 +120,8 @@ class Planner {
 
   // --- pages
 
-  // Readable pages by depth; of one depth, those in the index before the others. The fate of all others is said at once.
+  // Readable pages by depth; of one depth, those in the index before the others. The fate of all others is said at
+  // once.
   std::vector<std::uint32_t> pages_parents_first() {
     struct Place {
       std::uint64_t order;  // depth | not in the index

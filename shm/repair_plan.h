@@ -3,8 +3,8 @@
 //
 // What of a damaged segment can be kept: the plan of a repair. Reads, and writes nothing; any bytes give a plan (C7).
 //
-// A page is kept when all of this holds (kFree and kUnfinished are no loss: the first has nothing, the second is what any
-// recovery gives back, since its owner is dead):
+// A page is kept when all of this holds (kFree and kUnfinished are no loss: the first has nothing, the second is what
+// any recovery gives back, since its owner is dead):
 //   its state word is well formed, and Live or Condemned           else kState (kFree, kUnfinished)
 //   it has 1 to tokens_per_page tokens                             else kTokens
 //   its scope names a namespace that is kept                       else kNamespace
@@ -16,14 +16,14 @@
 //   its prefix hash is its parent's with its tokens                else kHash
 //   its bytes have its checksum, where there is one                else kChecksum
 //   no page that is kept has the same parent and tokens            else kDuplicate
-//   it is in the index, or its free bit is clear                   else kSaysFree: a free page with a damaged word looks so
+//   it is in the index, or its free bit is clear                   else kSaysFree: so looks a free page with a bad word
 //   one of its two buckets has room                                else kIndexFull
-// Depths decide the order: parents first, and a cycle cannot be. Of duplicates the one in the index is kept, else the lower
-// page. Entries stay where they were, so an index that is not damaged never fills up.
+// Depths decide the order: parents first, and a cycle cannot be. Of duplicates the one in the index is kept, else the
+// lower page. Entries stay where they were, so an index that is not damaged never fills up.
 //
-// A namespace is kept when its record is valid by itself (NamespaceTable::validate) and no lower one has its fields. Where a
-// page proves that its root generation went back, it is kept without pages, in a generation after that one: what was
-// flushed must not come back. Root generations that went forward cannot be told from a flush.
+// A namespace is kept when its record is valid by itself (NamespaceTable::validate) and no lower one has its fields.
+// Where a page proves that its root generation went back, it is kept without pages, in a generation after that one:
+// what was flushed must not come back. Root generations that went forward cannot be told from a flush.
 //
 // Bytes of pages without a checksum are not looked at: nothing says what they should be.
 //

@@ -37,6 +37,34 @@ class RepairTest : public CacheFixture {
   Descriptor& at(PageIndex page) const { return segment_->descriptor(page); }
   std::uint64_t pick(std::uint64_t below) { return random_() % below; }
 
+  static std::pair<std::uint64_t, std::uint64_t> buckets(const IndexPlace& place) {
+    return std::minmax({place.bucket[0], place.bucket[1]});
+  }
+
+  // Of a page that may stand where `beside` may, below `parent`; Live if it has an entry.
+  AnnounceOutcome announce_beside(PageIndex beside, std::optional<PageIndex> parent, PageIndex& page) {
+    const auto wanted = buckets(index_->place_of(at(beside).prefix_hash.load()));
+    std::vector<std::uint32_t> tokens(5);
+    PageNode node;
+    do {
+      std::ranges::generate(tokens, [this] { return static_cast<std::uint32_t>(random_()); });
+      node = node_below(kMe, parent, tokens);
+    } while (buckets(index_->place_of(node.prefix_hash)) != wanted);
+    page = take(kMe);
+    const AnnounceOutcome outcome = announce_page(*segment_, kMe, page, node, tokens).outcome;
+    if (outcome == AnnounceOutcome::kAnnounced) (void)publish(kMe, page);
+    return outcome;
+  }
+
+  // Returns the page that found no room any more; it is Writing, and its node is written.
+  PageIndex fill_buckets_of(PageIndex beside) {
+    PageIndex page{};
+    AnnounceOutcome outcome = AnnounceOutcome::kAnnounced;
+    while (outcome == AnnounceOutcome::kAnnounced) outcome = announce_beside(beside, std::nullopt, page);
+    EXPECT_EQ(outcome, AnnounceOutcome::kNoRoom);
+    return page;
+  }
+
   // Repairs, and expects exactly these pages to go, for these reasons; all other Live ones stay as they were.
   Repaired expect_lost(const std::vector<std::pair<PageIndex, PageFate>>& lost) const {
     Repaired made = repaired(*segment_);
@@ -212,6 +240,56 @@ TEST_F(RepairTest, LostNamespaceTakesItsPagesOthersStay) {
   EXPECT_TRUE(made.plan.namespaces[namespace_.id.value].lost());
   EXPECT_FALSE(find_namespace(*made.segment, "model=m\n"));
   EXPECT_TRUE(find_namespace(*made.segment, "model=other\n"));
+}
+
+TEST_F(RepairTest, WhoFindsNoRoomInTheIndexGoes) {
+  const PageIndex page = fill_buckets_of(short_);
+  expect_lost({});
+  publish(kMe, page);  // Live all the same, without an entry
+  const PageIndex child = publish(kMe, announce(kMe, page, {1, 2, 3, 4, 5}));
+  expect_lost({{page, kIndexFull}, {child, kBelow}});
+}
+
+TEST_F(RepairTest, NoEntryIsWrittenOver) {
+  PageIndex deeper{};
+  ASSERT_EQ(announce_beside(short_, a_, deeper), AnnounceOutcome::kAnnounced);
+  const PageIndex page = publish(kMe, fill_buckets_of(short_));
+  expect_lost({{deeper, kIndexFull}});  // it is looked at last; one of them had to go
+  EXPECT_NE(page, deeper);
+}
+
+TEST_F(RepairTest, WhoHasNoEntryTakesNobodysPlace) {
+  ASSERT_TRUE(index_->remove(at(short_).prefix_hash.load(), short_));
+  for (int i = 0; i < 3; ++i) {
+    PageIndex deeper{};
+    ASSERT_EQ(announce_beside(short_, a_, deeper), AnnounceOutcome::kAnnounced);
+  }
+  const Repaired made = expect_lost({});
+  for (const std::uint64_t b : index_->place_of(at(short_).prefix_hash.load()).bucket) {
+    for (std::uint32_t i = 0; i < kBucketEntries; ++i) {
+      const std::uint64_t before = segment_->bucket(b).entries[i].load();
+      EXPECT_TRUE(before == 0 || before == made.segment->bucket(b).entries[i].load());
+    }
+  }
+}
+
+TEST_F(RepairTest, PagesOfAnotherNamespaceOrBelowAnIncompleteOneGo) {
+  const Result<OpenNamespace> other = NamespaceTable(*segment_).open("model=other\n", "o");
+  ASSERT_TRUE(other);
+  at(c_).scope.store(scope_of(other->id, other->root_generation));
+  const PageIndex child = publish(kMe, announce(kMe, short_, {1, 2, 3, 4, 5}));
+  expect_lost({{c_, kScope}, {child, kParent}});
+}
+
+TEST_F(RepairTest, OfNamespacesWithTheSameFieldsTheFirstStays) {
+  AtomicU64& hash = segment_->name_space(namespace_.id).fields_hash;
+  hash.fetch_xor(1);  // not found, so it is made again
+  const Result<OpenNamespace> twin = NamespaceTable(*segment_).open("model=m\n", "twin");
+  hash.fetch_xor(1);
+  ASSERT_TRUE(twin);
+  ASSERT_NE(twin->id, namespace_.id);
+  const Repaired made = expect_lost({});
+  EXPECT_TRUE(made.plan.namespaces[twin->id.value].lost());
 }
 
 TEST_F(RepairTest, CyclesEnd) {

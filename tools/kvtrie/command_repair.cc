@@ -95,8 +95,8 @@ class Repairer {
     return failure(Exit::kRefused, fmt::format("cache '{}': {}", request_.cache, why), request_.json);
   }
   Outcome system(const std::string& what, int error) const {
-    return failure(Exit::kSystem, fmt::format("cache '{}': {}: {}; nothing was changed", request_.cache, what,
-                                              std::strerror(error)),
+    const std::string why = error == 0 ? "" : fmt::format(": {}", std::strerror(error));
+    return failure(Exit::kSystem, fmt::format("cache '{}': {}{}; nothing was changed", request_.cache, what, why),
                    request_.json);
   }
 
@@ -156,7 +156,7 @@ class Repairer {
     const HostView host(*old_);
     for (std::uint32_t i = 1; i < old_->slot_count(); ++i) {
       const WorkerRecord& record = old_->worker({static_cast<std::uint16_t>(i)});
-      if (SlotWord{record.slot_state.load(kRelaxed)}.state() == SlotState::kLeaving) continue;  // it uses nothing any more
+      if (SlotWord{record.slot_state.load(kRelaxed)}.state() == SlotState::kLeaving) continue;  // uses nothing any more
       const std::uint32_t pid = record.pid.load(kRelaxed);
       const Liveness liveness = host.liveness(pid, record.start_time.load(kRelaxed));
       if (liveness != Liveness::kAlive && liveness != Liveness::kUnknown) continue;
@@ -241,7 +241,8 @@ class Repairer {
     KVTRIE_CRASH_POINT("repair.after_write");
     const VerifyReport result = verify(*fresh, {.at_rest = true, .findings_max = 1, .settle_ms = 0});
     if (!result.clean()) {
-      return refuse(fmt::format("what would be kept is not sound ({}): somebody writes to the segment; nothing was changed",
+      return refuse(fmt::format("what would be kept is not sound ({}): somebody writes to the segment; nothing was "
+                                "changed",
                                 to_string(result.findings.front())));
     }
     // Run by root for a kvtried of another user.
@@ -255,7 +256,7 @@ class Repairer {
     // Slots are free in the new segment, so their rings must be at their end (copy_queue.h, Q3).
     if (old_->device() == DeviceKind::kQueued) {
       Result<CopyQueue> queue = open_queue(Access::kReadWrite);
-      if (!queue) return system("its copy queue", queue.error().system_errno());
+      if (!queue) return refuse(fmt::format("its copy queue: {}; nothing was changed", queue.error().what()));
       for (std::uint32_t i = 0; i < queue->ring_count(); ++i) {
         const WorkerId slot{static_cast<std::uint16_t>(i)};
         while (queue->next(slot)) queue->finish(slot);

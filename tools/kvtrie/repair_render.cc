@@ -65,7 +65,8 @@ std::string ending(const RepairReport& report) {
                                          : fmt::format(" (worker slot {}, {})", each.slot, each.name));
     }
   }
-  return text + fmt::format("nothing was changed; to do it: kvtrie verify --repair --yes --cache {} (needs {} in /dev/shm)\n",
+  return text + fmt::format("nothing was changed; to do it: kvtrie verify --repair --yes --cache {} (needs {} in "
+                            "/dev/shm)\n",
                             report.cache, bytes_text(report.segment_bytes));
 }
 
