@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "shm/crash_point.h"
 #include "shm/geometry.h"
 #include "shm/namespace_table.h"
 #include "shm/worker_table.h"
@@ -112,10 +113,12 @@ Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
   Parts parts{std::move(*segment), std::move(*pools), {}, std::move(*queue), grant.grant, grant.writable_planes};
   if (device_memory) parts.device_planes = std::move(grant.pools);
   std::unique_ptr<AttachedCache> made(new AttachedCache(std::move(parts), std::move(address)));
+  KVTRIE_CRASH_POINT("attach.before_confirm");
   // Nothing can fail after this: the slot is ours from here to leave().
   if (Status status = WorkerTable(made->segment_).confirm(grant.grant); !status) {
     return failed(status);
   }
+  KVTRIE_CRASH_POINT("attach.after_confirm");
   const WorkerRecord& record = made->segment_.worker(grant.grant.slot);
   for (std::size_t i = 0; i < kCounters; ++i) {
     made->at_attach_[i] = record.counters[i].load(std::memory_order_relaxed);
