@@ -13,10 +13,8 @@
 #include <thread>
 
 #include "shm/free_pages.h"
-#include "shm/verify.h"
 #include "shm/wire.h"
-#include "shm/worker_table.h"
-#include "tests/support/kvtried_process.h"
+#include "tests/e2e/stopped_fixture.h"
 #include "tests/support/stopped_victim.h"
 #include "tests/support/survivors.h"
 
@@ -27,54 +25,20 @@ namespace {
 
 using std::chrono::milliseconds;
 using test::eventually;
-using test::KvtriedProcess;
+using test::kLongest;
 using test::PluginWorker;
 using test::Prompt;
 using test::StoppedCall;
 using test::StoppedVictim;
 using test::Survivors;
 
-constexpr std::uint32_t kPages = 256;
-constexpr std::uint32_t kWorkers = 24;
 constexpr std::uint32_t kPrompts = 100;  // 350 pages: more than there are
-constexpr milliseconds kLongest{1500};   // generous: on two cores that others use, too
 constexpr milliseconds kStopped{150};
 // Longer than any time-out of the code: 5 s are given to who attaches.
 constexpr milliseconds kLongStop{kWireTimeoutMs + 700};
 
-class StoppedWorkerTest : public ::testing::Test {
+class StoppedWorkerTest : public test::StoppedFixture {
  protected:
-  void SetUp() override {
-    start();
-    Result<Segment> segment = open_segment(cache_.name(), Access::kReadWrite);
-    ASSERT_TRUE(segment);
-    segment_.emplace(std::move(*segment));
-  }
-  void TearDown() override {
-    if (!segment_ || !daemon_) return;
-    EXPECT_TRUE(eventually([&] { return free_slots() == kWorkers; }));
-    EXPECT_EQ(daemon_->stop(), 0) << daemon_->err();
-    const VerifyReport report = verify(*segment_, {.at_rest = true});
-    EXPECT_TRUE(report.clean()) << to_string(report.findings.at(0));
-    std::uint32_t free = 0;
-    std::uint32_t cached = 0;
-    for (std::uint32_t i = 0; i < kPages; ++i) {
-      const StateWord word{segment_->descriptor({i}).state.load()};
-      free += word.state() == PageState::kFree ? 1 : 0;
-      cached += word.state() == PageState::kLive ? 1 : 0;
-    }
-    EXPECT_EQ(free + cached, kPages);
-    EXPECT_EQ(FreePages(*segment_).count(), free);
-  }
-  void start() {
-    daemon_ = std::make_unique<KvtriedProcess>(
-        cache_, std::vector<std::string>{"--pages", std::to_string(kPages), "--page-bytes", "256", "--planes", "2",
-                                         "--workers", std::to_string(kWorkers), "--metrics", "off", "--stripes", "8"});
-    ASSERT_TRUE(daemon_->ready()) << daemon_->err();
-  }
-  std::uint32_t free_slots() const {
-    return WorkerTable(*segment_).stats().slots[static_cast<std::size_t>(SlotState::kFree)];
-  }
   std::uint64_t passed_by() const { return segment_->total(Counter::kStripesPassedBy); }
 
   // Stopped at each of the places in turn, while the others go on.
@@ -104,10 +68,6 @@ class StoppedWorkerTest : public ::testing::Test {
     }
     survivors.end();
   }
-
-  test::TemporaryCache cache_{"stopped"};
-  std::unique_ptr<KvtriedProcess> daemon_;
-  std::optional<Segment> segment_;
 };
 
 TEST_F(StoppedWorkerTest, InBegin) {
@@ -288,7 +248,8 @@ TEST_F(StoppedWorkerTest, ManyForLongThroughAReapAndAnAdoption) {
     return 0;
   });
   int status = 0;
-  ASSERT_EQ(::waitpid(attaching.pid(), &status, WUNTRACED), attaching.pid());
+  ASSERT_TRUE(
+      eventually([&] { return ::waitpid(attaching.pid(), &status, WUNTRACED | WNOHANG) == attaching.pid(); }));
   ASSERT_TRUE(WIFSTOPPED(status));
   Survivors survivors(cache_, 4, kPrompts);
   survivors.press(true);
@@ -305,6 +266,7 @@ TEST_F(StoppedWorkerTest, ManyForLongThroughAReapAndAnAdoption) {
   (void)daemon_->wait();
   EXPECT_TRUE(survivors.go_on(1, milliseconds(0))) << "without a coordinator";
   start();
+  ASSERT_TRUE(daemon_->ready()) << daemon_->err();
   ASSERT_TRUE(survivors.go_on(30, milliseconds(0)));
   const std::uint64_t evicted = survivors.evicted();
   EXPECT_TRUE(eventually([&] { return survivors.evicted() > evicted; }));
@@ -333,21 +295,23 @@ TEST_F(StoppedWorkerTest, ByTheFreezer) {
   if (::mkdir(group.c_str(), 0700) != 0) GTEST_SKIP() << group << ": " << std::strerror(errno);
   const std::string control = group + (second ? "/cgroup.freeze" : "/freezer.state");
   {
-    Survivors survivors(cache_, 4, kPrompts);
+    Survivors survivors(cache_, 3, kPrompts);
     survivors.press(true);
-    EXPECT_TRUE(survivors.go_on(20, milliseconds(0)));
-    const bool in = write(group + "/cgroup.procs", std::to_string(survivors.pid(3)));
-    for (int i = 0; in && i < 5; ++i) {
+    StoppedVictim victim(cache_, *segment_, "announce.after_lock", 10, test::stopped_allocate(10));
+    ASSERT_TRUE(victim.ready());
+    ASSERT_TRUE(victim.stop());
+    const bool in = write(group + "/cgroup.procs", std::to_string(victim.pid()));
+    if (in) {
       EXPECT_TRUE(write(control, second ? "1" : "FROZEN"));
-      survivors.set_apart(3);
-      survivors.clear_times();
-      EXPECT_TRUE(survivors.go_on(30, milliseconds(50)));
-      survivors.expect_nobody_waited("one is frozen", kLongest);
-      EXPECT_EQ(segment_->total(Counter::kReapedWorkers), 0U);
-      EXPECT_TRUE(write(control, second ? "0" : "THAWED"));
-      survivors.set_apart(Survivors::kNone);
-      EXPECT_TRUE(survivors.go_on(5, milliseconds(0)));
+      victim.go_on();  // from SIGSTOP, but not out of the freezer
     }
+    const std::uint64_t before = passed_by();
+    EXPECT_TRUE(survivors.go_on(30, kStopped));
+    survivors.expect_nobody_waited("frozen", kLongest);
+    EXPECT_GT(passed_by(), before);
+    victim.expect_all_still_there();
+    EXPECT_TRUE(!in || write(control, second ? "0" : "THAWED"));
+    EXPECT_EQ(victim.go_on_and_finish(), 0);
     survivors.end();
     ::rmdir(group.c_str());
     if (!in) GTEST_SKIP() << group << ": a process may not be put there";

@@ -21,6 +21,7 @@
 
 #include "shm/segment.h"
 #include "tests/shm/test_support.h"
+#include "tests/support/eventually.h"
 #include "tests/support/plugin_worker.h"
 
 namespace kvtrie::test {
@@ -81,8 +82,9 @@ class StoppedVictim {
   bool stop() {
     if (!child_->line().say()) return false;
     int status = 0;
-    if (::waitpid(child_->pid(), &status, WUNTRACED) != child_->pid() || !WIFSTOPPED(status)) {
-      ADD_FAILURE() << place_ << ": it ended with status " << status << " before it came there";
+    const auto changed = [&] { return ::waitpid(child_->pid(), &status, WUNTRACED | WNOHANG) == child_->pid(); };
+    if (!eventually(changed) || !WIFSTOPPED(status)) {
+      ADD_FAILURE() << place_ << ": it did not come there, or ended first (status " << status << ")";
       return false;
     }
     for (std::uint16_t i = 1; i < segment_.slot_count(); ++i) {

@@ -114,7 +114,7 @@ class Survivors {
     std::vector<std::uint64_t> before;
     for (std::size_t i = 0; i < size(); ++i) before.push_back(notes_[i].allocated.load());
     for (std::size_t i = 0; i < size(); ++i) {
-      if (!processes_[i] || i == apart_) continue;
+      if (!processes_[i]) continue;
       const auto more = [&] { return notes_[i].allocated.load() >= before[i] + rounds || failed(); };
       for (int waited = 0; !more(); ++waited) {
         if (waited > 20'000) {
@@ -149,10 +149,6 @@ class Survivors {
     EXPECT_FALSE(failed());
   }
   void kill(std::size_t i) { processes_[i].reset(); }
-  pid_t pid(std::size_t i) const { return processes_[i]->pid(); }
-  // That one is not expected to go on; kNone: all are.
-  static constexpr std::size_t kNone = SIZE_MAX;
-  void set_apart(std::size_t i) { apart_ = i; }
 
  private:
   bool failed() const {
@@ -225,7 +221,6 @@ class Survivors {
   }
 
   std::size_t bytes_ = 0;
-  std::size_t apart_ = kNone;
   SurvivorNotes* notes_ = nullptr;
   std::vector<std::unique_ptr<Child>> processes_;
 };
