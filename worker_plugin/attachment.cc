@@ -18,6 +18,7 @@
 namespace kvtrie {
 namespace {
 
+constexpr std::int64_t kPrivateWaitNs = 5'000'000'000;  // what is done under these locks takes microseconds
 constexpr std::uint64_t kRecordBits = 16;
 constexpr std::uint64_t kRecordMask = (std::uint64_t{1} << kRecordBits) - 1;
 
@@ -167,7 +168,11 @@ Result<std::uint64_t> AttachedCache::open_namespace(HandleTable& table, std::str
         address_.cache);
     return Status{Code::kStale, "not in this segment"};
   }
-  const std::lock_guard<std::mutex> lock(opening_);
+  const PrivateLock lock(opening_, kPrivateWaitNs);
+  if (!lock.status()) {
+    message = "other threads are opening namespaces for long: ask again";
+    return lock.status();
+  }
   OpenedNamespace& entry = opened_[found->id.value];
   std::uint64_t handle = entry.handle.load(std::memory_order_relaxed);
   if (handle == 0 || entry.fields_hash.load(std::memory_order_relaxed) != found->fields_hash) {
@@ -205,7 +210,8 @@ Status AttachedCache::queue_copy(const CopyTarget& target, std::span<const std::
   if (target.plane < kPlanesMax && (writable_planes_ >> target.plane & 1) == 0) {
     return {Code::kInvalid, "this plane is not in the plane writer's mask"};
   }
-  const std::lock_guard<std::mutex> lock(copying_);
+  const PrivateLock lock(copying_, kPrivateWaitNs);
+  if (!lock.status()) return {Code::kNotNow, "other threads are queueing copies for long: ask again"};
   return queue_->submit(grant_.slot, target, bytes);
 }
 

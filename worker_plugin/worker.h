@@ -21,7 +21,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
@@ -35,6 +34,7 @@
 #include "shm/stripe_index.h"
 #include "shm/waiting.h"
 #include "worker_plugin/lease_slots.h"
+#include "worker_plugin/private_mutex.h"
 #include "worker_plugin/sequence.h"
 #include "worker_plugin/walk.h"
 
@@ -210,7 +210,7 @@ class Worker {
   std::atomic<std::uint32_t> cursor_;
   std::atomic<std::uint64_t> last_stamp_{0};  // tick 32 | order 16 of the last touch
   std::atomic<bool> distrusts_{false};
-  std::timed_mutex wait_turn_;  // one wait slot a worker: its threads take turns
+  PrivateMutex wait_turn_;  // one wait slot a worker: its threads take turns; who has it writes the slot anew
 };
 
 }  // namespace kvtrie

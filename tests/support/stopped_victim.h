@@ -10,6 +10,7 @@
 #ifdef KVTRIE_DEV
 #include <gtest/gtest.h>
 
+#include <array>
 #include <csignal>
 #include <cstdint>
 #include <cstring>
