@@ -30,11 +30,16 @@ kvtrie_code no_handle(const char* call) {
 }  // namespace
 
 kvtrie_code not_entered(const char* call, kvtrie_worker worker, Code code) {
+  if (code == Code::kBusy) return fail(code, "{}: a thread that was detaching this worker ended there", call);
   return code == Code::kStale ? stale_worker(call, worker.id) : no_handle(call);
 }
 
 kvtrie_code not_entered(const char* call, kvtrie_sequence sequence, Code code) {
   if (code == Code::kFull) return no_handle(call);  // for its child
+  if (code == Code::kBusy && handle_table().lost_sequence(sequence.id)) {
+    return fail(code, "{}: a thread ended in a call on sequence {:#x}: what it holds comes back with kvtrie_detach", call,
+                sequence.id);
+  }
   if (code == Code::kBusy) {
     return fail(code, "{}: another thread is in a call on sequence {:#x}: one at a time", call,
                 sequence.id);

@@ -8,6 +8,7 @@
 
 #include "shm/admin_client.h"
 #include "worker_plugin/api_call.h"
+#include "worker_plugin/uncancelled.h"
 
 using namespace kvtrie;
 
@@ -18,6 +19,7 @@ kvtrie_code kvtrie_evict(kvtrie_worker worker, kvtrie_namespace name_space, uint
   constexpr const char* kCall = "kvtrie_evict";
   if (evicted == nullptr) return null_argument(kCall, "evicted");
   *evicted = 0;
+  const Uncancelled whole_call;
   return guarded(kCall, [&] {
     Call call = enter_worker(worker);
     if (!call.entered()) return not_entered(kCall, worker, call.code());
@@ -38,6 +40,7 @@ kvtrie_code kvtrie_evict(kvtrie_worker worker, kvtrie_namespace name_space, uint
 
 kvtrie_code kvtrie_flush(kvtrie_worker worker, kvtrie_namespace name_space) noexcept {
   constexpr const char* kCall = "kvtrie_flush";
+  const Uncancelled whole_call;
   return guarded(kCall, [&] {
     Call call = enter_worker(worker);
     if (!call.entered()) return not_entered(kCall, worker, call.code());

@@ -19,6 +19,7 @@
 #include "shm/runtime_directory.h"
 #include "worker_plugin/api_call.h"
 #include "worker_plugin/c_api.h"
+#include "worker_plugin/uncancelled.h"
 
 namespace kvtrie {
 namespace {
@@ -156,6 +157,7 @@ kvtrie_code kvtrie_attach(const kvtrie_attach_options* options, kvtrie_worker* w
   worker->id = 0;
   if (options == nullptr) return null_argument(kCall, "options");
   if (!size_is_served(*options)) return wrong_size(kCall, "options", *options);
+  const Uncancelled whole_call;
   return guarded(kCall, [&] {
     const kvtrie_attach_options asked = read_sized(*options);
     if (asked.cache == nullptr) return null_argument(kCall, "options->cache");
@@ -176,6 +178,7 @@ kvtrie_code kvtrie_attach(const kvtrie_attach_options* options, kvtrie_worker* w
 
 kvtrie_code kvtrie_detach(kvtrie_worker worker) noexcept {
   constexpr const char* kCall = "kvtrie_detach";
+  const Uncancelled whole_call;
   AttachedCache* cache = nullptr;
   const Code code = handle_table().close(worker.id, cache, [](AttachedCache& of, Sequence& open) {
     // Without memory the coordinator gives its pages back, as those of a dead worker.
@@ -216,6 +219,7 @@ kvtrie_code kvtrie_open_namespace(kvtrie_worker worker, const kvtrie_field* fiel
   if (name_space == nullptr) return null_argument(kCall, "name_space");
   name_space->id = 0;
   if (fields == nullptr) return null_argument(kCall, "fields");
+  const Uncancelled whole_call;
   return guarded(kCall, [&] {
     // Each field takes at least "k=\n", so more of them cannot fit; and the loop below is bounded.
     if (field_count == 0 || field_count > kNamespaceDescriptorMax / 3) {

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "shm/crash_point.h"
 #include "shm/geometry.h"
 #include "shm/namespace_table.h"
 #include "shm/worker_table.h"
@@ -18,6 +19,7 @@
 namespace kvtrie {
 namespace {
 
+constexpr std::int64_t kPrivateWaitNs = 5'000'000'000;  // what is done under these locks takes microseconds
 constexpr std::uint64_t kRecordBits = 16;
 constexpr std::uint64_t kRecordMask = (std::uint64_t{1} << kRecordBits) - 1;
 
@@ -113,10 +115,12 @@ Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
   Parts parts{std::move(*segment), std::move(*pools), {}, std::move(*queue), grant.grant, grant.writable_planes};
   if (device_memory) parts.device_planes = std::move(grant.pools);
   std::unique_ptr<AttachedCache> made(new AttachedCache(std::move(parts), std::move(address)));
+  KVTRIE_CRASH_POINT("attach.before_confirm");
   // Nothing can fail after this: the slot is ours from here to leave().
   if (Status status = WorkerTable(made->segment_).confirm(grant.grant); !status) {
     return failed(status);
   }
+  KVTRIE_CRASH_POINT("attach.after_confirm");
   const WorkerRecord& record = made->segment_.worker(grant.grant.slot);
   for (std::size_t i = 0; i < kCounters; ++i) {
     made->at_attach_[i] = record.counters[i].load(std::memory_order_relaxed);
@@ -170,7 +174,11 @@ Result<std::uint64_t> AttachedCache::open_namespace(HandleTable& table, std::str
         address_.cache);
     return Status{Code::kStale, "not in this segment"};
   }
-  const std::lock_guard<std::mutex> lock(opening_);
+  const PrivateLock lock(opening_, kPrivateWaitNs);
+  if (!lock.status()) {
+    message = "other threads are opening namespaces for long: ask again";
+    return lock.status();
+  }
   OpenedNamespace& entry = opened_[found->id.value];
   std::uint64_t handle = entry.handle.load(std::memory_order_relaxed);
   if (handle == 0 || entry.fields_hash.load(std::memory_order_relaxed) != found->fields_hash) {
@@ -208,7 +216,8 @@ Status AttachedCache::queue_copy(const CopyTarget& target, std::span<const std::
   if (target.plane < kPlanesMax && (writable_planes_ >> target.plane & 1) == 0) {
     return {Code::kInvalid, "this plane is not in the plane writer's mask"};
   }
-  const std::lock_guard<std::mutex> lock(copying_);
+  const PrivateLock lock(copying_, kPrivateWaitNs);
+  if (!lock.status()) return {Code::kNotNow, "other threads are queueing copies for long: ask again"};
   return queue_->submit(grant_.slot, target, bytes);
 }
 

@@ -16,7 +16,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -29,6 +28,7 @@
 #include "shm/status.h"
 #include "worker_plugin/attach_client.h"
 #include "worker_plugin/handle_table.h"
+#include "worker_plugin/private_mutex.h"
 #include "worker_plugin/worker.h"
 
 namespace kvtrie {
@@ -101,8 +101,8 @@ class AttachedCache {
   std::array<std::uint64_t, kCounters> at_attach_{};
 
   Worker worker_;
-  std::mutex copying_;                         // one submitter of queue_
-  std::mutex opening_;                         // one writer of opened_
+  PrivateMutex copying_;                       // one submitter of queue_; half an entry is nobody's
+  PrivateMutex opening_;                       // one writer of opened_; a handle of 0 is made anew
   std::unique_ptr<OpenedNamespace[]> opened_;  // by record
 };
 

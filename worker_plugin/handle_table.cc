@@ -5,6 +5,8 @@
 
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
 
@@ -13,6 +15,15 @@ namespace {
 
 // In a slot's word; and one change in a list's head.
 constexpr std::uint64_t kOneGeneration = HandleTable::kSlotsMax;
+
+// Of a wait for another thread that decides something within some hundred loads: it ended in there.
+constexpr unsigned kYieldsMax = 1U << 20;
+
+struct KnownThread {
+  std::uint64_t process = 0;
+  std::uint32_t id = 0;
+};
+constinit thread_local KnownThread known_thread;
 
 constinit HandleTable process_table;
 
@@ -25,6 +36,9 @@ HandleTable& handle_table() { return process_table; }
 Result<std::uint32_t> HandleTable::reserve() {
   if (::madvise(&words_, sizeof words_, MADV_WIPEONFORK) != 0) {
     return Status{Code::kSystem, "madvise(MADV_WIPEONFORK): Linux 4.14 or later is needed", errno};
+  }
+  if (words_.process.load(std::memory_order_relaxed) == 0) {
+    words_.process.store(next_generation() << 32 | static_cast<std::uint32_t>(::getpid()), std::memory_order_relaxed);
   }
   for (std::uint32_t index = 0; index < kAttachmentsMax; ++index) {
     std::uint64_t none = 0;
@@ -85,10 +99,13 @@ Code HandleTable::look(std::uint64_t attachment_id) const {
 Inside HandleTable::enter(std::uint64_t attachment_id) {
   if (!known(attachment_id)) return {Code::kStale};
   const std::uint32_t index = index_of(attachment_id);
-  for (;; ::sched_yield()) {
+  for (unsigned yields = 0;; ::sched_yield()) {
     Code code = look(attachment_id);
     if (code == Code::kStale) return {code};
-    if (code == Code::kBusy) continue;
+    if (code == Code::kBusy) {
+      if (++yields == kYieldsMax) return {code};
+      continue;
+    }
     std::uint32_t i = pop(index);
     if (i == 0) i = carve();
     if (i == 0) return {Code::kFull};
@@ -96,6 +113,7 @@ Inside HandleTable::enter(std::uint64_t attachment_id) {
     slot.owner.store(attachment_id, std::memory_order_release);
     slot.word.store(slot_word(slot.word.load(std::memory_order_relaxed), SlotState::kBusy),
                     std::memory_order_seq_cst);
+    slot.thread.store(own_thread(), std::memory_order_release);
     code = look(attachment_id);
     if (code == Code::kOk) return {code, i, attachments_[index].cache};
     end(i);
@@ -106,7 +124,7 @@ Inside HandleTable::enter(std::uint64_t attachment_id) {
 Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
   const auto i = static_cast<std::uint32_t>(sequence_id & kSlotMask);
   Slot& slot = slots_[i];
-  for (;;) {
+  for (unsigned yields = 0;;) {
     const std::uint64_t word = slot.word.load(std::memory_order_acquire);
     if ((word ^ sequence_id) >= kSlotsMax || state_of(word) == SlotState::kFree)
       return {Code::kStale};
@@ -114,6 +132,7 @@ Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
     // In a forked child the word must stay as it is (discard_inherited).
     if (look(owner) == Code::kStale) return {Code::kStale};
     if (state_of(word) == SlotState::kClaimed) {
+      if (++yields == kYieldsMax) return {Code::kBusy};
       ::sched_yield();  // until detach has decided
       continue;
     }
@@ -122,6 +141,7 @@ Inside HandleTable::enter_sequence(std::uint64_t sequence_id) {
     // Detach claims the slot by the same exchange: who comes first has it.
     if (slot.word.compare_exchange_strong(expected, slot_word(sequence_id, SlotState::kBusy),
                                           std::memory_order_seq_cst)) {
+      slot.thread.store(own_thread(), std::memory_order_release);
       return {Code::kOk, i, attachments_[index_of(owner)].cache};
     }
   }
@@ -139,6 +159,7 @@ Sequence& HandleTable::sequence(std::uint32_t slot) {
 
 std::uint64_t HandleTable::leave(std::uint32_t slot) {
   const std::uint64_t word = slots_[slot].word.load(std::memory_order_relaxed);
+  slots_[slot].thread.store(0, std::memory_order_relaxed);
   slots_[slot].word.store(slot_word(word, SlotState::kIdle), std::memory_order_release);
   return (word & ~kSlotMask) | slot;
 }
@@ -147,6 +168,7 @@ void HandleTable::end(std::uint32_t slot) {
   Slot& ended = slots_[slot];
   const std::uint64_t owner = ended.owner.load(std::memory_order_relaxed);
   const std::uint64_t word = ended.word.load(std::memory_order_relaxed);
+  ended.thread.store(0, std::memory_order_relaxed);
   ended.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
   push(index_of(owner), slot);
   if (look(owner) != Code::kOk) drain(index_of(owner));
@@ -185,6 +207,30 @@ bool HandleTable::inherited_sequence(std::uint64_t sequence_id) const {
   const std::uint64_t word = slot.word.load(std::memory_order_acquire);
   return (word ^ sequence_id) < kSlotsMax && state_of(word) != SlotState::kFree &&
          inherited(slot.owner.load(std::memory_order_acquire));
+}
+
+bool HandleTable::lost_sequence(std::uint64_t sequence_id) const {
+  const Slot& slot = slots_[sequence_id & kSlotMask];
+  const std::uint64_t word = slot.word.load(std::memory_order_acquire);
+  if ((word ^ sequence_id) >= kSlotsMax) return false;
+  return state_of(word) == SlotState::kLost || (state_of(word) == SlotState::kBusy && ended_inside(slot));
+}
+
+// --- threads
+
+std::uint32_t HandleTable::own_thread() const {
+  KnownThread& known_one = known_thread;
+  const std::uint64_t process = words_.process.load(std::memory_order_relaxed);
+  if (known_one.process != process) known_one = {process, static_cast<std::uint32_t>(::gettid())};
+  return known_one.id;
+}
+
+// The second look: it may have left, and ended after that.
+bool HandleTable::ended_inside(const Slot& slot) {
+  const std::uint32_t thread = slot.thread.load(std::memory_order_acquire);
+  if (thread == 0) return false;
+  const bool gone = ::syscall(SYS_tgkill, ::getpid(), thread, 0) != 0 && errno == ESRCH;
+  return gone && slot.thread.load(std::memory_order_acquire) == thread;
 }
 
 // --- free slots
@@ -266,6 +312,11 @@ Code HandleTable::begin_close(std::uint64_t attachment_id) {
                                           std::memory_order_seq_cst)) {
       continue;
     }
+    if (state_of(word) == SlotState::kLost) continue;
+    if (state_of(word) == SlotState::kBusy && ended_inside(slot) &&
+        slot.word.compare_exchange_strong(word, slot_word(word, SlotState::kLost), std::memory_order_seq_cst)) {
+      continue;
+    }
     for_each_claimed(attachment_id, [](Slot& claimed) {
       const std::uint64_t mine = claimed.word.load(std::memory_order_relaxed);
       claimed.word.store(slot_word(mine, SlotState::kIdle), std::memory_order_release);
@@ -277,13 +328,26 @@ Code HandleTable::begin_close(std::uint64_t attachment_id) {
   return Code::kOk;
 }
 
+void HandleTable::set_free(Slot& slot) {
+  const std::uint64_t word = slot.word.load(std::memory_order_relaxed);
+  slot.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
+  push(index_of(slot.owner.load(std::memory_order_relaxed)), static_cast<std::uint32_t>(&slot - slots_.data()));
+}
+
 void HandleTable::finish_close(std::uint64_t attachment_id) {
   const std::uint32_t index = index_of(attachment_id);
-  for_each_claimed(attachment_id, [&](Slot& slot) {
-    const std::uint64_t word = slot.word.load(std::memory_order_relaxed);
-    slot.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
-    push(index, static_cast<std::uint32_t>(&slot - slots_.data()));
-  });
+  for_each_claimed(attachment_id, [&](Slot& slot) { set_free(slot); });
+  const std::uint32_t last = slots_used_.load(std::memory_order_acquire);
+  for (std::uint32_t i = 1; i <= last; ++i) {
+    Slot& slot = slots_[i];
+    if (state_of(slot.word.load(std::memory_order_acquire)) != SlotState::kLost ||
+        slot.owner.load(std::memory_order_acquire) != attachment_id) {
+      continue;
+    }
+    slot.sequence = nullptr;  // half changed, and perhaps a batch's others know it: never touched again
+    slot.thread.store(0, std::memory_order_relaxed);
+    set_free(slot);
+  }
   drain(index);
   attachments_[index].cache = nullptr;
   attachments_[index].id.store(0, std::memory_order_release);

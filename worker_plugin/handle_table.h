@@ -21,9 +21,14 @@
 //       generations go on growing there.
 //   H4  A slot belongs to one attachment index for good: its free list is that index's.
 //
+//   H5  A slot's thread is who made it kBusy, from just after that to just before it is given back; else 0. So a kBusy slot
+//       whose thread the kernel does not know any more is of a thread that ended inside its call: nobody goes on there.
+//
 // Attachment: kNone -> kReserved -> kOpen -> kClosing -> kOpen (busy) or kClosed (nobody is inside) -> kNone
 // Slot:       kFree -> kBusy <-> kIdle, kBusy -> kFree (next generation)
 //             by detach: kIdle -> kClaimed -> kFree (next generation) or back to kIdle
+//             by detach: kBusy of a thread that ended inside -> kLost -> kFree (next generation). Its sequence is half
+//             changed and is left alone: what it holds is the coordinator's to take back when the worker has left
 //
 //   a call without a sequence           detach
 //     slot := kBusy          (seq_cst)    attachment: kOpen -> kClosing       (seq_cst)
@@ -128,6 +133,8 @@ class HandleTable {
   // Whether the id is of this process's parent; for messages.
   bool inherited(std::uint64_t attachment_id) const;
   bool inherited_sequence(std::uint64_t sequence_id) const;
+  // Whether the thread that was in a call on it ended there; for messages.
+  bool lost_sequence(std::uint64_t sequence_id) const;
 
  private:
   enum class AttachmentState : std::uint8_t {
@@ -137,13 +144,14 @@ class HandleTable {
     kClosing = 3,
     kClosed = 4
   };
-  enum class SlotState : std::uint8_t { kFree = 0, kIdle = 1, kBusy = 2, kClaimed = 3 };
+  enum class SlotState : std::uint8_t { kFree = 0, kIdle = 1, kBusy = 2, kClaimed = 3, kLost = 4 };
 
   struct alignas(kLineBytes) Slot {
     std::atomic<std::uint64_t> word{0};
     std::atomic<std::uint64_t> owner{0};  // attachment id of the life that the word tells of
     std::atomic<std::uint32_t> next{0};   // in the free list
     Sequence* sequence = nullptr;         // H1
+    std::atomic<std::uint32_t> thread{0};  // H5
   };
 
   struct alignas(kLineBytes) Attachment {
@@ -197,8 +205,15 @@ class HandleTable {
     }
   }
 
+  // Of the calling thread, known without a system call but the first time, also after a fork.
+  std::uint32_t own_thread() const;
+  // Of a kBusy slot, by H5.
+  static bool ended_inside(const Slot& slot);
+  void set_free(Slot& slot);
+
   // Alone on its page, which is zeroed by fork (H3).
   struct alignas(4096) Words {
+    std::atomic<std::uint64_t> process{0};  // another number in each process; 0: nothing was attached here
     std::array<std::atomic<std::uint64_t>, kAttachmentsMax> word{};
   };
   static_assert(sizeof(Words) == 4096, "nothing else may be zeroed by fork");

@@ -22,7 +22,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
@@ -36,6 +35,7 @@
 #include "shm/stripe_index.h"
 #include "shm/waiting.h"
 #include "worker_plugin/lease_slots.h"
+#include "worker_plugin/private_mutex.h"
 #include "worker_plugin/sequence.h"
 #include "worker_plugin/walk.h"
 
@@ -224,7 +224,7 @@ class Worker {
   std::atomic<std::uint32_t> cursor_;
   std::atomic<std::uint64_t> last_stamp_{0};  // tick 32 | order 16 of the last touch
   mutable std::atomic<bool> distrusts_{false};
-  std::timed_mutex wait_turn_;  // one wait slot a worker: its threads take turns
+  PrivateMutex wait_turn_;  // one wait slot a worker: its threads take turns; who has it writes the slot anew
 };
 
 }  // namespace kvtrie

@@ -2,8 +2,6 @@
 // Copyright The kvtrie authors
 
 #include <algorithm>
-#include <chrono>
-#include <thread>
 #include <utility>
 
 #include "shm/crash_point.h"
@@ -16,20 +14,6 @@
 
 namespace kvtrie {
 namespace {
-
-bool try_lock_for(std::unique_lock<std::timed_mutex>& lock, std::int64_t wait_ns) {
-#ifdef KVTRIE_TSAN
-  // The thread sanitizer does not know clocklock, and then takes the unlock for a fault.
-  const std::uint64_t end = monotonic_ns() + static_cast<std::uint64_t>(wait_ns);
-  while (!lock.try_lock()) {
-    if (monotonic_ns() >= end) return false;
-    std::this_thread::yield();
-  }
-  return true;
-#else
-  return lock.try_lock_for(std::chrono::nanoseconds(wait_ns));
-#endif
-}
 
 // Memory first, pages second: noting what was taken cannot fail. Grows by halves, since sequences grow by single pages.
 void make_room(Sequence& sequence, std::size_t more) {
@@ -178,8 +162,8 @@ Status Worker::wait_for_pages(std::uint32_t wanted, PageIndex near, Turn turn, s
     return {Code::kNotNow,
             "not enough free pages at the moment, or others waited for them: release something or ask again"};
   }
-  std::unique_lock<std::timed_mutex> my_threads(wait_turn_, std::defer_lock);
-  if (!try_lock_for(my_threads, wait_ns)) {
+  const PrivateLock my_threads(wait_turn_, wait_ns);
+  if (!my_threads.status()) {
     return {Code::kTimeout, "no pages came free in the time given; other threads waited before this one"};
   }
   if (ticket == 0) ticket = start;
