@@ -309,6 +309,54 @@ TEST_F(ThreadEndsTest, InAWaitForAnothersPages) {
   });
 }
 
+// Then there is no handle to detach: its slot, and what it held, come back when the process ends. Others attach meanwhile.
+TEST_F(ThreadEndsTest, InAttachAndDetach) {
+  engine(6, [this](Engine&) {
+    int points = 0;
+    for (const bool detaches : {false, true}) {
+      for (int n = 1;; ++n) {
+        bool returned = false;
+        std::unique_ptr<PluginWorker> worker;
+        kvtrie_sequence open{};
+        if (detaches) {
+          worker = std::make_unique<PluginWorker>(cache_);
+          (void)worker->begin(PluginWorker::prompt(12, 2), open);
+          PluginWorker::must(worker->allocate(open, 32, 0), "allocate");
+        }
+        std::thread thread([&] {
+          points_left = n;
+          if (detaches) {
+            worker->detach();
+          } else {
+            worker = std::make_unique<PluginWorker>(cache_);
+          }
+          points_left = 0;
+          returned = true;
+        });
+        thread.join();
+        if (!returned && detaches) {
+          const Prompt tokens = PluginWorker::prompt(12, 2);
+          kvtrie_begin_result hit{};
+          hit.size = sizeof hit;
+          const kvtrie_code code = in_time("a call on what is detached", [&] {
+            return kvtrie_begin(worker->worker, worker->space, tokens.data(), tokens.size(), nullptr, &hit, &open);
+          });
+          if (code != KVTRIE_E_STALE || kvtrie_detach(worker->worker) != KVTRIE_E_STALE) throw Wrong("not over");
+        }
+        const PluginWorker another(cache_);
+        PluginWorker::release(in_time("a cycle", [&] { return another.cache(PluginWorker::prompt(400, 2)); }));
+        another.detach();
+        if (returned) {
+          if (!detaches) worker->detach();
+          break;
+        }
+        ++points;
+      }
+    }
+    return points;
+  });
+}
+
 // POSIX lets calls that talk to the coordinator be cancelled; ours are not, until they return.
 TEST_F(ThreadEndsTest, ACancelledThreadEndsAfterItsCall) {
   Child child([this](Line line) {
