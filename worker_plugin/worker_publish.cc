@@ -319,7 +319,8 @@ Status Worker::give_back(Sequence& sequence, std::uint32_t first, std::uint32_t 
       if (sequence.source.position == position) sequence.source.callers = false;  // with that page's bytes
     }
   }
-  sequence.linked = std::min(sequence.linked, std::max(first, sequence.published));
+  // Own copies that gave way to others' pages stand before what is announced: that stays announced.
+  if (end > sequence.published) sequence.linked = std::min(sequence.linked, std::max(first, sequence.published));
   while (!sequence.own.empty() && sequence.own.back().state == OwnState::kGone) sequence.own.pop_back();
   free_own(back);
   count(Counter::kPagesGivenBack, back.size());

@@ -341,5 +341,26 @@ TEST_F(CApiTest, OptionsReachLeaseAndPage) {
   EXPECT_EQ(TouchWord{descriptor.touch.load()}.hint_and_flags() & 3, 3);
 }
 
+// The owner of a key publishes; the second one links to it, announces what is below, and gives its own copy back.
+TEST_F(CApiTest, CopyThatGaveWayIsGivenBackAndWhatIsBelowStaysAnnounced) {
+  const Begun owner = begin(worker_, space_, path({1}));
+  ASSERT_EQ(kvtrie_allocate(owner.sequence, kPageTokens, nullptr), KVTRIE_OK);
+  const Tokens tokens = path({1, 2});
+  const Begun second = begin(worker_, space_, tokens);
+  ASSERT_EQ(kvtrie_allocate(second.sequence, tokens.size(), nullptr), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(owner.sequence, kPageTokens, nullptr), KVTRIE_OK);
+  auto published = sized<kvtrie_publish_result>();
+  ASSERT_EQ(kvtrie_publish(second.sequence, kPageTokens, &published), KVTRIE_OK);
+  EXPECT_EQ(published.published_tokens, kPageTokens);
+  EXPECT_EQ(cache_.count(PageState::kPending), 1U);
+  ASSERT_EQ(kvtrie_give_back(second.sequence, 0, 1), KVTRIE_OK) << kvtrie_last_error();
+  ASSERT_EQ(kvtrie_allocate(second.sequence, 3 * kPageTokens, nullptr), KVTRIE_OK) << kvtrie_last_error();
+  ASSERT_EQ(kvtrie_publish(second.sequence, tokens.size(), &published), KVTRIE_OK);
+  EXPECT_EQ(published.published_tokens, tokens.size());
+  EXPECT_EQ(published.pages_published, 1U);
+  EXPECT_EQ(kvtrie_release(second.sequence), KVTRIE_OK);
+  EXPECT_EQ(kvtrie_release(owner.sequence), KVTRIE_OK);
+}
+
 }  // namespace
 }  // namespace kvtrie::test
