@@ -3,8 +3,10 @@
 
 #include "coordinator/connections.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -25,11 +27,20 @@ constexpr int kBacklog = 128;
 constexpr int kAcceptsAtOnce = 32;
 constexpr int kEventsAtOnce = 64;
 constexpr std::size_t kGroupsMax = 256;
+// Connections leave so many descriptors to the rest: a new worker needs one for its life, beside its connection.
+constexpr rlim_t kSpareDescriptors = 16;
 
 std::int64_t now_ms() {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<std::int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1'000'000;
+}
+
+// The kernel gives the lowest number that is free.
+bool nearly_last(int descriptor) {
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+         static_cast<rlim_t>(descriptor) + kSpareDescriptors >= limit.rlim_cur;
 }
 
 std::optional<Peer> peer_of(int socket) {
@@ -110,7 +121,13 @@ void Connections::accept_some() {
       if ((errno == EMFILE || errno == ENFILE) && !connections_.empty()) drop_oldest();
       return;
     }
-    if (connections_.size() >= kConnectionsMax) drop_oldest();
+    if (connections_.size() >= kConnectionsMax) {
+      drop_oldest();
+    } else if (nearly_last(socket.get()) && !connections_.empty()) {
+      drop_oldest();
+      FileDescriptor lower(::fcntl(socket.get(), F_DUPFD_CLOEXEC, 0));  // the number that became free
+      if (lower.open()) socket = std::move(lower);
+    }
     (void)admit(std::move(socket));
   }
 }

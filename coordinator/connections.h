@@ -5,7 +5,7 @@
 // What a client says is decided elsewhere (PacketHandler).
 //
 // A connection lives kWireTimeoutMs at most and is given descriptors once. At kConnectionsMax the
-// oldest one goes, first among those that hold no unconfirmed slot. So a client that is silent, sends
+// oldest one goes, first among those that hold no unconfirmed slot; and so it does when descriptors run short. So a client that is silent, sends
 // garbage, does not read, or opens connections without end costs bounded memory and descriptors and
 // delays nobody. (Descriptors that it does not read stay in its own queues when the connection is over,
 // and count against the limit of descriptors in flight of our user, unless that is root: an allowed
