@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A thread ends inside a call (as by exit of the thread alone, without unwinding) while its process lives, at each crash
-// point of each call. Other threads of the process go on, on other sequences of its worker and on other workers, and calls
-// on what the dead thread had in hand answer at once; kvtrie_detach works, and then the coordinator has everything back.
+// A thread ends inside a call (as by exit of the thread alone, without unwinding) while its process lives, at each
+// crash point of each call. Other threads of the process go on, on other sequences of its worker and on other workers,
+// and calls on what the dead thread had in hand answer at once; kvtrie_detach works, and then the coordinator has
+// everything back.
 
 #include <gtest/gtest.h>
 #include <pthread.h>
@@ -236,7 +237,8 @@ TEST_F(ThreadEndsTest, InPublishOfABatch) {
                                  item.token_count = item.total_tokens = tokens.size();
                                }
                                PluginWorker::must(
-                                   kvtrie_prepare_batch(scene.worker.worker, items.data(), items.size(), nullptr), "batch");
+                                   kvtrie_prepare_batch(scene.worker.worker, items.data(), items.size(), nullptr),
+                                   "batch");
                                scene.worker.compute(items[0].sequence, tokens);
                              },
                              [&](Scene& scene) {
@@ -293,7 +295,8 @@ TEST_F(ThreadEndsTest, InAWaitForAnothersPages) {
     const Prompt tokens = PluginWorker::prompt(12, 3);
     return made.end_at_each({[&](Scene& scene) {
                                (void)scene.other.begin(tokens, made.held_by_other());
-                               PluginWorker::must(scene.other.allocate(made.held_by_other(), tokens.size(), 0), "allocate");
+                               PluginWorker::must(scene.other.allocate(made.held_by_other(), tokens.size(), 0),
+                                                  "allocate");
                                scene.other.compute(made.held_by_other(), tokens);
                                (void)scene.worker.begin(tokens, the_sequence());
                              },
@@ -309,7 +312,8 @@ TEST_F(ThreadEndsTest, InAWaitForAnothersPages) {
   });
 }
 
-// Then there is no handle to detach: its slot, and what it held, come back when the process ends. Others attach meanwhile.
+// Then there is no handle to detach: its slot, and what it held, come back when the process ends. Others attach
+// meanwhile.
 TEST_F(ThreadEndsTest, InAttachAndDetach) {
   engine(6, [this](Engine&) {
     int points = 0;
