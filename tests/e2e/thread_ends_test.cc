@@ -60,7 +60,8 @@ struct Scene {
 struct EndingCall {
   std::function<void(Scene&)> before;
   std::function<void(Scene&)> call;
-  std::function<void(Scene&)> meanwhile;  // when the call waits
+  std::function<void(Scene&)> meanwhile;   // when the call waits
+  std::function<void(Scene&)> afterwards;  // when the thread has ended, here or behind the call
 };
 
 class Engine {
@@ -105,6 +106,7 @@ class Engine {
     }
     thread.join();
     if (!failure.empty()) throw Wrong(failure);
+    if (steps.afterwards) steps.afterwards(scene);
     if (!returned) others_go_on(worker);
     (void)kvtrie_release(held_by_other_);
     held_by_other_ = {};
@@ -211,6 +213,7 @@ class ThreadEndsTest : public test::StoppedFixture {
                                  if (steps.before) steps.before(scene.worker);
                                },
                                [&](Scene& scene) { steps.call(scene.worker); },
+                               {},
                                {}});
     });
   }
@@ -250,6 +253,7 @@ TEST_F(ThreadEndsTest, InPublishOfABatch) {
                                if (code != KVTRIE_OK) throw Wrong("publish of the second");
                                the_sequence() = items[1].sequence;
                              },
+                             {},
                              [&](Scene&) {
                                const kvtrie_code code = in_time("a call on another of the batch", [&] {
                                  return kvtrie_publish(items[1].sequence, tokens.size(), nullptr);
@@ -286,7 +290,8 @@ TEST_F(ThreadEndsTest, InAWaitForPages) {
            PluginWorker::must(kvtrie_page_count(sequence, &pages), "page count");
            if (pages != 3) throw Wrong("the next one that waited got nothing");
            PluginWorker::release(sequence);
-         }});
+         },
+         {}});
   });
 }
 
@@ -308,7 +313,8 @@ TEST_F(ThreadEndsTest, InAWaitForAnothersPages) {
                              [&](Scene& scene) {
                                if (scene.other.publish(made.held_by_other(), tokens) != 0) throw Wrong("publish");
                                made.let_go();
-                             }});
+                             },
+                             {}});
   });
 }
 
