@@ -37,8 +37,8 @@ kvtrie_code not_entered(const char* call, kvtrie_worker worker, Code code) {
 kvtrie_code not_entered(const char* call, kvtrie_sequence sequence, Code code) {
   if (code == Code::kFull) return no_handle(call);  // for its child
   if (code == Code::kBusy && handle_table().lost_sequence(sequence.id)) {
-    return fail(code, "{}: a thread ended in a call on sequence {:#x}: what it holds comes back with kvtrie_detach", call,
-                sequence.id);
+    return fail(code, "{}: a thread ended in a call on sequence {:#x}: what it holds comes back with kvtrie_detach",
+                call, sequence.id);
   }
   if (code == Code::kBusy) {
     return fail(code, "{}: another thread is in a call on sequence {:#x}: one at a time", call,

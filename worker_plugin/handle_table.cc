@@ -82,6 +82,7 @@ void HandleTable::discard_inherited(std::uint32_t index) {
     if (slot.owner.load(std::memory_order_acquire) != id || state_of(word) == SlotState::kFree)
       continue;
     if (state_of(word) != SlotState::kIdle) slot.sequence = nullptr;  // half changed, perhaps
+    slot.thread.store(0, std::memory_order_relaxed);  // one of the parent
     slot.word.store(slot_word(word + kOneGeneration, SlotState::kFree), std::memory_order_release);
     push(index, i);
   }

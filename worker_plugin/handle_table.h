@@ -21,8 +21,9 @@
 //       generations go on growing there.
 //   H4  A slot belongs to one attachment index for good: its free list is that index's.
 //
-//   H5  A slot's thread is who made it kBusy, from just after that to just before it is given back; else 0. So a kBusy slot
-//       whose thread the kernel does not know any more is of a thread that ended inside its call: nobody goes on there.
+//   H5  A slot's thread is who made it kBusy, from just after that to just before it is given back; else 0. So a
+//       kBusy slot whose thread the kernel does not know any more is of a thread that ended inside its call: nobody goes
+//       on there.
 //
 // Attachment: kNone -> kReserved -> kOpen -> kClosing -> kOpen (busy) or kClosed (nobody is inside) -> kNone
 // Slot:       kFree -> kBusy <-> kIdle, kBusy -> kFree (next generation)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A coordinator that is stopped (SIGSTOP) at chosen places of what it does keeps no worker waiting (C6): lookups, leases,
-// allocation from the free pages, publishing and releasing go on, over Condemned pages too; after SIGCONT it goes on, and
-// all is right. A stripe it never holds while it serves: only loading a cache announces pages, before the segment has a
-// name.
+// A coordinator that is stopped (SIGSTOP) at chosen places of what it does keeps no worker waiting (C6): lookups,
+// leases, allocation from the free pages, publishing and releasing go on, over Condemned pages too; after SIGCONT it
+// goes on, and all is right. A stripe it never holds while it serves: only loading a cache announces pages, before the
+// segment has a name.
 
 #include <gtest/gtest.h>
 
@@ -191,7 +191,8 @@ TEST_F(StoppedCoordinatorTest, WhileItAnswers) {
   pinner.detach();
 }
 
-// Killed with Condemned and Retiring pages and with a worker that died; its successor is stopped in the midst of taking over.
+// Killed with Condemned and Retiring pages and with a worker that died; its successor is stopped in the midst of taking
+// over.
 TEST_F(StoppedCoordinatorTest, WhileItAdopts) {
   std::uint32_t number = 10;
   for (const char* const place : {"adopt.after_slots", "reap.after_chunk", "adopt.after_page", "adopt.after_chunk",

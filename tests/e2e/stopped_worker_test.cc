@@ -2,8 +2,8 @@
 // Copyright The kvtrie authors
 //
 // A worker that is stopped (SIGSTOP) at chosen places of its calls loses nothing and keeps nobody waiting (C5): while
-// others go on under the pressure of evictions, a reap and an adoption, all that it holds stays; after SIGCONT it goes on
-// as if nothing had been.
+// others go on under the pressure of evictions, a reap and an adoption, all that it holds stays; after SIGCONT it goes
+// on as if nothing had been.
 
 #include <gtest/gtest.h>
 
@@ -42,7 +42,8 @@ class StoppedWorkerTest : public test::StoppedFixture {
   std::uint64_t passed_by() const { return segment_->total(Counter::kStripesPassedBy); }
 
   // Stopped at each of the places in turn, while the others go on.
-  void stop_at_each(const std::vector<const char*>& places, StoppedCall (*make)(std::uint32_t), bool holds_stripe = false) {
+  void stop_at_each(const std::vector<const char*>& places, StoppedCall (*make)(std::uint32_t),
+                    bool holds_stripe = false) {
     Survivors survivors(cache_, 3, kPrompts);
     survivors.press(true);
     ASSERT_TRUE(survivors.go_on(50, milliseconds(0)));
@@ -75,7 +76,8 @@ TEST_F(StoppedWorkerTest, InBegin) {
 }
 
 TEST_F(StoppedWorkerTest, InAllocate) {
-  stop_at_each({"take.after_held", "take.after_bits", "take.after_state", "announce.after_node", "announce.after_unlock"},
+  stop_at_each({"take.after_held", "take.after_bits", "take.after_state", "announce.after_node",
+                "announce.after_unlock"},
                test::stopped_allocate);
 }
 
@@ -211,8 +213,9 @@ TEST_F(StoppedWorkerTest, WaitingForPagesBindsNobodyForLong) {
   newcomer.detach();
 }
 
-// Many at once, stopped for longer than any time-out, while workers die and are reaped, and the coordinator dies and its
-// successor adopts the cache. One more is in the midst of attaching: he alone loses his place, and is told to come again.
+// Many at once, stopped for longer than any time-out, while workers die and are reaped, and the coordinator dies and
+// its successor adopts the cache. One more is in the midst of attaching: he alone loses his place, and is told to come
+// again.
 TEST_F(StoppedWorkerTest, ManyForLongThroughAReapAndAnAdoption) {
   struct Stop {
     const char* place;

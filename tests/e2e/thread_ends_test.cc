@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A thread ends inside a call (as by exit of the thread alone, without unwinding) while its process lives, at each crash
-// point of each call. Other threads of the process go on, on other sequences of its worker and on other workers, and calls
-// on what the dead thread had in hand answer at once; kvtrie_detach works, and then the coordinator has everything back.
+// A thread ends inside a call (as by exit of the thread alone, without unwinding) while its process lives, at each
+// crash point of each call. Other threads of the process go on, on other sequences of its worker and on other workers,
+// and calls on what the dead thread had in hand answer at once; kvtrie_detach works, and then the coordinator has
+// everything back.
 
 #include <gtest/gtest.h>
 #include <pthread.h>
@@ -59,7 +60,8 @@ struct Scene {
 struct EndingCall {
   std::function<void(Scene&)> before;
   std::function<void(Scene&)> call;
-  std::function<void(Scene&)> meanwhile;  // when the call waits
+  std::function<void(Scene&)> meanwhile;   // when the call waits
+  std::function<void(Scene&)> afterwards;  // when the thread has ended, here or behind the call
 };
 
 class Engine {
@@ -104,6 +106,7 @@ class Engine {
     }
     thread.join();
     if (!failure.empty()) throw Wrong(failure);
+    if (steps.afterwards) steps.afterwards(scene);
     if (!returned) others_go_on(worker);
     (void)kvtrie_release(held_by_other_);
     held_by_other_ = {};
@@ -210,6 +213,7 @@ class ThreadEndsTest : public test::StoppedFixture {
                                  if (steps.before) steps.before(scene.worker);
                                },
                                [&](Scene& scene) { steps.call(scene.worker); },
+                               {},
                                {}});
     });
   }
@@ -236,7 +240,8 @@ TEST_F(ThreadEndsTest, InPublishOfABatch) {
                                  item.token_count = item.total_tokens = tokens.size();
                                }
                                PluginWorker::must(
-                                   kvtrie_prepare_batch(scene.worker.worker, items.data(), items.size(), nullptr), "batch");
+                                   kvtrie_prepare_batch(scene.worker.worker, items.data(), items.size(), nullptr),
+                                   "batch");
                                scene.worker.compute(items[0].sequence, tokens);
                              },
                              [&](Scene& scene) {
@@ -248,6 +253,7 @@ TEST_F(ThreadEndsTest, InPublishOfABatch) {
                                if (code != KVTRIE_OK) throw Wrong("publish of the second");
                                the_sequence() = items[1].sequence;
                              },
+                             {},
                              [&](Scene&) {
                                const kvtrie_code code = in_time("a call on another of the batch", [&] {
                                  return kvtrie_publish(items[1].sequence, tokens.size(), nullptr);
@@ -284,7 +290,8 @@ TEST_F(ThreadEndsTest, InAWaitForPages) {
            PluginWorker::must(kvtrie_page_count(sequence, &pages), "page count");
            if (pages != 3) throw Wrong("the next one that waited got nothing");
            PluginWorker::release(sequence);
-         }});
+         },
+         {}});
   });
 }
 
@@ -293,7 +300,8 @@ TEST_F(ThreadEndsTest, InAWaitForAnothersPages) {
     const Prompt tokens = PluginWorker::prompt(12, 3);
     return made.end_at_each({[&](Scene& scene) {
                                (void)scene.other.begin(tokens, made.held_by_other());
-                               PluginWorker::must(scene.other.allocate(made.held_by_other(), tokens.size(), 0), "allocate");
+                               PluginWorker::must(scene.other.allocate(made.held_by_other(), tokens.size(), 0),
+                                                  "allocate");
                                scene.other.compute(made.held_by_other(), tokens);
                                (void)scene.worker.begin(tokens, the_sequence());
                              },
@@ -305,11 +313,13 @@ TEST_F(ThreadEndsTest, InAWaitForAnothersPages) {
                              [&](Scene& scene) {
                                if (scene.other.publish(made.held_by_other(), tokens) != 0) throw Wrong("publish");
                                made.let_go();
-                             }});
+                             },
+                             {}});
   });
 }
 
-// Then there is no handle to detach: its slot, and what it held, come back when the process ends. Others attach meanwhile.
+// Then there is no handle to detach: its slot, and what it held, come back when the process ends. Others attach
+// meanwhile.
 TEST_F(ThreadEndsTest, InAttachAndDetach) {
   engine(6, [this](Engine&) {
     int points = 0;

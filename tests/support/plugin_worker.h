@@ -2,7 +2,8 @@
 // Copyright The kvtrie authors
 //
 // A worker of a running coordinator by the C calls, whose pages' bytes are a function of their path in every plane, so
-// that a wrong page is always seen. For tests in several processes: what goes wrong throws Wrong, with what the plugin says.
+// that a wrong page is always seen. For tests in several processes: what goes wrong throws Wrong, with what the plugin
+// says.
 #pragma once
 
 #include <array>

@@ -2,7 +2,8 @@
 // Copyright The kvtrie authors
 //
 // A worker process that the kernel stops at a named crash point of one call, while it holds a lease on a cached prompt,
-// Pending pages and Writing ones; and what it does after SIGCONT: the call's end, publishing, and a look at all its bytes.
+// Pending pages and Writing ones; and what it does after SIGCONT: the call's end, publishing, and a look at all its
+// bytes.
 #pragma once
 
 #include "shm/crash_point.h"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Processes that go on while another is stopped or dies: each begins, allocates, publishes and releases without end, looks
-// at the bytes of all that it hits, and notes how long its calls take. What they note is in memory that the test shares.
+// Processes that go on while another is stopped or dies: each begins, allocates, publishes and releases without end,
+// looks at the bytes of all that it hits, and notes how long its calls take. What they note is in memory that the test
+// shares.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -127,8 +128,8 @@ class Survivors {
     std::this_thread::sleep_until(end);
     return !failed();
   }
-  // Nobody waited: DESIGN.md lets a call wait 1 ms for a stripe whose holder lives, once. What is above that here is the
-  // machine's, which other tests use; the last bound is far below what a wait for the stopped one would be.
+  // Nobody waited: DESIGN.md lets a call wait 1 ms for a stripe whose holder lives, once. What is above that here is
+  // the machine's, which other tests use; the last bound is far below what a wait for the stopped one would be.
   void expect_nobody_waited(const std::string& where, std::chrono::milliseconds longest) {
     for (std::size_t call = 0; call < kTimedNames.size(); ++call) {
       TimesSum sum;
