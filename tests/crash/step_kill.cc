@@ -122,8 +122,10 @@ Settings parse(int argc, char** argv) {
       std::exit(option == "--help" ? 0 : 2);
     }
   }
-  if (settings.plan.shard_count == 0 || settings.plan.shard >= settings.plan.shard_count)
+  if (settings.plan.shard_count == 0 || settings.plan.shard >= settings.plan.shard_count) {
+    fmt::print(stderr, "step_kill: --shard I/N: I is from 0 to N - 1\n");
     std::exit(2);
+  }
   return settings;
 }
 
