@@ -2,7 +2,11 @@
 // Copyright The kvtrie authors
 //
 // The sum that Descriptor::checksum holds in caches with kFeaturePageChecksums: XXH3-64 over the page's bytes in plane 0,
-// which seeds the one over plane 1, and so on. Never 0: that stands for "not computed".
+// which seeds the one over plane 1, and so on. Never 0: that stands for "not computed", as in pages of a save file.
+//
+// The publisher computes it before the page is Live, and everybody compares it who is about to hand the page out. It finds
+// bytes that changed after they were published: of a worker that writes where it must not, or of bad memory. Not found:
+// bytes that were wrong when they were published.
 #pragma once
 
 #include <cstddef>

@@ -13,8 +13,8 @@
 #include "shm/crash_point.h"
 #include "shm/geometry.h"
 #include "shm/namespace_table.h"
+#include "shm/page_checksum.h"
 #include "shm/worker_table.h"
-#include "worker_plugin/page_checksum.h"
 
 namespace kvtrie {
 namespace {
@@ -130,7 +130,9 @@ Result<std::unique_ptr<AttachedCache>> AttachedCache::make(Attachment grant,
 
 PageSum AttachedCache::page_sum() const {
   if (!segment_.page_checksums() || pools_.empty()) return {};
-  return [pool = pool_view()](PageIndex page) { return page_checksum(pool, page.value); };
+  return [pool = pool_view()](PageIndex page) {
+    return page_checksum(pool.planes, pool.page_bytes, page.value, [&](std::uint32_t plane) { return pool.plane[plane]; });
+  };
 }
 
 PoolView AttachedCache::pool_view() const {

@@ -5,18 +5,19 @@
 // descriptors. The slot comes back, nothing stays open, and workers that are there, new ones and requests are served.
 
 #include <gtest/gtest.h>
-#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "shm/runtime_directory.h"
 #include "shm/wire_client.h"
 #include "tests/e2e/stopped_fixture.h"
+#include "tests/support/death_in_child.h"
 #include "tests/support/plugin_worker.h"
 #include "tests/support/survivors.h"
 
@@ -67,24 +68,9 @@ class AttachFaultsTest : public test::StoppedFixture {
   std::vector<FileDescriptor> connections_;
 };
 
-// Killed before its n-th system call; false: it has fewer and ended. The work begins behind a stop of its own.
-template <typename Work>
-bool dies_before_call(unsigned n, Work work) {
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-    ::raise(SIGSTOP);
-    work();
-    ::_exit(0);
-  }
-  int status = 0;
-  unsigned calls = 0;
-  for (unsigned stops = 0; ::waitpid(pid, &status, 0) == pid && WIFSTOPPED(status); ++stops) {
-    if (stops == 0) ::ptrace(PTRACE_SETOPTIONS, pid, nullptr, PTRACE_O_EXITKILL);
-    if (stops % 2 == 1 && ++calls == n) ::kill(pid, SIGKILL);  // before the call; what was before it is done
-    if (::ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr) != 0 && errno != ESRCH) break;
-  }
-  return WIFSIGNALED(status);
+// Killed before its n-th system call; false: it has fewer and ended.
+bool dies_before_call(unsigned n, const std::function<void()>& work) {
+  return test::run_by_calls(work, [n](unsigned at) { return at != n; }) == n;
 }
 
 TEST_F(AttachFaultsTest, DiesBeforeEachSystemCallOfAttach) {
