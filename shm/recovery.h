@@ -17,7 +17,7 @@
 // Crash: between any two stores / the rest is still there / the next reap of the same slot, whose state says
 // Reaping, or the next adoption / each structure's RecoverCanDieAndRunAgain, step_kill reap, step_kill adopt.
 // Order inside a page: the entry goes first, Free is last, so a page is never free and findable.
-// Cost of reap_worker: kvtrie-bench --reap.
+// Cost of reap_worker: kvtrie-bench reap.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What all measurements need: prompts of random tokens, begun through the plugin; medians with their spread.
+// What all measurements need: prompts of random tokens, begun through the plugin.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -14,17 +13,6 @@
 namespace kvtrie::bench {
 
 inline constexpr std::uint32_t kTokensPerPage = 16;
-
-struct Spread {
-  double minimum = 0;
-  double median = 0;
-  double maximum = 0;
-};
-
-inline Spread spread_of(std::vector<double> values) {
-  std::ranges::sort(values);
-  return {values.front(), values[values.size() / 2], values.back()};
-}
 
 inline std::vector<std::uint32_t> random_tokens(std::uint64_t seed, std::size_t count) {
   std::vector<std::uint32_t> tokens(count);

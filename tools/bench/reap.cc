@@ -23,6 +23,7 @@
 
 #include "shm/ids.h"
 #include "tools/bench/prompts.h"
+#include "tools/bench/sections.h"
 #include "tools/replay/child_process.h"
 #include "tools/replay/death_watch.h"
 #include "tools/replay/observer.h"
@@ -56,7 +57,7 @@ void fill_but_one_a_chunk(const replay::Plugin& plugin, kvtrie_worker worker,
 // The worker that is to be killed, and holds its pages.
 class Holder {
  public:
-  Holder(const ReapOptions& options, const replay::OwnCache& cache, std::uint64_t pages,
+  Holder(const Settings& settings, const replay::OwnCache& cache, std::uint64_t pages,
          const char* state, replay::Signals& signals) {
     std::array<int, 2> pipe{};
     if (::pipe2(pipe.data(), O_CLOEXEC) != 0) throw std::runtime_error("pipe2");
@@ -65,7 +66,7 @@ class Holder {
     replay::ChildOptions child;
     child.program = replay::own_path();
     child.arguments = {kHoldFlag, fmt::format("{}", its.get()), cache.name(), cache.directory(),
-                       options.plugin, fmt::format("{}", pages), state};
+                       settings.plugin, fmt::format("{}", pages), state};
     child.inherited = its.get();
     pid_ = replay::start_child(child);
     its = {};
@@ -93,12 +94,12 @@ class Holder {
 class BusyWorkers {
  public:
   // Returns when they evict.
-  BusyWorkers(const ReapOptions& options, const replay::OwnCache& cache, const replay::Observer& observer)
+  BusyWorkers(const Settings& settings, const replay::OwnCache& cache, const replay::Observer& observer)
       : log_(::open((cache.directory() + "/busy").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600)) {
     replay::ChildOptions child;
-    child.program = options.replay;
-    child.arguments = {"--cache", cache.name(), "--dir", cache.directory(), "--workers", fmt::format("{}", options.busy),
-                       "--generate", "1000000", "--plugin", options.plugin};
+    child.program = settings.replay;
+    child.arguments = {"--cache", cache.name(), "--dir", cache.directory(), "--workers", fmt::format("{}", settings.busy),
+                       "--generate", "1000000", "--plugin", settings.plugin};
     child.standard_output = child.standard_error = log_.get();
     child.death_signal = SIGTERM;
     pid_ = replay::start_child(child);
@@ -155,12 +156,12 @@ std::uint64_t owned_by(const Segment& segment, WorkerId slot) {
   return count;
 }
 
-replay::Histogram measure(const ReapOptions& options, const replay::OwnCache& cache, const Segment& segment,
+replay::Histogram measure(const Settings& settings, const replay::OwnCache& cache, const Segment& segment,
                           std::uint64_t pages, const char* state, const BusyWorkers* busy, replay::Signals& signals) {
   replay::Histogram took;
-  for (std::uint32_t round = 0; round <= options.rounds; ++round) {
-    replay::DeathWatch watch(segment, options.realtime);
-    const Holder holder(options, cache, pages, state, signals);
+  for (std::uint32_t round = 0; round <= settings.rounds; ++round) {
+    replay::DeathWatch watch(segment, settings.realtime);
+    const Holder holder(settings, cache, pages, state, signals);
     const WorkerId slot = slot_of(segment, holder.pid());
     if (owned_by(segment, slot) < pages) throw std::runtime_error("the worker does not hold its pages");
     watch.expect(holder.pid());
@@ -181,8 +182,8 @@ replay::Histogram measure(const ReapOptions& options, const replay::OwnCache& ca
 
 }  // namespace
 
-ReapResult measure_reap(const ReapOptions& options) {
-  const std::uint64_t chunks = options.pages / kChunkPages;
+void run_reap(const Settings& settings, Report& report) {
+  const std::uint64_t chunks = settings.pages / kChunkPages;
   replay::Signals signals;
   replay::ReplayOptions cache_options;
   cache_options.geometry = {.pages = chunks * kChunkPages,
@@ -190,21 +191,25 @@ ReapResult measure_reap(const ReapOptions& options) {
                             .page_bytes = 8,
                             .workers = kWorkerSlots,
                             .leases_per_worker = static_cast<std::uint32_t>(chunks + 8)};
-  if (options.busy == 0) cache_options.low_percent = cache_options.high_percent = 0;
-  cache_options.realtime = options.realtime;
-  const replay::OwnCache cache(cache_options, options.kvtried, signals);
-  const replay::Plugin plugin(options.plugin);
+  if (settings.busy == 0) cache_options.low_percent = cache_options.high_percent = 0;
+  cache_options.realtime = settings.realtime;
+  const replay::OwnCache cache(cache_options, settings.kvtried, signals);
+  const replay::Plugin plugin(settings.plugin);
   const replay::Attachment attachment(plugin, cache.name(), cache.directory(), "kvtrie-bench", false);
   fill_but_one_a_chunk(plugin, attachment.worker(), open_namespace(plugin, attachment.worker()), chunks);
   const replay::Observer observer(cache.name());
   std::optional<BusyWorkers> busy;
-  if (options.busy > 0) busy.emplace(options, cache, observer);
-  ReapResult result;
-  result.pages_held = chunks;
+  if (settings.busy > 0) busy.emplace(settings, cache, observer);
   const BusyWorkers* others = busy ? &*busy : nullptr;
-  result.announced = measure(options, cache, observer.segment(), chunks, "pending", others, signals);
-  result.private_ = measure(options, cache, observer.segment(), chunks, "writing", others, signals);
-  return result;
+  for (const char* state : {"pending", "writing"}) {
+    const replay::Histogram took = measure(settings, cache, observer.segment(), chunks, state, others, signals);
+    const std::string setting = fmt::format("{} {} pages of {}, {} busy workers{}", chunks, state, settings.pages, settings.busy,
+                                            settings.realtime > 0 ? ", real-time" : "");
+    for (const double percent : {50.0, 99.0}) {
+      const double ms = static_cast<double>(took.percentile(percent)) / 1e6;
+      report.add({fmt::format("death to all free, p{:.0f}", percent), setting, {ms, ms, ms}, "ms", {}, {}, at_most(10)});
+    }
+  }
 }
 
 int hold_pages(int argc, char** argv) {

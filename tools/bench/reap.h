@@ -7,31 +7,7 @@
 // busy workers (a replay that evicts all the time) they lie as they come.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
-#include "tools/replay/histogram.h"
-
 namespace kvtrie::bench {
-
-struct ReapOptions {
-  std::uint64_t pages = 1U << 20;
-  std::uint32_t rounds = 9;
-  std::uint32_t busy = 0;  // other workers, which look up, allocate and publish meanwhile
-  int realtime = 0;        // of kvtried and of what measures; 0: ordinary
-  std::string plugin;
-  std::string kvtried;
-  std::string replay;  // kvtrie-replay, for the busy ones
-};
-
-struct ReapResult {
-  std::uint64_t pages_held = 0;  // pages / 64
-  replay::Histogram announced;   // each has an index entry
-  replay::Histogram private_;
-};
-
-// Throws std::runtime_error with what went wrong.
-ReapResult measure_reap(const ReapOptions& options);
 
 // The worker that is killed: this program, started again. Returns only when something failed.
 //   kvtrie-bench --hold FD CACHE DIRECTORY PLUGIN PAGES pending|writing

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 
-#include "tools/bench/full_hit.h"
-
-#include <fmt/format.h>
-
-#include <chrono>
 #include <stdexcept>
 
 #include "shm/page_table.h"
+#include "tools/bench/prompts.h"
+#include "tools/bench/sections.h"
 #include "tools/replay/observer.h"
 #include "tools/replay/own_cache.h"
 #include "tools/replay/plugin.h"
@@ -20,12 +17,6 @@ struct Prompt {
   std::vector<std::uint32_t> tokens;
   std::vector<std::uint32_t> pages;  // where they are cached
 };
-
-double now_us() {
-  return std::chrono::duration<double, std::micro>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 class FullHit {
  public:
@@ -78,55 +69,30 @@ class FullHit {
 
 }  // namespace
 
-FullHitResult measure_full_hit(const FullHitOptions& options) {
+void run_hit(const Settings& settings, Report& report) {
+  constexpr std::uint32_t kPromptPages = 2048;
   replay::Signals signals;
   replay::ReplayOptions cache_options;
-  cache_options.geometry = {.pages = options.pages, .tokens_per_page = kTokensPerPage, .page_bytes = options.page_bytes};
-  cache_options.page_checksums = options.page_checksums;
+  cache_options.geometry = {.pages = settings.pages, .tokens_per_page = kTokensPerPage, .page_bytes = 8};
   cache_options.low_percent = cache_options.high_percent = 0;
-  const replay::OwnCache cache(cache_options, options.kvtried, signals);
-  const replay::Plugin plugin(options.plugin);
+  const replay::OwnCache cache(cache_options, settings.kvtried, signals);
+  const replay::Plugin plugin(settings.plugin);
   const replay::Attachment attachment(plugin, cache.name(), cache.directory(), "kvtrie-bench", false);
   const replay::Observer observer(cache.name());
   FullHit full_hit(plugin, attachment.worker(), observer.segment());
-
-  FullHitResult result;
-  result.prompts = static_cast<std::uint32_t>(options.pages / options.prompt_pages);
-  if (result.prompts == 0) throw std::runtime_error("--prompt-pages: more than --pages");
   std::vector<Prompt> prompts;
-  const double fill_start = now_us();
-  for (std::uint32_t i = 0; i < result.prompts; ++i) {
-    prompts.push_back(full_hit.cache(i, options.prompt_pages));
-  }
-  result.fill_ns = (now_us() - fill_start) * 1000 / (result.prompts * static_cast<double>(options.prompt_pages));
-  // A stride through the prompts, so that the next one is not what the hardware prefetches.
+  const double fill_ns = time_ns([&] {
+    for (std::uint32_t i = 0; i < settings.pages / kPromptPages; ++i) prompts.push_back(full_hit.cache(i, kPromptPages));
+  });
+  const double count = static_cast<double>(prompts.size()) * kPromptPages;
+  report.add({"allocate, publish, release, once", "1 M", spread_of({fill_ns / count}), "ns/page"});
   auto each = [&](auto&& visit) {
-    for (std::uint64_t i = 0; i < prompts.size(); ++i) visit(prompts[i * 163 % prompts.size()]);
+    return time_ns([&] { for (std::uint64_t i = 0; i < prompts.size(); ++i) visit(prompts[i * 163 % prompts.size()]); }) / count;
   };
-  std::vector<double> begin_us, floor_us, ratio;
-  for (std::uint32_t round = 0; round <= options.rounds; ++round) {
-    std::uint64_t different = 0;
-    result.pages_hit = 0;
-    double start = now_us();
-    each([&](const Prompt& prompt) { result.pages_hit += full_hit.hit(prompt); });
-    const double begin = (now_us() - start) / result.prompts;
-    start = now_us();
-    each([&](const Prompt& prompt) { different |= full_hit.stream(prompt); });
-    const double floor = (now_us() - start) / result.prompts;
-    if (different != 0 || result.pages_hit != std::uint64_t{result.prompts} * options.prompt_pages) {
-      throw std::runtime_error(fmt::format("round {} is void: {} pages hit, {} expected", round,
-                                           result.pages_hit,
-                                           std::uint64_t{result.prompts} * options.prompt_pages));
-    }
-    if (round == 0) continue;  // warms up
-    begin_us.push_back(begin);
-    floor_us.push_back(floor);
-    ratio.push_back(begin / floor);
-  }
-  result.begin_us = spread_of(begin_us);
-  result.floor_us = spread_of(floor_us);
-  result.ratio = spread_of(ratio);
-  return result;
+  const Rounds rounds = alternate(settings.rounds, {
+    [&] { return each([&](const Prompt& prompt) { full_hit.hit(prompt); }); },
+    [&] { return each([&](const Prompt& prompt) { full_hit.stream(prompt); }); }});
+  report.add({"begin, release", "1 M pages, fresh", spread_of(rounds[0]), "ns/page", "stream", ratio_of(rounds[0], rounds[1]), at_most(1.5)});
 }
 
 }  // namespace kvtrie::bench

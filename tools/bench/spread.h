@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// What figures are made of: several measurements of one thing, and candidates measured in turn, so that noise of the
+// machine meets all of them.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace kvtrie::bench {
+
+struct Spread {
+  double minimum = 0;
+  double median = 0;
+  double maximum = 0;
+};
+
+inline Spread spread_of(std::vector<double> values) {
+  if (values.empty()) return {};
+  std::ranges::sort(values);
+  return {values.front(), values[values.size() / 2], values.back()};
+}
+
+inline double now_ns() {
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <typename Work>
+double time_ns(Work&& work) {
+  const double start = now_ns();
+  work();
+  return now_ns() - start;
+}
+
+// By candidate, by round: what each returned. The first round warms up and is left out.
+using Rounds = std::vector<std::vector<double>>;
+
+// Calls the candidates in turn, one after the other, `rounds` times and once before.
+inline Rounds alternate(std::uint32_t rounds, const std::vector<std::function<double()>>& candidates) {
+  Rounds results(candidates.size());
+  for (std::uint32_t round = 0; round <= rounds; ++round) {
+    for (std::size_t i = 0; i < candidates.size(); ++i) {
+      const double result = candidates[i]();
+      if (round > 0) results[i].push_back(result);
+    }
+  }
+  return results;
+}
+
+// Round by round.
+inline Spread ratio_of(const std::vector<double>& values, const std::vector<double>& to) {
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < std::min(values.size(), to.size()); ++i) ratios.push_back(values[i] / to[i]);
+  return spread_of(std::move(ratios));
+}
+
+}  // namespace kvtrie::bench
