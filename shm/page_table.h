@@ -35,7 +35,9 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <vector>
@@ -127,17 +129,34 @@ class PageTable {
   const Segment& segment_;
 };
 
+// The 64-bit word that two neighbouring tokens are stored as.
+inline std::uint64_t token_word(const std::uint32_t* tokens) {
+  if constexpr (std::endian::native == std::endian::little) {
+    std::uint64_t word;
+    std::memcpy(&word, tokens, sizeof word);  // one load; compilers do not make one of two tokens
+    return word;
+  }
+  return tokens[0] | std::uint64_t{tokens[1]} << 32;
+}
+
 inline bool PageTable::matches(PageIndex page, Handle parent,
                                std::span<const std::uint32_t> tokens) const {
+  constexpr std::size_t kUnrolled = 16;  // the usual size of a page
   const Descriptor& descriptor = segment_.descriptor(page);
   if (descriptor.parent.load(std::memory_order_acquire) != parent.raw) return false;
   if (descriptor.token_count.load(std::memory_order_relaxed) != tokens.size()) return false;
   const AtomicU64* words = segment_.token_words(page);
   std::uint64_t different = 0;
+  if (tokens.size() == kUnrolled) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kUnrolled; i += 2) {
+      different |= words[i / 2].load(std::memory_order_acquire) ^ token_word(&tokens[i]);
+    }
+    return different == 0;
+  }
   std::size_t i = 0;
   for (; i + 1 < tokens.size(); i += 2) {
-    const std::uint64_t mine = tokens[i] | std::uint64_t{tokens[i + 1]} << 32;
-    different |= words[i / 2].load(std::memory_order_acquire) ^ mine;
+    different |= words[i / 2].load(std::memory_order_acquire) ^ token_word(&tokens[i]);
   }
   if (i < tokens.size()) different |= words[i / 2].load(std::memory_order_acquire) ^ tokens[i];
   return different == 0;

@@ -4,6 +4,7 @@
 #include "worker_plugin/walk.h"
 
 #include <algorithm>
+#include <array>
 
 #include "shm/crash_point.h"
 #include "shm/mutant.h"
@@ -13,54 +14,168 @@
 namespace kvtrie {
 namespace {
 
+// Distances in pages, measured: kvtrie-bench hit.
+constexpr std::uint32_t kStreamAhead = 16;   // neighbours that are fetched before they are compared
+constexpr std::uint32_t kLookAhead = 12;     // where the end of a run is looked for
+constexpr std::uint32_t kResolveAhead = 6;   // before that end its index entry is read
+constexpr std::uint32_t kHashAhead = 32;     // pages hashed and their buckets fetched, at most
+constexpr std::uint32_t kEntryAhead = 16;    // pages whose entry was read and whose descriptor is fetched, at most
+constexpr std::uint32_t kShortRun = 12;      // two such in a row: neighbours are not worth trying first
+constexpr std::uint32_t kNoPageAhead = ~std::uint32_t{0};
+
+void fetch(const Segment& segment, std::uint32_t page) {
+  const auto* descriptor = reinterpret_cast<const std::byte*>(&segment.descriptor({page}));
+  __builtin_prefetch(descriptor);
+  __builtin_prefetch(descriptor + kLineBytes);
+}
+
 class Walker {
  public:
-  Walker(const Segment& segment, const StripeIndex& index, WalkStart start, std::vector<Handle>& path)
-      : segment_(segment), pages_(segment), index_(index), at_(start.at), root_hash_(start.root_hash),
-        path_(path) {}
+  Walker(const Segment& segment, const StripeIndex& index, WalkStart start, std::span<const std::uint32_t> tokens,
+         std::vector<Handle>& path)
+      : segment_(segment), pages_(segment), index_(index), at_(start.at), root_hash_(start.root_hash), tokens_(tokens),
+        page_tokens_(segment.tokens_per_page()), path_(path) {
+    // Nothing is deeper than there are pages, whatever the links say.
+    const std::size_t deepest = segment.page_count() > path.size() ? segment.page_count() - path.size() : 0;
+    count_ = static_cast<std::uint32_t>(std::min(tokens.size() / page_tokens_, deepest));
+  }
 
-  // Steps to the child with these tokens.
-  bool step(std::span<const std::uint32_t> tokens) {
-    if (at_.is_page()) {
-      const std::uint32_t neighbour = at_.page_index().value + 1;
-      if (neighbour < segment_.page_count() && enter({neighbour}, tokens, Guess::kYes)) return true;
-      const std::uint32_t hint = segment_.descriptor(at_.page_index())
-                                     .child_hint.load(std::memory_order_relaxed) -
-                                 1;  // 0, no hint, becomes a number out of range
-      if (hint != neighbour && hint < segment_.page_count() && enter({hint}, tokens, Guess::kYes)) return true;
+  WalkEnd walk() {
+    while (done_ < count_ && by_index()) {
+      while (done_ < count_ && along_run() && over_jump()) {
+      }
+      if (!scattered_) break;
     }
-    // Not the end yet when one of these was Pending: its announcer may have died before it was canonical, and the
-    // canonical page, Live, stand elsewhere.
-    const std::uint64_t parent_hash =
-        at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed)
-                      : root_hash_;
-    return index_.for_each_candidate(index_.place_of(hash_page(parent_hash, tokens)),
-                                     [&](PageIndex page) { return enter(page, tokens, Guess::kNo); });
+    if (!end_.pending.none()) count_announced();
+    return end_;
   }
-
-  // After a walk that ended before a Pending page: over it, as long as pages are announced (rule 1: nothing Live lies
-  // below). What is counted is an estimate.
-  void count_announced(std::span<const std::uint32_t> tokens) {
-    const std::size_t page_tokens = segment_.tokens_per_page();
-    end_.pending_since =
-        segment_.descriptor(end_.pending.page_index()).since_tick.load(std::memory_order_relaxed);
-    over_pending_ = true;
-    at_ = end_.pending;
-    do {
-      ++end_.pending_pages;
-      tokens = tokens.subspan(page_tokens);
-    } while (tokens.size() >= page_tokens && end_.pending_pages < segment_.page_count() &&
-             step(tokens.first(page_tokens)));
-  }
-
-  WalkEnd end() const { return end_; }
 
  private:
   // A guess may be anybody's page, a Free one too, and what somebody wrote over those must not stop who only came past
   // (C7). What the index names was announced.
   enum class Guess : bool { kNo, kYes };
 
-  bool enter(PageIndex page, std::span<const std::uint32_t> tokens, Guess guess) {
+  // The end of the run that is being followed, seen before it is reached.
+  struct RunEnd {
+    std::uint32_t last = kNoPageAhead;
+    std::uint64_t parent_hash = 0;  // of that page, as it was seen
+    std::uint64_t hash = 0;         // of the page that comes after
+  };
+
+  std::span<const std::uint32_t> tokens_at(std::uint32_t position) const {
+    return tokens_.subspan(std::size_t{position} * page_tokens_, page_tokens_);
+  }
+  std::uint64_t hash_here() const {
+    return at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed) : root_hash_;
+  }
+
+  // Page by page through the index, several pages ahead: of those the prefix is hashed and the bucket fetched, of the
+  // nearer ones the entry is read and the descriptor fetched. Slow start, since most walks that begin here end at once or
+  // go on along a run. True: two neighbours were met (more, if runs are short here), or it was the last page.
+  bool by_index() {
+    std::array<std::uint64_t, kHashAhead> hashes;
+    std::array<std::uint32_t, kHashAhead> found;
+    std::uint32_t hashed = done_, resolved = done_, neighbours = 0, ahead = 2;
+    std::uint64_t hash = hash_here();
+    const std::uint32_t enough = scattered_ ? kShortRun : 1;
+    while (done_ < count_) {
+      for (const std::uint32_t to = std::min(count_, done_ + ahead); hashed < to; ++hashed) {
+        hash = hashes[hashed % kHashAhead] = hash_page(hash, tokens_at(hashed));
+        index_.prefetch(index_.place_of(hash));
+      }
+      for (const std::uint32_t to = std::min(hashed, done_ + ahead / 2); resolved < to; ++resolved) {
+        std::uint32_t& page = found[resolved % kHashAhead] = kNoPageAhead;
+        index_.for_each_candidate(index_.place_of(hashes[resolved % kHashAhead]), [&](PageIndex candidate) {
+          page = candidate.value;
+          fetch(segment_, page);
+          return true;
+        });
+      }
+      ahead = std::min(2 * ahead, kHashAhead);
+      const std::uint32_t before = at_.is_page() ? at_.page_index().value : kNoPageAhead;
+      const std::uint32_t page = found[done_ % kHashAhead];
+      // What was read ahead may be another's with an equal tag, or not be there yet.
+      if ((page == kNoPageAhead || !enter({page}, Guess::kNo)) && !enter_any(hashes[done_ % kHashAhead])) return false;
+      neighbours = at_.page_index().value == before + 1 ? neighbours + 1 : 0;
+      if (neighbours >= enough) break;
+    }
+    scattered_ = false;
+    return true;
+  }
+
+  // Not the end yet when one of these is Pending: its announcer may have died before it was canonical, and the canonical
+  // page, Live, stand elsewhere.
+  bool enter_any(std::uint64_t hash) {
+    return index_.for_each_candidate(index_.place_of(hash), [&](PageIndex page) { return enter(page, Guess::kNo); });
+  }
+
+  // From neighbour to neighbour, one stream through memory. False: all was found.
+  bool along_run() {
+    const std::uint32_t first = done_;
+    run_end_ = {};
+    for (std::uint32_t page = at_.page_index().value + 1; page < segment_.page_count(); ++page) {
+      if (page + kStreamAhead < segment_.page_count()) fetch(segment_, page + kStreamAhead);
+      look_ahead(page);
+      if (!enter({page}, Guess::kYes)) break;
+      if (done_ == count_) return false;
+    }
+    const bool is_short = done_ - first < kShortRun;
+    scattered_ = is_short && last_was_short_;
+    last_was_short_ = is_short;
+    return true;
+  }
+
+  // While `page` is entered, whether the run ends some pages on; then what comes after it is fetched.
+  void look_ahead(std::uint32_t page) {
+    if (run_end_.last == kNoPageAhead) {
+      const std::uint32_t there = page + kLookAhead;
+      const std::uint32_t position = done_ + kLookAhead;  // of that page
+      if (position >= count_ || there >= segment_.page_count()) return;
+      if ((pages_.parent({there}).raw & kIndexMask) == there - 1) return;
+      const Descriptor& last = segment_.descriptor({there - 1});
+      run_end_.last = there - 1;
+      run_end_.parent_hash = last.prefix_hash.load(std::memory_order_relaxed);
+      run_end_.hash = hash_page(run_end_.parent_hash, tokens_at(position));
+      index_.prefetch(index_.place_of(run_end_.hash));
+      const std::uint32_t hint = last.child_hint.load(std::memory_order_relaxed) - 1;
+      for (std::uint32_t i = hint; i < segment_.page_count() && i - hint < 4; ++i) fetch(segment_, i);
+    } else if (page + kResolveAhead == run_end_.last) {
+      index_.for_each_candidate(index_.place_of(run_end_.hash), [&](PageIndex candidate) {
+        fetch(segment_, candidate.value);
+        return false;
+      });
+    }
+  }
+
+  // From the last page of a run to wherever its child is. False: it has none with these tokens.
+  bool over_jump() {
+    const Descriptor& last = segment_.descriptor(at_.page_index());
+    const std::uint32_t hint = last.child_hint.load(std::memory_order_relaxed) - 1;  // 0, no hint: out of range then
+    if (hint < segment_.page_count() && enter({hint}, Guess::kYes)) return true;
+    const std::uint64_t parent_hash = hash_here();
+    const bool ready = run_end_.last == at_.page_index().value && run_end_.parent_hash == parent_hash;
+    return enter_any(ready ? run_end_.hash : hash_page(parent_hash, tokens_at(done_)));
+  }
+
+  // After a walk that ended before a Pending page: over it, as long as pages are announced (rule 1: nothing Live lies
+  // below). What is counted is an estimate.
+  void count_announced() {
+    end_.pending_since = segment_.descriptor(end_.pending.page_index()).since_tick.load(std::memory_order_relaxed);
+    over_pending_ = true;
+    at_ = end_.pending;
+    do {
+      ++end_.pending_pages;
+      ++done_;
+    } while (done_ < count_ && enter_neighbour_or_any());
+  }
+  bool enter_neighbour_or_any() {
+    const std::uint32_t neighbour = at_.page_index().value + 1;
+    if (neighbour < segment_.page_count() && enter({neighbour}, Guess::kYes)) return true;
+    return enter_any(hash_page(hash_here(), tokens_at(done_)));
+  }
+
+  // Steps to the page if it is the child with the tokens of position done_.
+  bool enter(PageIndex page, Guess guess) {
     const StateWord word = pages_.state(page);
     if (!word.canonical()) {
       end_.corrupt |= guess == Guess::kNo && !word.well_formed();
@@ -68,7 +183,7 @@ class Walker {
     }
     const std::uint32_t depth_class = segment_.descriptor(page).depth_class.load(std::memory_order_relaxed);
     if (depth_in(depth_class) != depth_to_enter()) return false;
-    if (!same_parent(page) || !pages_.matches(page, parent_to_compare(page), tokens)) return false;
+    if (!same_parent(page) || !pages_.matches(page, parent_to_compare(page), tokens_at(done_))) return false;
     if (over_pending_) {
       at_ = Handle::page(page, word);
       return true;
@@ -80,6 +195,7 @@ class Walker {
     at_ = Handle::page(page, word);
     end_.pending = {};
     path_.push_back(at_);
+    ++done_;
     KVTRIE_CRASH_POINT("walk.after_page");
     return true;
   }
@@ -104,25 +220,23 @@ class Walker {
   const StripeIndex& index_;
   Handle at_;
   std::uint64_t root_hash_;
+  std::span<const std::uint32_t> tokens_;
+  const std::uint32_t page_tokens_;
+  std::uint32_t count_ = 0;  // whole pages of `tokens`
+  std::uint32_t done_ = 0;   // of these, entered
   std::vector<Handle>& path_;
   WalkEnd end_;
   bool over_pending_ = false;
+  bool scattered_ = false;       // runs are short here
+  bool last_was_short_ = false;
+  RunEnd run_end_;
 };
 
 }  // namespace
 
 WalkEnd walk(const Segment& segment, const StripeIndex& index, WalkStart start,
              std::span<const std::uint32_t> tokens, std::vector<Handle>& path) {
-  Walker walker(segment, index, start, path);
-  const std::size_t page_tokens = segment.tokens_per_page();
-  std::size_t done = 0;
-  // Nothing is deeper than there are pages, whatever the links say.
-  for (; done + page_tokens <= tokens.size() && path.size() < segment.page_count();
-       done += page_tokens) {
-    if (!walker.step(tokens.subspan(done, page_tokens))) break;
-  }
-  if (!walker.end().pending.none()) walker.count_announced(tokens.subspan(done));
-  return walker.end();
+  return Walker(segment, index, start, tokens, path).walk();
 }
 
 CopySource start_in_hinted_child(const Segment& segment, Handle at,

@@ -64,9 +64,10 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", settings.rounds, "rounds of each measurement, after one that warms up")
       ->capture_default_str()
       ->check(CLI::Range(1U, 1000U));
-  app.add_option("--pages", settings.pages, "pages of the cache, where a section does not say another")
-      ->capture_default_str()
+  app.add_option("--pages", settings.pages, "pages of the caches [as a section has it]")
       ->check(CLI::Range(std::uint64_t{1} << 12, std::uint64_t{1} << 24));
+  app.add_option("--age", settings.age, "hit: only caches that are fresh, aged or shuffled")
+      ->check(CLI::IsMember({"fresh", "aged", "shuffled"}));
   app.add_option("--busy", settings.busy, "reap: so many other workers look up, allocate and publish meanwhile")
       ->capture_default_str()
       ->check(CLI::Range(0U, 32U));
@@ -82,7 +83,6 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kvtrie::replay::kExitOk : kvtrie::replay::kExitUsage;
   }
-  if (settings.quick) settings.pages = std::min<std::uint64_t>(settings.pages, 1U << 16);
 
   const std::filesystem::path here = std::filesystem::path(kvtrie::replay::own_path()).parent_path();
   settings.kvtried = (here / "kvtried").string();

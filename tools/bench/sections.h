@@ -14,7 +14,8 @@ namespace kvtrie::bench {
 struct Settings {
   std::uint32_t rounds = 9;
   bool quick = false;   // sizes for a test: every row is there, no figure is to be believed
-  std::uint64_t pages = 1U << 20;  // of a cache, where a section does not say another
+  std::uint64_t pages = 0;         // of the caches; 0: as a section has it
+  std::string age;                 // hit: only caches of this age; empty: all
   std::uint32_t busy = 0;          // reap: other workers
   int realtime = 0;                // reap: of kvtried and of what measures; 0: ordinary
   std::string trace;               // requests that age a cache; empty: generated ones

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// Caches in the states that lookups meet, and the prompts that are cached in them.
+//
+//   fresh     filled once, so each prompt is one run of neighbouring pages
+//   aged      requests of a trace (or generated ones) replayed under eviction until so many pages were evicted as the
+//             cache has ten times over; prompts are paths that are cached then
+//   shuffled  each page of a prompt somewhere else: no two neighbours
+//
+// Fresh and shuffled caches hold prompts of all lengths in turn, each length a quarter of the pages.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "tools/bench/sections.h"
+#include "tools/replay/observer.h"
+#include "tools/replay/own_cache.h"
+#include "tools/replay/plugin.h"
+
+namespace kvtrie::bench {
+
+inline constexpr std::array<std::uint32_t, 4> kPromptPages{16, 256, 2048, 8192};
+
+enum class Age : std::uint8_t { kFresh, kAged, kShuffled };
+const char* name_of(Age age);
+
+struct Prompt {
+  std::vector<std::uint32_t> tokens;
+  std::vector<std::uint32_t> pages;  // where they are cached
+};
+
+struct CacheState {
+  std::uint64_t pages = 1U << 20;
+  Age age = Age::kFresh;
+  double low_percent = 0;  // watermarks: with 0 and 0 nothing is evicted
+  double high_percent = 0;
+  double turnovers = 10;  // aged
+  bool huge_pages = false;
+};
+
+// One worker of the calling process.
+class BenchWorker {
+ public:
+  // `model`: field of its namespace, so of prompts that others cached with the same.
+  BenchWorker(const Settings& settings, const replay::OwnCache& cache, const char* model = "kvtrie-bench");
+  const replay::Plugin& plugin() const { return plugin_; }
+  kvtrie_worker worker() const { return attachment_.worker(); }
+  kvtrie_namespace name_space() const { return name_space_; }
+
+  // Pages hit.
+  std::uint32_t begin_and_release(std::span<const std::uint32_t> tokens, std::uint32_t flags = 0) const;
+  kvtrie_sequence begin(std::span<const std::uint32_t> tokens, std::uint32_t& cached, std::uint32_t flags = 0) const;
+  void release(kvtrie_sequence sequence) const { plugin_.expect(plugin_->release(sequence), "release"); }
+  // Allocates, publishes and releases all of it, and notes the pages.
+  void cache(Prompt& prompt) const;
+
+ private:
+  const replay::Plugin plugin_;
+  const replay::Attachment attachment_;
+  kvtrie_namespace name_space_;
+};
+
+class BenchCache {
+ public:
+  BenchCache(const Settings& settings, const CacheState& state);
+  const replay::OwnCache& own() const { return cache_; }
+  const Segment& segment() const { return observer_->segment(); }
+  const CacheState& state() const { return state_; }
+  // Of the namespace that prompts() are cached in.
+  const char* model() const;
+  // Cached prompts of so many pages, at most `most` of them; fewer, or none, when the cache has no more.
+  std::vector<Prompt> prompts(std::uint32_t pages, std::size_t most) const;
+  // Of neighbouring pages that one path goes through, over all cached pages.
+  double mean_run() const;
+
+ private:
+  void fill(const Settings& settings);
+  void age(const Settings& settings);
+
+  CacheState state_;
+  replay::Signals signals_;
+  replay::OwnCache cache_;
+  std::optional<replay::Observer> observer_;
+  std::array<std::vector<Prompt>, kPromptPages.size()> filled_;  // by length
+};
+
+}  // namespace kvtrie::bench
