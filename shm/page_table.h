@@ -44,6 +44,7 @@
 
 #include "shm/ids.h"
 #include "shm/segment.h"
+#include "shm/wide_loads.h"
 
 namespace kvtrie {
 
@@ -139,21 +140,38 @@ inline std::uint64_t token_word(const std::uint32_t* tokens) {
   return tokens[0] | std::uint64_t{tokens[1]} << 32;
 }
 
+inline constexpr std::size_t kUsualTokens = 16;  // tokens of a page; other numbers take a loop
+
+// Whether `words` hold these tokens, all looked at.
+template <std::size_t kTokens>
+bool equal_words(const AtomicU64* words, const std::uint32_t* tokens) {
+#ifdef KVTRIE_WIDE_LOADS
+  const auto* there = reinterpret_cast<const __m128i*>(words);
+  const auto* mine = reinterpret_cast<const __m128i*>(tokens);
+  __m128i different = _mm_setzero_si128();
+#pragma GCC unroll 4
+  for (std::size_t i = 0; i < kTokens / 4; ++i) {
+    different = _mm_or_si128(different, _mm_xor_si128(_mm_load_si128(there + i), _mm_loadu_si128(mine + i)));
+  }
+  return _mm_movemask_epi8(_mm_cmpeq_epi8(different, _mm_setzero_si128())) == 0xFFFF;
+#else
+  std::uint64_t different = 0;
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < kTokens / 2; ++i) {
+    different |= words[i].load(std::memory_order_acquire) ^ token_word(tokens + 2 * i);
+  }
+  return different == 0;
+#endif
+}
+
 inline bool PageTable::matches(PageIndex page, Handle parent,
                                std::span<const std::uint32_t> tokens) const {
-  constexpr std::size_t kUnrolled = 16;  // the usual size of a page
   const Descriptor& descriptor = segment_.descriptor(page);
   if (descriptor.parent.load(std::memory_order_acquire) != parent.raw) return false;
   if (descriptor.token_count.load(std::memory_order_relaxed) != tokens.size()) return false;
   const AtomicU64* words = segment_.token_words(page);
+  if (tokens.size() == kUsualTokens) return equal_words<kUsualTokens>(words, tokens.data());
   std::uint64_t different = 0;
-  if (tokens.size() == kUnrolled) {
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kUnrolled; i += 2) {
-      different |= words[i / 2].load(std::memory_order_acquire) ^ token_word(&tokens[i]);
-    }
-    return different == 0;
-  }
   std::size_t i = 0;
   for (; i + 1 < tokens.size(); i += 2) {
     different |= words[i / 2].load(std::memory_order_acquire) ^ token_word(&tokens[i]);

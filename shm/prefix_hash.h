@@ -18,6 +18,8 @@
 namespace kvtrie {
 
 inline std::uint64_t hash_page(std::uint64_t parent_hash, std::span<const std::uint32_t> tokens) {
+  constexpr std::size_t kUsualBytes = 64;  // bytes of 16 tokens: a length that the compiler knows makes it twice as fast
+  if (tokens.size_bytes() == kUsualBytes) return XXH3_64bits_withSeed(tokens.data(), kUsualBytes, parent_hash);
   return XXH3_64bits_withSeed(tokens.data(), tokens.size_bytes(), parent_hash);
 }
 

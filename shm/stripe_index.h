@@ -26,12 +26,14 @@
 // the sweep leaves the next one the same task.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <string>
 
 #include "shm/ids.h"
 #include "shm/segment.h"
 #include "shm/status.h"
+#include "shm/wide_loads.h"
 
 namespace kvtrie {
 
@@ -41,6 +43,30 @@ struct IndexPlace {
   std::uint64_t bucket[2];
   std::uint64_t tagged;  // valid bit and tag, page bits zero
 };
+
+// Which entries of a bucket may have this tag: bit i of entry i. Without branches, since where in its bucket an entry
+// stands cannot be predicted; with wide loads by the upper half of the words, so look at the entry itself.
+inline unsigned entries_equal(const IndexBucket& bucket, std::uint64_t tagged) {
+#ifdef KVTRIE_WIDE_LOADS
+  static_assert(kBucketEntries == 8);
+  const auto* pairs = reinterpret_cast<const __m128i*>(bucket.entries);
+  const __m128i upper = _mm_set1_epi32(static_cast<int>(tagged >> 32));
+  const auto uppers_equal = [&](unsigned i) {
+    const __m128 four = _mm_shuffle_ps(_mm_castsi128_ps(_mm_load_si128(pairs + i)),
+                                       _mm_castsi128_ps(_mm_load_si128(pairs + i + 1)), _MM_SHUFFLE(3, 1, 3, 1));
+    return _mm_cmpeq_epi32(_mm_castps_si128(four), upper);
+  };
+  return static_cast<unsigned>(_mm_movemask_epi8(
+      _mm_packs_epi16(_mm_packs_epi32(uppers_equal(0), uppers_equal(2)), _mm_setzero_si128())));
+#else
+  unsigned equal = 0;
+  for (unsigned i = 0; i < kBucketEntries; ++i) {
+    const std::uint64_t entry = bucket.entries[i].load(std::memory_order_acquire);
+    equal |= static_cast<unsigned>((entry ^ tagged) <= kIndexMask) << i;
+  }
+  return equal;
+#endif
+}
 
 struct IndexStats {
   std::uint64_t recoveries = 0;  // locks taken over from a dead holder
@@ -78,14 +104,16 @@ class StripeIndex {
   // Calls visit(PageIndex) for each entry of this tag until it returns true. Page numbers are in range.
   template <typename Visit>
   bool for_each_candidate(const IndexPlace& place, Visit visit) const {
-    for (const std::uint64_t b : place.bucket) {
-      const IndexBucket& bucket = segment_.bucket(b);
-      for (const AtomicU64& slot : bucket.entries) {
-        const std::uint64_t entry = slot.load(std::memory_order_acquire);
-        if ((entry ^ place.tagged) > kIndexMask) continue;
-        const PageIndex page = page_in(entry);
-        if (segment_.has(page) && visit(page)) return true;
-      }
+    // Both buckets before the first branch: in which of them an entry stands cannot be predicted, that there is one can.
+    const IndexBucket* buckets[] = {&segment_.bucket(place.bucket[0]), &segment_.bucket(place.bucket[1])};
+    unsigned equal = entries_equal(*buckets[0], place.tagged) |
+                     entries_equal(*buckets[1], place.tagged) << kBucketEntries;
+    for (; equal != 0; equal &= equal - 1) {
+      const auto i = static_cast<unsigned>(std::countr_zero(equal));
+      const std::uint64_t entry =
+          buckets[i / kBucketEntries]->entries[i % kBucketEntries].load(std::memory_order_acquire);
+      const PageIndex page = page_in(entry);
+      if ((entry ^ place.tagged) <= kIndexMask && segment_.has(page) && visit(page)) return true;
     }
     return false;
   }
