@@ -15,7 +15,7 @@ namespace kvtrie {
 namespace {
 
 // A released sequence keeps its vectors for the next one, up to this.
-constexpr std::size_t kKeptBytesMax = 512 * 1024;
+constexpr std::size_t kKeptBytesMax = 2 * 1024 * 1024;
 
 // Empty vectors of a sensible size for the next sequence in this slot.
 void trim(Sequence& sequence) {
