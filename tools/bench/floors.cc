@@ -239,7 +239,7 @@ void run_floors(const Settings& settings, Report& report) {
     const std::uint32_t size = pages / part;
     const RandomLines lines(size);
     const std::vector<Candidate> candidates{
-        {"stream", "", "ns/page", [&] { return compared.plain_ns(size); }},
+        {"stream", "in the order of the prompt", "ns/page", [&] { return compared.plain_ns(size); }},
         {"stream, prefetched", "16 pages ahead", "ns/page", [&] { return compared.prefetched_ns(size); }},
         {"random lines, independent", "prefetched 16 ahead", "ns/line",
          [&] { return each_ns(size, [&] { keep(lines.independent()); }); }},
@@ -254,8 +254,8 @@ void run_floors(const Settings& settings, Report& report) {
       const Spread value = spread_of(rounds[i]);
       plot.series[i].points.push_back({static_cast<double>(size), value});
       if (size != pages) continue;
-      Row row{candidates[i].what, fmt::format("{} pages{}{}", size, candidates[i].setting[0] == 0 ? "" : ", ", candidates[i].setting),
-              value, candidates[i].unit};
+      const std::string setting = fmt::format("{} pages, {}", size, candidates[i].setting);
+      Row row{candidates[i].what, setting, value, candidates[i].unit};
       if (i > 0) {
         row.to = "stream";
         row.ratio = ratio_of(rounds[i], rounds[0]);
@@ -275,8 +275,8 @@ void run_floors(const Settings& settings, Report& report) {
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     report.add({candidates[i].what, candidates[i].setting, spread_of(rounds[i]), candidates[i].unit});
   }
-  report.note("stream: per page 16 bytes of the descriptor's header, its 64 bytes of tokens and the prompt's 64 bytes, by "
-              "plain 16-byte loads, pages in the order of the prompt");
+  report.note("stream: per page 16 bytes of the descriptor's header, its 64 bytes of tokens and the prompt's 64 bytes, "
+              "by plain 16-byte loads");
 }
 
 }  // namespace kvtrie::bench

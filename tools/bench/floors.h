@@ -23,15 +23,15 @@ inline constexpr std::size_t kFloorLineBytes = 64;
 
 // Reads what a full hit of these pages must compare: of each descriptor 16 bytes of the header (state, parent) and the
 // 64 bytes of its tokens, and the 64 bytes of the prompt's tokens; plain vector loads, no atomics. Page i of the prompt
-// has its tokens at tokens + 16 * i, its descriptor at descriptors + 128 * pages[i]. Returns 0 when each page is Live and has
-// these tokens.
+// has its tokens at tokens + 16 * i, its descriptor at descriptors + 128 * pages[i]. Returns 0 when each page is Live
+// and has these tokens; the parent is loaded with the state and not looked at.
 std::uint64_t stream(const std::byte* descriptors, std::span<const std::uint32_t> pages, const std::uint32_t* tokens);
 // The same, with both lines of the descriptor prefetched 16 pages ahead.
 std::uint64_t stream_prefetched(const std::byte* descriptors, std::span<const std::uint32_t> pages,
                                 const std::uint32_t* tokens);
 
-// Lines of 64 bytes, each with the number of another in its first word: one cycle through all, in an
-// order that nothing foresees.
+// Lines of 64 bytes, each with the number of another in its first word: one cycle through all, in an order that nothing
+// foresees.
 class RandomLines {
  public:
   explicit RandomLines(std::uint32_t count);

@@ -75,7 +75,8 @@ struct Cases {
 
 Cases make_cases(const Corpus& corpus, bool quick) {
   Cases cases;
-  const auto middle = std::ranges::find_if(corpus, [](const auto& prompt) { return prompt.pages.size() < kLongPages; });
+  const auto middle =
+      std::ranges::find_if(corpus, [](const auto& prompt) { return prompt.pages.size() < kLongPages; });
   cases.misses.reserve(corpus.size());
   const auto add = [&](auto first, auto last, std::size_t misses, std::size_t hits_a_round) {
     const auto pages = static_cast<std::uint32_t>(first->pages.size());
@@ -130,7 +131,8 @@ double ask(const Peer& peer, Lookup& lookup, const Case& asked, std::size_t firs
     }
   });
   if (found != expected) {
-    throw std::runtime_error(fmt::format("{}, {}: {} pages found, not {}", peer.name(), asked.setting, found, expected));
+    throw std::runtime_error(
+        fmt::format("{}, {}: {} pages found, not {}", peer.name(), asked.setting, found, expected));
   }
   return ns / 1e3 / static_cast<double>(asked.each_round);
 }
@@ -148,7 +150,7 @@ void measure(const Peers& peers, const Corpus& corpus, const Cases& cases, std::
   for (const Case& asked : cases.all) {
     std::vector<std::function<double()>> candidates;
     for (std::size_t i = 0; i < lookups.size(); ++i) {
-      // All are asked for the same prompts in a round, and each process for others. They come again when all were there.
+      // All are asked for the same prompts in a round, each process for others; these come again when all were there.
       candidates.emplace_back([&, i, first = asked.prompts.size() * member.index() / member.count()]() mutable {
         member.meet();
         const double us = ask(*peers.built[i], *lookups[i], asked, first, pages);
@@ -191,7 +193,7 @@ void report_memory(const Peers& peers, const Corpus& corpus, const std::vector<d
 }  // namespace
 
 void run_peers(const Settings& settings, Report& report) {
-  if (settings.pages < 2 * kLongPages) throw std::runtime_error("peers: --pages is too small for prompts of 2048 pages");
+  if (settings.pages < 2 * kLongPages) throw std::runtime_error("peers: too few pages for prompts of 2048");
   replay::Signals signals;
   const WorkDirectory directory;
   Corpus corpus = make_corpus(settings.pages);
@@ -218,7 +220,7 @@ void run_peers(const Settings& settings, Report& report) {
         const std::vector<double> us = mean(figures, from, settings.rounds);
         if (i == 0) of_kvtrie = us;
         Row row{peers.built[i]->name(),
-                fmt::format("{}, {}", asked.setting, processes == 1 ? "1 process" : fmt::format("{} processes", processes)),
+                fmt::format("{}, {} {}", asked.setting, processes, processes == 1 ? "process" : "processes"),
                 spread_of(us), "us/prompt"};
         if (i > 0) {
           row.to = "kvtrie";
@@ -233,9 +235,11 @@ void run_peers(const Settings& settings, Report& report) {
     if (processes == kProcessesMax) report_memory(peers, corpus, figures[0], report);
   }
   report.plot(std::move(plot));
-  report.note(fmt::format("{} pages of {} tokens, all cached, half in prompts of {} pages and half in prompts of {}; random tokens, "
-                          "no shared prefixes; with several processes the mean of their times, each asks for other prompts",
-                          pages_of(corpus), kTokensPerPage, kLongPages, kShortPages));
+  report.note(fmt::format(
+      "{} pages of {} tokens, all cached, half in prompts of {} pages and half in prompts of {}; random tokens, no "
+      "shared prefixes; with several processes the mean of their times, each asks for other prompts. Hash tables and tree "
+      "are each process's own, as in engines: what one has cached the others do not find",
+      pages_of(corpus), kTokensPerPage, kLongPages, kShortPages));
   for (const auto& peer : peers.built) report.note(fmt::format("{}: {}", peer->name(), peer->configuration()));
   for (const std::string& missing : peers.missing) report.note(missing);
 }

@@ -16,7 +16,7 @@ namespace kvtrie::bench {
 
 // kvtrie itself, by its plugin. Caches the prompts and notes their pages, so it is made first.
 std::unique_ptr<Peer> make_kvtrie(const Settings& settings, replay::Signals& signals, Corpus& corpus);
-// In each process's own memory, keyed by the chained hash. `exact`: the entry has the page's tokens, and they are compared.
+// In each process's own memory, keyed by the chained hash. `exact`: entries have their tokens, which are compared.
 std::unique_ptr<Peer> make_absl_map(const Corpus& corpus, bool exact);
 std::unique_ptr<Peer> make_std_map(const Corpus& corpus, bool exact);
 std::unique_ptr<Peer> make_radix_tree(const Corpus& corpus);

@@ -24,9 +24,9 @@ class KvtrieLookup : public Lookup {
     kvtrie_begin_result result{};
     result.size = sizeof result;
     kvtrie_sequence sequence{};
-    plugin_.expect(plugin_->begin(attachment_.worker(), name_space_, tokens.data(), tokens.size(), nullptr, &result,
-                                  &sequence),
-                   "begin");
+    const kvtrie_code code = plugin_->begin(attachment_.worker(), name_space_, tokens.data(), tokens.size(), nullptr,
+                                            &result, &sequence);
+    plugin_.expect(code, "begin");
     if (result.cached_pages > 0) {
       plugin_.expect(plugin_->get_pages(sequence, 0, result.cached_pages, pages), "get_pages");
     }
@@ -68,8 +68,8 @@ class KvtriePeer : public Peer {
   }
   std::string name() const override { return "kvtrie"; }
   std::string configuration() const override {
-    return "begin, get_pages, release through the plugin; tokens are compared; between begin and release what was found "
-           "is protected; one segment for all processes, as kvtried makes it, for 64 workers";
+    return "begin, get_pages, release through the plugin; tokens are compared; what was found is protected until "
+           "release; one segment for all processes, as kvtried makes it, for 64 workers";
   }
   std::unique_ptr<Lookup> open() const override { return std::make_unique<KvtrieLookup>(plugin_, cache_); }
   std::optional<double> shared_bytes() const override {

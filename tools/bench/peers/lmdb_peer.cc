@@ -77,7 +77,8 @@ class LmdbLookup : public Lookup {
 
 class LmdbPeer : public Peer {
  public:
-  LmdbPeer(const Corpus& corpus, const std::string& directory) : directory_(directory + "/lmdb"), pages_(pages_of(corpus)) {
+  LmdbPeer(const Corpus& corpus, const std::string& directory)
+      : directory_(directory + "/lmdb"), pages_(pages_of(corpus)) {
     std::filesystem::create_directory(directory_);
     std::vector<std::pair<std::uint64_t, std::uint32_t>> entries;
     entries.reserve(pages_);
@@ -114,10 +115,10 @@ class LmdbPeer : public Peer {
   std::string name() const override { return "LMDB"; }
   std::string configuration() const override {
     return fmt::format(
-        "version {}.{}.{}; file in memory, written sorted with MDB_APPEND; key: the chained hash with MDB_INTEGERKEY (native order), "
-        "value: 4 bytes; the hash decides; MDB_RDONLY, MDB_NOTLS and one transaction that is reset and renewed for each "
-        "prompt (its documentation: saves allocation and the lock of the reader table); one mdb_get a page, until one "
-        "is not there",
+        "version {}.{}.{}; file in memory, written sorted with MDB_APPEND; key: the chained hash with MDB_INTEGERKEY "
+        "(native order), value: 4 bytes; the hash decides; MDB_RDONLY, MDB_NOTLS and one transaction that is reset and "
+        "renewed for each prompt (its documentation: saves allocation and the lock of the reader table); one mdb_get a "
+        "page, until one is not there",
         MDB_VERSION_MAJOR, MDB_VERSION_MINOR, MDB_VERSION_PATCH);
   }
   std::unique_ptr<Lookup> open() const override { return std::make_unique<LmdbLookup>(directory_, pages_); }

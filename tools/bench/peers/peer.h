@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Other ways to find the longest cached prefix of a prompt, behind one interface, so that all answer the same questions.
+// Ways to find the longest cached prefix of a prompt, behind one interface, so that all answer the same questions.
 #pragma once
 
 #include <cstdint>

@@ -124,9 +124,9 @@ class RedisPeer : public Peer {
   std::string name() const override { return "Redis"; }
   std::string configuration() const override {
     return fmt::format(
-        "version {}, a server of its own on a Unix socket, nothing persistent, else as it comes; hiredis; one MGET of all pages of the "
-        "prompt; key: the chained hash, value: 4 bytes; the hash decides. It has to be asked for all pages to find how "
-        "many there are: a miss costs what a hit costs",
+        "version {}, a server of its own on a Unix socket, nothing persistent, else as it comes (one thread: its "
+        "documentation wants 4 cores for more); hiredis; one MGET of all pages of the prompt, whatever is cached; key: "
+        "the chained hash, value: 4 bytes; the hash decides",
         version_);
   }
   std::unique_ptr<Lookup> open() const override { return std::make_unique<RedisLookup>(socket_); }

@@ -40,8 +40,9 @@ void serve(const Corpus& corpus, const std::string& address, int ready) {
   for (;;) {
     if (!socket.recv(request)) continue;
     const std::span<const std::uint32_t> tokens(request.data<std::uint32_t>(), request.size() / sizeof(std::uint32_t));
-    // Longer prompts than cached ones are nobody's here; their end is not looked for.
-    const std::uint32_t found = lookup.find(tokens.first(std::min(tokens.size(), pages.size() * kTokensPerPage)), pages.data());
+    // What is longer than all that is cached has an end that is not.
+    const std::size_t asked = std::min(tokens.size(), pages.size() * kTokensPerPage);
+    const std::uint32_t found = lookup.find(tokens.first(asked), pages.data());
     socket.send(zmq::buffer(&found, sizeof found), zmq::send_flags::none);
   }
 }
@@ -57,7 +58,8 @@ class ZeroMqLookup : public Lookup {
   std::uint32_t find(std::span<const std::uint32_t> tokens, std::uint32_t*) override {
     std::uint32_t found = 0;
     const zmq::mutable_buffer answer(&found, sizeof found);
-    if (!socket_.send(zmq::buffer(tokens.data(), tokens.size_bytes()), zmq::send_flags::none) || !socket_.recv(answer)) {
+    const zmq::const_buffer request = zmq::buffer(tokens.data(), tokens.size_bytes());
+    if (!socket_.send(request, zmq::send_flags::none) || !socket_.recv(answer)) {
       throw std::runtime_error("ZeroMQ: the server did not answer");
     }
     return found;
@@ -100,9 +102,9 @@ class ZeroMqPeer : public Peer {
   std::string configuration() const override {
     const auto [major, minor, patch] = zmq::version();
     return fmt::format(
-        "version {}.{}.{}, ipc://, REQ and REP, one I/O thread on each side, all token ids of the prompt in the message as they "
-        "are; the server, in C++ with one thread, hashes them and looks up in an absl::flat_hash_map; the hash decides; it "
-        "answers how many pages there are, not which",
+        "version {}.{}.{}, ipc://, REQ and REP, one I/O thread on each side, all token ids of the prompt in the "
+        "message as they are; the server, in C++ with one thread, hashes them and looks up in an absl::flat_hash_map; the hash "
+        "decides; it answers how many pages there are, not which",
         major, minor, patch);
   }
   std::unique_ptr<Lookup> open() const override { return std::make_unique<ZeroMqLookup>(address_); }
