@@ -28,8 +28,8 @@ class RadixPeer : public Peer {
   std::string name() const override { return "radix tree"; }
   std::string configuration() const override {
     return "path-compressed, in C++; a prompt without branches is one node with its tokens and pages in arrays, "
-           "children by their first page; tokens are compared; a copy in each process; looked up only: what was found is not "
-           "protected";
+           "children by their first page; tokens are compared; a copy in each process; looked up only: what was found "
+           "is not protected";
   }
   std::unique_ptr<Lookup> open() const override { return std::make_unique<RadixLookup>(corpus_); }
 
