@@ -103,8 +103,8 @@ class ZeroMqPeer : public Peer {
     const auto [major, minor, patch] = zmq::version();
     return fmt::format(
         "version {}.{}.{}, ipc://, REQ and REP, one I/O thread on each side, all token ids of the prompt in the "
-        "message, as they are; the server, in C++ with one thread, hashes them and looks up in an absl::flat_hash_map; the hash "
-        "decides; it answers how many pages there are, not which",
+        "message, as they are; the server, in C++ with one thread, hashes them and looks up in an "
+        "absl::flat_hash_map; the hash decides; it answers how many pages there are, not which",
         major, minor, patch);
   }
   std::unique_ptr<Lookup> open() const override { return std::make_unique<ZeroMqLookup>(address_); }
