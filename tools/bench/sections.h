@@ -25,7 +25,9 @@ struct Settings {
 };
 
 // Each throws std::runtime_error with what went wrong.
+void run_floors(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
+void run_peers(const Settings& settings, Report& report);
 void run_reap(const Settings& settings, Report& report);
 
 }  // namespace kvtrie::bench
