@@ -5,8 +5,9 @@
 //
 //   call_operations PLUGIN DIRECTORY CACHE
 //
-// Each is done often between two marks that strace shows: a write to no descriptor, of the operation's name and of "end".
-// The last makes system calls, so that who looks can see that he would see them.
+// Each is done often between two marks that strace shows: a write to no descriptor, of the
+// operation's name and of "end". The last makes system calls, so that who looks can see that he
+// would see them.
 
 #include <unistd.h>
 
@@ -26,12 +27,15 @@ void mark(const char* text) {
   if (::write(-1, text, std::strlen(text)) == 0) throw std::runtime_error("wrote to no descriptor");
 }
 
-// Done before, so that nothing is first: memory of the C library's heap that such a call needs is there.
+// Done before, so that nothing is first: memory of the C library's heap that such a call needs is
+// there.
 template <typename Once>
 void operation(const char* name, Once once) {
-  for (unsigned i = 0; i < 4; ++i) once();
+  for (unsigned i = 0; i < 4; ++i)
+    once();
   mark(name);
-  for (unsigned i = 0; i < kTimes; ++i) once();
+  for (unsigned i = 0; i < kTimes; ++i)
+    once();
   mark("end");
 }
 
@@ -48,7 +52,8 @@ void run(const char* plugin, const char* directory, const char* cache) {
   std::vector<std::uint64_t> hashes(kPromptPages);
   calls.hash(cached, hashes);
   std::vector<Tokens> fresh;
-  for (std::uint32_t i = 0; i < 4 + kTimes; ++i) fresh.push_back(prompt(100 + i, 16));
+  for (std::uint32_t i = 0; i < 4 + kTimes; ++i)
+    fresh.push_back(prompt(100 + i, 16));
   std::size_t next = 0;
 
   operation("begin, hit", [&] { calls.hit(cached); });

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The hot operations, each some times between two requests to callgrind, which writes a file for each (count_instructions
-// reads them):
+// The hot operations, each some times between two requests to callgrind, which writes a file for
+// each (count_instructions reads them):
 //
 //   valgrind --tool=callgrind --instr-atstart=no --collect-atstart=no count_operations PLUGIN
 //
-// One process, one thread, no coordinator; hash secret, clock and prompts are always the same, so the counts are, too.
-// First it prints what they depend on.
+// One process, one thread, no coordinator; hash secret, clock and prompts are always the same, so
+// the counts are, too. First it prints what they depend on.
 
 #include <fmt/format.h>
 #include <gnu/libc-version.h>
@@ -40,7 +40,8 @@ constexpr std::uint64_t kEvicted = 4096;
 
 FileDescriptor nameless(std::uint64_t bytes) {
   FileDescriptor fd(::memfd_create("kvtrie-counted", MFD_CLOEXEC));
-  if (!fd.open() || ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) throw std::runtime_error("no memory");
+  if (!fd.open() || ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0)
+    throw std::runtime_error("no memory");
   return fd;
 }
 
@@ -68,7 +69,8 @@ class CountedCache {
     segment_ = std::make_unique<Segment>(std::move(*built));
     const NamespaceField field{"model", "hot path"};
     const Result<std::string> text = canonical_fields({&field, 1});
-    if (!text || !NamespaceTable(*segment_).open(*text, "hot path")) throw std::runtime_error("namespace");
+    if (!text || !NamespaceTable(*segment_).open(*text, "hot path"))
+      throw std::runtime_error("namespace");
   }
 
   const Segment& segment() const { return *segment_; }
@@ -86,7 +88,8 @@ class CountedCache {
     grant.pool_bytes = pool_bytes(geometry_);
     grant.cache_id[0] = segment_->superblock().cache_id[0];
     kvtrie_worker worker{};
-    if (library.find<decltype(kvtrie_attach_counted)>("kvtrie_attach_counted")(grant, &worker) != KVTRIE_OK) {
+    if (library.find<decltype(kvtrie_attach_counted)>("kvtrie_attach_counted")(grant, &worker) !=
+        KVTRIE_OK) {
       throw std::runtime_error(library.api().last_error());
     }
     return worker;
@@ -99,23 +102,26 @@ class CountedCache {
   std::unique_ptr<Segment> segment_;
 };
 
-// `once` is done `times` times; each is `units` pages or calls. It has been done before, so nothing is first.
-void count(const std::string& name, const char* unit, unsigned times, double units, const std::function<void()>& once) {
+// `once` is done `times` times; each is `units` pages or calls. It has been done before, so nothing
+// is first.
+void count(const std::string& name, const char* unit, unsigned times, double units,
+           const std::function<void()>& once) {
   once();
   once();
   CALLGRIND_START_INSTRUMENTATION;
   once();  // instrumented code is made anew
   CALLGRIND_ZERO_STATS;
   CALLGRIND_TOGGLE_COLLECT;
-  for (unsigned i = 0; i < times; ++i) once();
+  for (unsigned i = 0; i < times; ++i)
+    once();
   CALLGRIND_TOGGLE_COLLECT;
   const std::string label = fmt::format("{} {} {}", name, unit, times * units);
   CALLGRIND_DUMP_STATS_AT(label.c_str());
   CALLGRIND_STOP_INSTRUMENTATION;
 }
 
-// Caches the prompt in pages that stand in no order: all free pages are somebody's, and one after the other is given
-// back.
+// Caches the prompt in pages that stand in no order: all free pages are somebody's, and one after
+// the other is given back.
 void cache_scattered(const PluginCalls& calls, const Tokens& tokens) {
   kvtrie_sequence hoarder{};
   (void)calls.begin({}, hoarder);
@@ -126,12 +132,15 @@ void cache_scattered(const PluginCalls& calls, const Tokens& tokens) {
   for (std::uint32_t step = kPages; step > 0; step /= 2) {
     std::uint32_t have = 0;
     calls.must(calls.api().page_count(others, &have), "page_count");
-    while (calls.api().allocate(others, std::size_t{have + step} * kTokensPerPage, nullptr) == KVTRIE_OK) have += step;
+    while (calls.api().allocate(others, std::size_t{have + step} * kTokensPerPage, nullptr) ==
+           KVTRIE_OK)
+      have += step;
   }
   kvtrie_sequence sequence{};
   (void)calls.begin(tokens, sequence);
   for (std::uint32_t i = 0; i < pages; ++i) {
-    const std::uint32_t position = (i * 1597 % pages) * 2;  // 1597 and a power of two have no divisor in common
+    const std::uint32_t position =
+        (i * 1597 % pages) * 2;  // 1597 and a power of two have no divisor in common
     calls.must(calls.api().give_back(hoarder, position, 1), "give_back");
     calls.allocate(sequence, std::size_t{i + 1} * kTokensPerPage);
   }
@@ -141,7 +150,8 @@ void cache_scattered(const PluginCalls& calls, const Tokens& tokens) {
   for (std::uint32_t i = 1; i < pages; ++i) {
     if (at[i] == at[i - 1] + 1) throw std::runtime_error("scattered pages stand in a row");
   }
-  for (const kvtrie_sequence each : {sequence, hoarder, others}) calls.release(each);
+  for (const kvtrie_sequence each : {sequence, hoarder, others})
+    calls.release(each);
 }
 
 // Behind each page a second one is cached later, so that neither neighbours nor hints lead on.
@@ -186,14 +196,18 @@ void run(const char* plugin) {
   calls.release(parent);
 
   std::vector<Tokens> prompts;
-  for (std::uint32_t i = 0; i < 16; ++i) prompts.push_back(prompt(100 + i, kShortPages));
+  for (std::uint32_t i = 0; i < 16; ++i)
+    prompts.push_back(prompt(100 + i, kShortPages));
   std::size_t next = 0;
-  count("allocate_publish_release", "page", 8, kShortPages, [&] { calls.cache(prompts.at(next++)); });
+  count("allocate_publish_release", "page", 8, kShortPages,
+        [&] { calls.cache(prompts.at(next++)); });
 
-  for (std::uint32_t i = 0; i < 16; ++i) calls.cache(prompt(200 + i, kShortPages));
+  for (std::uint32_t i = 0; i < 16; ++i)
+    calls.cache(prompt(200 + i, kShortPages));
   Evictor evictor(cache.segment());
   const auto evict = [&](std::uint64_t wanted) {
-    const EvictReport report = evictor.evict(wanted, [] { return false; }, [](double) {});
+    const EvictReport report = evictor.evict(
+        wanted, [] { return false; }, [](double) {});
     if (report.evicted != wanted) throw std::runtime_error("evict: not as many as there are");
   };
   std::uint64_t wanted = 64;  // twice, then once to make the code, then what is counted

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// C9 and C10 by strace: lookups make no system call, and neither do allocation, publishing and release when nobody must be
-// woken, no stripe is contended and free pages remain. The plugin is the one as shipped, its coordinator a real kvtried.
+// C9 and C10 by strace: lookups make no system call, and neither do allocation, publishing and
+// release when nobody must be woken, no stripe is contended and free pages remain. The plugin is
+// the one as shipped, its coordinator a real kvtried.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -40,7 +41,9 @@ CallsByOperation calls_in(const std::string& trace_file) {
 
 class NoSystemCallTest : public testing::Test {
  protected:
-  NoSystemCallTest() : daemon_(cache_, {"--pages", "6144", "--page-bytes", "256", "--workers", "4", "--metrics", "off"}) {}
+  NoSystemCallTest()
+      : daemon_(cache_,
+                {"--pages", "6144", "--page-bytes", "256", "--workers", "4", "--metrics", "off"}) {}
   void SetUp() override {
     ASSERT_TRUE(daemon_.ready()) << daemon_.err();
     if (std::system("strace -V > /dev/null 2>&1") != 0) GTEST_SKIP() << "strace is not installed";
@@ -53,7 +56,8 @@ class NoSystemCallTest : public testing::Test {
 
 TEST_F(NoSystemCallTest, OfHotOperationsAsStraceSeesThem) {
   const std::string trace = cache_.directory() + "/trace";
-  const std::string command = "strace -f -s 64 -o " + trace + " " KVTRIE_TEST_OPERATIONS " " KVTRIE_TEST_PLUGIN " " +
+  const std::string command = "strace -f -s 64 -o " + trace +
+                              " " KVTRIE_TEST_OPERATIONS " " KVTRIE_TEST_PLUGIN " " +
                               cache_.directory() + " " + cache_.name();
   if (std::system(("strace -f -o " + trace + " true > /dev/null 2>&1").c_str()) != 0) {
     GTEST_SKIP() << "strace does not work here";
@@ -61,10 +65,12 @@ TEST_F(NoSystemCallTest, OfHotOperationsAsStraceSeesThem) {
   ASSERT_EQ(std::system(command.c_str()), 0);
   CallsByOperation calls = calls_in(trace);
   const std::vector<std::string> seen = calls["allocate, waits"];
-  EXPECT_THAT(seen, testing::Contains(testing::HasSubstr("futex"))) << "a wait for pages is a system call";
+  EXPECT_THAT(seen, testing::Contains(testing::HasSubstr("futex")))
+      << "a wait for pages is a system call";
   calls.erase("allocate, waits");
   EXPECT_EQ(calls.size(), 10U);
-  for (const auto& [operation, made] : calls) EXPECT_THAT(made, testing::IsEmpty()) << operation;
+  for (const auto& [operation, made] : calls)
+    EXPECT_THAT(made, testing::IsEmpty()) << operation;
 }
 
 }  // namespace

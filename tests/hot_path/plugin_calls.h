@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The plugin as an engine calls it, for programs that are looked at from outside (valgrind, strace): loaded by dlopen,
-// nothing between the call and the program. What goes wrong throws std::runtime_error.
+// The plugin as an engine calls it, for programs that are looked at from outside (valgrind,
+// strace): loaded by dlopen, nothing between the call and the program. What goes wrong throws
+// std::runtime_error.
 #pragma once
 
 #include <dlfcn.h>
@@ -61,14 +62,16 @@ class PluginCalls {
   // Prompts of different numbers have no page in common.
   static Tokens prompt(std::uint32_t number, std::uint32_t pages) {
     Tokens tokens(std::size_t{pages} * kTokensPerPage);
-    for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = number << 20 | static_cast<std::uint32_t>(i);
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      tokens[i] = number << 20 | static_cast<std::uint32_t>(i);
     return tokens;
   }
 
   // Pages that were cached.
   std::uint32_t begin(const Tokens& tokens, kvtrie_sequence& sequence) const {
     auto result = sized<kvtrie_begin_result>();
-    must(api_.begin(worker_, space_, tokens.data(), tokens.size(), nullptr, &result, &sequence), "begin");
+    must(api_.begin(worker_, space_, tokens.data(), tokens.size(), nullptr, &result, &sequence),
+         "begin");
     return result.cached_pages;
   }
   void allocate(kvtrie_sequence sequence, std::size_t tokens) const {
@@ -84,7 +87,8 @@ class PluginCalls {
   // begin and release, of which `pages` must have been cached.
   void look_up(const Tokens& tokens, std::size_t pages) const {
     kvtrie_sequence sequence{};
-    if (begin(tokens, sequence) != pages) throw std::runtime_error("begin: not the pages that are cached");
+    if (begin(tokens, sequence) != pages)
+      throw std::runtime_error("begin: not the pages that are cached");
     release(sequence);
   }
   void hit(const Tokens& tokens) const { look_up(tokens, tokens.size() / kTokensPerPage); }
@@ -104,19 +108,23 @@ class PluginCalls {
   void probe(const Tokens& tokens, std::size_t pages) const {
     auto result = sized<kvtrie_probe_result>();
     must(api_.probe(worker_, space_, tokens.data(), tokens.size(), &result), "probe");
-    if (result.cached_pages != pages) throw std::runtime_error("probe: not the pages that are cached");
+    if (result.cached_pages != pages)
+      throw std::runtime_error("probe: not the pages that are cached");
   }
   // Into `hashes`, which has room for them.
   void hash(const Tokens& tokens, std::vector<std::uint64_t>& hashes) const {
     std::size_t count = 0;
-    must(api_.hash_tokens(worker_, space_, tokens.data(), tokens.size(), hashes.data(), hashes.size(), &count),
+    must(api_.hash_tokens(worker_, space_, tokens.data(), tokens.size(), hashes.data(),
+                          hashes.size(), &count),
          "hash_tokens");
-    if (count != hashes.size()) throw std::runtime_error("hash_tokens: not the hashes of the pages");
+    if (count != hashes.size())
+      throw std::runtime_error("hash_tokens: not the hashes of the pages");
   }
   void probe_hashes(const std::vector<std::uint64_t>& hashes, std::size_t pages) const {
     auto result = sized<kvtrie_probe_result>();
     must(api_.probe_hashes(worker_, space_, hashes.data(), hashes.size(), &result), "probe_hashes");
-    if (result.cached_pages != pages) throw std::runtime_error("probe_hashes: not the pages that are cached");
+    if (result.cached_pages != pages)
+      throw std::runtime_error("probe_hashes: not the pages that are cached");
   }
 
   const kvtrie_api& api() const { return api_; }
@@ -126,7 +134,8 @@ class PluginCalls {
  private:
   static void must(const kvtrie_api& api, kvtrie_code code, const char* what) {
     if (code == KVTRIE_OK) return;
-    throw std::runtime_error(std::string(what) + ": " + api.code_name(code) + ": " + api.last_error());
+    throw std::runtime_error(std::string(what) + ": " + api.code_name(code) + ": " +
+                             api.last_error());
   }
   static kvtrie_worker attached(const kvtrie_api& api, const char* directory, const char* cache) {
     auto where = sized<kvtrie_attach_options>();

@@ -4,8 +4,10 @@
 // One worker of two whose memory accesses are compared (written_lines_test.cc):
 //
 //   trace_operations PLUGIN DIRECTORY CACHE cache     caches the prompt, and ends
-//   trace_operations PLUGIN DIRECTORY CACHE           says "ready"; when it is told a tick, does each phase; then says
-//                                                     where it has the segment, and "done"; ends with its input
+//   trace_operations PLUGIN DIRECTORY CACHE           says "ready"; when it is told a tick, does
+//   each phase; then says
+//                                                     where it has the segment, and "done"; ends
+//                                                     with its input
 
 #include <sys/mman.h>
 
@@ -26,7 +28,8 @@ constexpr std::uint32_t kPromptPages = 64;
 
 volatile char* phase_marks() {
   void* const wanted = reinterpret_cast<void*>(kPhaseMarks);
-  if (::mmap(wanted, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != wanted) {
+  if (::mmap(wanted, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+             0) != wanted) {
     throw std::runtime_error("no memory for the marks");
   }
   return static_cast<volatile char*>(wanted);
@@ -35,7 +38,8 @@ volatile char* phase_marks() {
 void say_where(const char* cache) {
   std::ifstream maps("/proc/self/maps");
   for (std::string line; std::getline(maps, line);) {
-    if (line.find("/" + segment_object_name(cache)) != std::string::npos) std::printf("segment %s\n", line.c_str());
+    if (line.find("/" + segment_object_name(cache)) != std::string::npos)
+      std::printf("segment %s\n", line.c_str());
   }
 }
 
@@ -82,7 +86,8 @@ void run(const char* plugin, const char* directory, const char* cache, bool only
 }  // namespace kvtrie::test
 
 int main(int argc, char** argv) try {
-  if (argc != 4 && argc != 5) throw std::runtime_error("usage: trace_operations PLUGIN DIRECTORY CACHE [cache]");
+  if (argc != 4 && argc != 5)
+    throw std::runtime_error("usage: trace_operations PLUGIN DIRECTORY CACHE [cache]");
   kvtrie::test::run(argv[1], argv[2], argv[3], argc == 5);
   return 0;
 } catch (const std::exception& error) {

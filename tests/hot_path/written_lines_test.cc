@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// C9: apart from the touch of the deepest page, at most once a tick, hits of different processes write no common cache
-// line. Two workers hit the same prompt, with the plugin as it is shipped, under valgrind's lackey, which shows every
-// load and store with its address; the lines of the segment are compared. Nor does one read what the other wrote.
+// C9: apart from the touch of the deepest page, at most once a tick, hits of different processes
+// write no common cache line. Two workers hit the same prompt, with the plugin as it is shipped,
+// under valgrind's lackey, which shows every load and store with its address; the lines of the
+// segment are compared. Nor does one read what the other wrote.
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
+#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string_view>
 #include <thread>
 
@@ -36,7 +41,8 @@ struct Accesses {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> stores;
 };
 
-// Reads lackey's lines as they come: "I  0401ab70,3", " L 1fff000698,8", " S ...", " M ..." (load and store).
+// Reads lackey's lines as they come: "I  0401ab70,3", " L 1fff000698,8", " S ...", " M ..." (load
+// and store).
 class TraceReader {
  public:
   void take(std::string_view line) {
@@ -45,7 +51,9 @@ class TraceReader {
     std::uint64_t bytes = 0;
     const char* const end = line.data() + line.size();
     const auto [comma, error] = std::from_chars(line.data() + 3, end, address, 16);
-    if (error != std::errc{} || comma == end || std::from_chars(comma + 1, end, bytes).ec != std::errc{}) return;
+    if (error != std::errc{} || comma == end ||
+        std::from_chars(comma + 1, end, bytes).ec != std::errc{})
+      return;
     const bool loads = line[1] != 'S';
     const bool stores = line[1] != 'L';
     if (stores && address >= kPhaseMarks && address < kPhaseMarks + kPhases) {
@@ -82,13 +90,16 @@ class TracedWorker {
     if (pid_ == 0) {
       ::dup2(input_.read.get(), STDIN_FILENO);
       ::dup2(output_.write.get(), STDOUT_FILENO);
-      const int log = ::fcntl(log_.write.get(), F_DUPFD, kLog + 1);  // dup2 onto itself would keep close-on-exec
+      const int log = ::fcntl(log_.write.get(), F_DUPFD,
+                              kLog + 1);  // dup2 onto itself would keep close-on-exec
       ::dup2(log, kLog);
-      ::execlp("valgrind", "valgrind", "--tool=lackey", "--trace-mem=yes", "--log-fd=3", KVTRIE_TEST_OPERATIONS,
-               KVTRIE_TEST_PLUGIN, cache.directory().c_str(), cache.name().c_str(), nullptr);
+      ::execlp("valgrind", "valgrind", "--tool=lackey", "--trace-mem=yes", "--log-fd=3",
+               KVTRIE_TEST_OPERATIONS, KVTRIE_TEST_PLUGIN, cache.directory().c_str(),
+               cache.name().c_str(), nullptr);
       ::_exit(127);
     }
-    for (FileDescriptor* theirs : {&input_.read, &output_.write, &log_.write}) *theirs = FileDescriptor();
+    for (FileDescriptor* theirs : {&input_.read, &output_.write, &log_.write})
+      *theirs = FileDescriptor();
     reader_ = std::thread([this] { read_log(); });
   }
   TracedWorker(const TracedWorker&) = delete;
@@ -109,7 +120,8 @@ class TracedWorker {
     return true;
   }
   void tell(const std::string& text) const {
-    EXPECT_EQ(::write(input_.write.get(), text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    EXPECT_EQ(::write(input_.write.get(), text.data(), text.size()),
+              static_cast<ssize_t>(text.size()));
   }
   // Wait status. What it did is known then.
   int end() {
@@ -125,7 +137,8 @@ class TracedWorker {
   Lines read(Phase phase) const { return lines(trace_.of(phase).loads); }
   PageIndex deepest() const {
     const std::size_t at = said_.find("deepest ");
-    return {at == std::string::npos ? 0 : static_cast<std::uint32_t>(std::stoul(said_.substr(at + 8)))};
+    return {at == std::string::npos ? 0
+                                    : static_cast<std::uint32_t>(std::stoul(said_.substr(at + 8)))};
   }
 
  private:
@@ -135,7 +148,8 @@ class TracedWorker {
     for (ssize_t got = 0; (got = ::read(log_.read.get(), buffer.data(), buffer.size())) > 0;) {
       kept.append(buffer.data(), static_cast<std::size_t>(got));
       std::size_t first = 0;
-      for (std::size_t end = 0; (end = kept.find('\n', first)) != std::string::npos; first = end + 1) {
+      for (std::size_t end = 0; (end = kept.find('\n', first)) != std::string::npos;
+           first = end + 1) {
         trace_.take(std::string_view(kept).substr(first, end - first));
       }
       kept.erase(0, first);
@@ -149,10 +163,12 @@ class TracedWorker {
       unsigned long first = 0;
       unsigned long last = 0;
       unsigned long offset = 0;
-      if (std::sscanf(line.c_str(), "segment %lx-%lx %*s %lx", &first, &last, &offset) != 3) continue;
+      if (std::sscanf(line.c_str(), "segment %lx-%lx %*s %lx", &first, &last, &offset) != 3)
+        continue;
       for (const auto& [begin, end] : accesses) {
         if (begin < first || begin >= last) continue;
-        for (std::uint64_t at = begin; at < end; ++at) found.insert((at - first + offset) / kLineBytes);
+        for (std::uint64_t at = begin; at < end; ++at)
+          found.insert((at - first + offset) / kLineBytes);
       }
     }
     return found;
@@ -174,11 +190,12 @@ Lines common(const Lines& some, const Lines& others) {
 class WrittenLinesTest : public testing::Test {
  protected:
   WrittenLinesTest()
-      : daemon_(cache_, {"--pages", "4096", "--page-bytes", "64", "--workers", "4", "--metrics", "off", "--clock", "driven",
-                         "--tick-ns", "1000000"}) {}
+      : daemon_(cache_, {"--pages", "4096", "--page-bytes", "64", "--workers", "4", "--metrics",
+                         "off", "--clock", "driven", "--tick-ns", "1000000"}) {}
   void SetUp() override {
     ASSERT_TRUE(daemon_.ready()) << daemon_.err();
-    if (std::system("valgrind --version > /dev/null 2>&1") != 0) GTEST_SKIP() << "valgrind is not installed";
+    if (std::system("valgrind --version > /dev/null 2>&1") != 0)
+      GTEST_SKIP() << "valgrind is not installed";
   }
   void TearDown() override { EXPECT_EQ(daemon_.stop(), 0) << daemon_.err(); }
 
@@ -198,7 +215,8 @@ std::string place_of(const SegmentLayout& layout, std::uint64_t line) {
 }
 
 TEST_F(WrittenLinesTest, HitsOfTwoProcessesShareTheTouchAlone) {
-  const std::string fill = KVTRIE_TEST_OPERATIONS " " KVTRIE_TEST_PLUGIN " " + cache_.directory() + " " + cache_.name() + " cache";
+  const std::string fill = KVTRIE_TEST_OPERATIONS " " KVTRIE_TEST_PLUGIN " " + cache_.directory() +
+                           " " + cache_.name() + " cache";
   ASSERT_EQ(std::system(fill.c_str()), 0);
   TracedWorker one(cache_);
   TracedWorker two(cache_);
@@ -215,21 +233,25 @@ TEST_F(WrittenLinesTest, HitsOfTwoProcessesShareTheTouchAlone) {
   ASSERT_TRUE(segment);
   ASSERT_EQ(one.deepest(), two.deepest());
   const std::uint64_t touched =
-      static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(&segment->descriptor(one.deepest())) -
-                                 reinterpret_cast<const std::byte*>(&segment->superblock())) /
+      static_cast<std::uint64_t>(
+          reinterpret_cast<const std::byte*>(&segment->descriptor(one.deepest())) -
+          reinterpret_cast<const std::byte*>(&segment->superblock())) /
       kLineBytes;
   const auto places = [&](const Lines& lines) {
     std::string text;
-    for (const std::uint64_t line : lines) text += place_of(segment->layout(), line) + "; ";
+    for (const std::uint64_t line : lines)
+      text += place_of(segment->layout(), line) + "; ";
     return text;
   };
 
   for (const TracedWorker* worker : {&one, &two}) {
-    EXPECT_TRUE(worker->written(Phase::kFirstHit).contains(touched)) << "the first hit in a tick touches";
+    EXPECT_TRUE(worker->written(Phase::kFirstHit).contains(touched))
+        << "the first hit in a tick touches";
     EXPECT_FALSE(worker->written(Phase::kSecondHit).contains(touched)) << "the second does not";
     EXPECT_FALSE(worker->written(Phase::kSecondHit).empty()) << "it writes its lease";
     EXPECT_TRUE(worker->read(Phase::kSecondHit).contains(touched));
-    EXPECT_LE(worker->written(Phase::kFirstHit).size(), 8U) << places(worker->written(Phase::kFirstHit));
+    EXPECT_LE(worker->written(Phase::kFirstHit).size(), 8U)
+        << places(worker->written(Phase::kFirstHit));
   }
   const Lines first = common(one.written(Phase::kFirstHit), two.written(Phase::kFirstHit));
   EXPECT_EQ(first, Lines{touched}) << places(first);
