@@ -19,6 +19,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#ifdef KVTRIE_UNSYNCHRONIZED
+#include "shm/plain_atomic.h"
+#endif
+
 namespace kvtrie {
 
 inline constexpr std::uint64_t kSegmentMagic = 0x0031'4549'5254'564bULL;  // "KVTRIE1" in memory order
@@ -42,11 +46,18 @@ inline constexpr std::uint32_t kAreasMax = 40;
 inline constexpr std::uint32_t kBucketEntries = 8;
 inline constexpr std::uint32_t kChunkPages = 64;  // pages of one free-bitmap word and one held count
 
-using AtomicU8 = std::atomic<std::uint8_t>;
-using AtomicU16 = std::atomic<std::uint16_t>;
-using AtomicU32 = std::atomic<std::uint32_t>;
-using AtomicU64 = std::atomic<std::uint64_t>;
-using AtomicI64 = std::atomic<std::int64_t>;
+#ifdef KVTRIE_UNSYNCHRONIZED
+template <typename T>
+using Atomic = PlainAtomic<T>;
+#else
+template <typename T>
+using Atomic = std::atomic<T>;
+#endif
+using AtomicU8 = Atomic<std::uint8_t>;
+using AtomicU16 = Atomic<std::uint16_t>;
+using AtomicU32 = Atomic<std::uint32_t>;
+using AtomicU64 = Atomic<std::uint64_t>;
+using AtomicI64 = Atomic<std::int64_t>;
 
 static_assert(AtomicU8::is_always_lock_free && AtomicU16::is_always_lock_free &&
                   AtomicU32::is_always_lock_free && AtomicU64::is_always_lock_free,

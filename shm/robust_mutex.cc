@@ -128,6 +128,10 @@ Status RobustMutex::validate(const pthread_mutex_t& mutex) {
   return {};
 }
 
+#ifdef KVTRIE_UNSYNCHRONIZED  // plain_atomic.h
+Status RobustMutex::acquire(pthread_mutex_t&, std::int64_t) { return {}; }
+Status RobustMutex::release(pthread_mutex_t&) { return {}; }
+#else
 Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
   if (held >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
   if (Status status = validate(mutex); !status) return status;
@@ -153,13 +157,6 @@ Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
   }
 }
 
-Status RobustMutex::mark_consistent(pthread_mutex_t& mutex) {
-  if (const int rc = ::pthread_mutex_consistent(&mutex); rc != 0) {
-    return {Code::kSystem, "pthread_mutex_consistent", rc};
-  }
-  return {};
-}
-
 Status RobustMutex::release(pthread_mutex_t& mutex) {
   if (held > 0) --held;  // whatever comes of it, it is not tried again
   const bool good = put_links_back(mutex);
@@ -169,6 +166,14 @@ Status RobustMutex::release(pthread_mutex_t& mutex) {
     return {Code::kSystem, "releasing a robust mutex", rc};
   }
   if (!good) return {Code::kCorrupt, "the bytes of a shared lock were overwritten while it was held", EINVAL};
+  return {};
+}
+#endif
+
+Status RobustMutex::mark_consistent(pthread_mutex_t& mutex) {
+  if (const int rc = ::pthread_mutex_consistent(&mutex); rc != 0) {
+    return {Code::kSystem, "pthread_mutex_consistent", rc};
+  }
   return {};
 }
 

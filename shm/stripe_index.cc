@@ -6,10 +6,15 @@
 #include <fmt/format.h>
 
 #include "shm/crash_point.h"
+#include "shm/lock_times.h"
 #include "shm/mutant.h"
 #include "shm/robust_mutex.h"
 
 namespace kvtrie {
+
+#ifdef KVTRIE_TIME_LOCKS
+LockObserver kvtrie_lock_observer;
+#endif
 
 Status StripeIndex::init() const {
   for (std::uint32_t i = 0; i < stripes_; ++i) {
@@ -46,7 +51,9 @@ IndexStats StripeIndex::stats() const {
 
 Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
   StripeRecord& record = segment_.stripe(place.stripe);
+  LockTimes::asked();
   const Status status = RobustMutex::acquire(record.mutex);
+  LockTimes::answered();
   switch (status.code()) {
     case Code::kOwnerDied:
       KVTRIE_CRASH_POINT("sweep.before");
@@ -76,6 +83,7 @@ Status StripeIndex::lock(WorkerId me, const IndexPlace& place) const {
 
 void StripeIndex::unlock(const IndexPlace& place) const {
   if (!RobustMutex::release(segment_.stripe(place.stripe).mutex)) give_up_lock();
+  LockTimes::released();
 }
 
 // Somebody wrote over a lock while we held it.

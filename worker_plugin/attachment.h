@@ -13,7 +13,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -79,8 +78,8 @@ class AttachedCache {
 
  private:
   struct OpenedNamespace {
-    std::atomic<std::uint64_t> handle{0};
-    std::atomic<std::uint64_t> fields_hash{0};
+    Atomic<std::uint64_t> handle{0};
+    Atomic<std::uint64_t> fields_hash{0};
   };
 
   // Empty where the cache has no page checksums, or the planes are not in memory.

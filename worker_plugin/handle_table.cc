@@ -237,7 +237,7 @@ bool HandleTable::ended_inside(const Slot& slot) {
 // --- free slots
 
 std::uint32_t HandleTable::pop(std::uint32_t index) {
-  std::atomic<std::uint64_t>& list = attachments_[index].free_head;
+  Atomic<std::uint64_t>& list = attachments_[index].free_head;
   std::uint64_t head = list.load(std::memory_order_acquire);
   for (;;) {
     const auto slot = static_cast<std::uint32_t>(head & kSlotMask);
@@ -252,7 +252,7 @@ std::uint32_t HandleTable::pop(std::uint32_t index) {
 }
 
 void HandleTable::push(std::uint32_t index, std::uint32_t slot) {
-  std::atomic<std::uint64_t>& list = attachments_[index].free_head;
+  Atomic<std::uint64_t>& list = attachments_[index].free_head;
   std::uint64_t head = list.load(std::memory_order_relaxed);
   std::uint64_t next = 0;
   do {
@@ -294,7 +294,7 @@ void HandleTable::drain(std::uint32_t index) {
 
 Code HandleTable::begin_close(std::uint64_t attachment_id) {
   if (!known(attachment_id)) return Code::kStale;
-  std::atomic<std::uint64_t>& state = words_.word[index_of(attachment_id)];
+  Atomic<std::uint64_t>& state = words_.word[index_of(attachment_id)];
   std::uint64_t expected = word_of(attachment_id, AttachmentState::kOpen);
   if (!state.compare_exchange_strong(expected, word_of(attachment_id, AttachmentState::kClosing),
                                      std::memory_order_seq_cst)) {

@@ -148,22 +148,22 @@ class HandleTable {
   enum class SlotState : std::uint8_t { kFree = 0, kIdle = 1, kBusy = 2, kClaimed = 3, kLost = 4 };
 
   struct alignas(kLineBytes) Slot {
-    std::atomic<std::uint64_t> word{0};
-    std::atomic<std::uint64_t> owner{0};  // attachment id of the life that the word tells of
-    std::atomic<std::uint32_t> next{0};   // in the free list
-    Sequence* sequence = nullptr;         // H1
-    std::atomic<std::uint32_t> thread{0};  // H5
+    Atomic<std::uint64_t> word{0};
+    Atomic<std::uint64_t> owner{0};   // attachment id of the life that the word tells of
+    Atomic<std::uint32_t> next{0};    // in the free list
+    Sequence* sequence = nullptr;     // H1
+    Atomic<std::uint32_t> thread{0};  // H5
   };
 
   struct alignas(kLineBytes) Attachment {
     // Changes 48 | slot 16: a stack, so few slots are ever used.
-    std::atomic<std::uint64_t> free_head{0};
-    AttachedCache* cache = nullptr;    // set and taken by attach and detach; not zeroed by fork
-    std::atomic<std::uint64_t> id{0};  // 0 after detach; not zeroed by fork
-    std::atomic<std::uint64_t> pages{0};
-    std::atomic<std::uint64_t> page_bytes{0};
-    std::atomic<std::uint32_t> planes{0};
-    std::array<std::atomic<std::byte*>, kPlanesMax> plane{};
+    Atomic<std::uint64_t> free_head{0};
+    AttachedCache* cache = nullptr;  // set and taken by attach and detach; not zeroed by fork
+    Atomic<std::uint64_t> id{0};     // 0 after detach; not zeroed by fork
+    Atomic<std::uint64_t> pages{0};
+    Atomic<std::uint64_t> page_bytes{0};
+    Atomic<std::uint32_t> planes{0};
+    std::array<Atomic<std::byte*>, kPlanesMax> plane{};
   };
 
   static constexpr std::uint64_t kSlotMask = kSlotsMax - 1;
@@ -214,14 +214,14 @@ class HandleTable {
 
   // Alone on its page, which is zeroed by fork (H3).
   struct alignas(4096) Words {
-    std::atomic<std::uint64_t> process{0};  // another number in each process; 0: nothing was attached here
-    std::array<std::atomic<std::uint64_t>, kAttachmentsMax> word{};
+    Atomic<std::uint64_t> process{0};  // another number in each process; 0: nothing was attached here
+    std::array<Atomic<std::uint64_t>, kAttachmentsMax> word{};
   };
   static_assert(sizeof(Words) == 4096, "nothing else may be zeroed by fork");
 
   Words words_;
-  std::atomic<std::uint64_t> generation_{0};
-  std::atomic<std::uint32_t> slots_used_{0};  // slots 1 to this
+  Atomic<std::uint64_t> generation_{0};
+  Atomic<std::uint32_t> slots_used_{0};  // slots 1 to this
   std::array<Attachment, kAttachmentsMax> attachments_{};
   std::array<Slot, kSlotsMax> slots_{};
 };

@@ -78,7 +78,7 @@ class LeaseSlots {
 
   const Segment& segment_;
   WorkerId worker_;
-  std::vector<std::atomic<std::uint64_t>> used_;
+  std::vector<Atomic<std::uint64_t>> used_;
 };
 
 }  // namespace kvtrie

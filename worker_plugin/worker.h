@@ -221,9 +221,9 @@ class Worker {
   PageTable pages_;
   StripeIndex index_;
   LeaseSlots leases_;
-  std::atomic<std::uint32_t> cursor_;
-  std::atomic<std::uint64_t> last_stamp_{0};  // tick 32 | order 16 of the last touch
-  mutable std::atomic<bool> distrusts_{false};
+  Atomic<std::uint32_t> cursor_;
+  Atomic<std::uint64_t> last_stamp_{0};  // tick 32 | order 16 of the last touch
+  mutable Atomic<bool> distrusts_{false};
   PrivateMutex wait_turn_;  // one wait slot a worker: its threads take turns; who has it writes the slot anew
 };
 

@@ -35,6 +35,7 @@ constexpr std::array kSections{
     Section{"floors", "what no lookup can do without", kvtrie::bench::run_floors},
     Section{"hit", "full hits", kvtrie::bench::run_hit},
     Section{"peers", "other ways to look up the same prompts", kvtrie::bench::run_peers},
+    Section{"locks", "price of synchronization", kvtrie::bench::run_locks},
     Section{"reap", "how long the pages of a killed worker are gone", kvtrie::bench::run_reap},
 };
 

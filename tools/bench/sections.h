@@ -28,6 +28,7 @@ struct Settings {
 void run_floors(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
 void run_peers(const Settings& settings, Report& report);
+void run_locks(const Settings& settings, Report& report);
 void run_reap(const Settings& settings, Report& report);
 
 }  // namespace kvtrie::bench

@@ -57,6 +57,8 @@ std::vector<std::string> arguments_of(const ReplayOptions& options, const std::s
       fmt::format("{}", geometry.leases_per_worker),
       "--namespaces",
       fmt::format("{}", geometry.namespaces),
+      "--stripes",
+      fmt::format("{}", geometry.stripes),
       "--low",
       fmt::format("{}", options.low_percent),
       "--high",
