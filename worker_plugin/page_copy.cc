@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "worker_plugin/streaming_copy.h"
+
 namespace kvtrie {
 namespace {
 
@@ -13,13 +15,27 @@ std::byte* page_at(const PoolView& pool, std::uint32_t plane, std::uint32_t page
   return pool.plane[plane] + page * pool.page_bytes;
 }
 
-void move_bytes(std::byte* in_pool, std::byte* outside, std::size_t bytes, CopyDirection direction) {
-  if (direction == CopyDirection::kIn) {
-    std::memcpy(in_pool, outside, bytes);
-  } else {
-    std::memcpy(outside, in_pool, bytes);
+// Ends with all bytes moved, and ordered before what this thread stores next.
+class Mover {
+ public:
+  Mover(CopyDirection direction, std::uint64_t bytes)
+      : in_(direction == CopyDirection::kIn), streams_(bytes >= streaming_min_bytes(direction)) {}
+
+  void move(std::byte* in_pool, std::byte* outside, std::size_t bytes) {
+    std::byte* const to = in_ ? in_pool : outside;
+    const std::byte* const from = in_ ? outside : in_pool;
+    if (streams_) {
+      streaming_.add(to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
   }
-}
+
+ private:
+  bool in_;
+  bool streams_;
+  StreamingCopy streaming_;
+};
 
 // Heads that stand side by side outside, too, are one piece; so are tokens whose heads do.
 struct Piece {
@@ -41,11 +57,11 @@ Piece piece_of(const kvtrie_layout& layout, std::uint64_t tokens) {
 
 void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,
                 std::byte* base, CopyDirection direction) {
+  Mover mover(direction, pages.size() * pool.page_bytes);
   for (std::size_t i = 0; i < pages.size();) {
     std::size_t run = 1;
     while (i + run < pages.size() && pages[i + run] == pages[i] + run) ++run;
-    move_bytes(page_at(pool, plane, pages[i]), base + i * pool.page_bytes, run * pool.page_bytes,
-               direction);
+    mover.move(page_at(pool, plane, pages[i]), base + i * pool.page_bytes, run * pool.page_bytes);
     i += run;
   }
 }
@@ -54,6 +70,7 @@ void copy_tokens(const PoolView& pool, std::uint32_t plane, std::span<const std:
                  std::uint32_t tokens_per_page, std::uint64_t first_token, std::uint64_t token_count,
                  const kvtrie_layout& layout, std::byte* base, CopyDirection direction) {
   const std::uint64_t token_bytes = layout.heads * layout.head_bytes;
+  Mover mover(direction, token_count * token_bytes * layout.layers * layout.kv);
   std::uint64_t done = 0;
   std::uint64_t in_page = first_token;
   for (const std::uint32_t page : pages) {
@@ -66,10 +83,10 @@ void copy_tokens(const PoolView& pool, std::uint32_t plane, std::span<const std:
                                  static_cast<std::int64_t>(row % layout.kv) * layout.kv_stride;
       for (std::uint64_t token = 0; token < here; token += piece.tokens) {
         for (std::uint64_t head = 0; head < piece.heads; ++head) {
-          move_bytes(in_pool + token * token_bytes + head * layout.head_bytes,
+          mover.move(in_pool + token * token_bytes + head * layout.head_bytes,
                      outside + static_cast<std::int64_t>(done + token) * layout.token_stride +
                          static_cast<std::int64_t>(head) * layout.head_stride,
-                     piece.bytes, direction);
+                     piece.bytes);
         }
       }
     }
