@@ -16,12 +16,17 @@ namespace kvtrie {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kStreamBytes = 4096;  // of a large piece: neighbouring streams do not share a page of memory
+constexpr std::size_t kMemoryPage = 4096;
+constexpr std::size_t kStreams = 4;  // of a large piece, a memory page each
+constexpr std::size_t kRoundBytes = kStreams * kMemoryPage;
+// Lines are fetched a block ahead, in turn from each of its memory pages.
+constexpr std::size_t kAheadPages = 8;
+constexpr std::size_t kAheadBytes = kAheadPages * kMemoryPage;
 // Below that, lines that a piece fills in part cost more than streaming saves.
 constexpr std::size_t kUnalignedMin = 1024;
 
 // All of a line at once, so that it leaves the core whole.
-void move_line(std::byte* to, const std::byte* from) {
+inline void move_line(std::byte* to, const std::byte* from) {
   const auto* source = reinterpret_cast<const __m128i*>(from);
   auto* target = reinterpret_cast<__m128i*>(to);
   const __m128i a = _mm_loadu_si128(source);
@@ -34,50 +39,52 @@ void move_line(std::byte* to, const std::byte* from) {
   _mm_stream_si128(target + 3, d);
 }
 
+// Whole rounds. Returns how many bytes those are.
+std::size_t move_rounds(std::byte* to, const std::byte* from, std::size_t bytes) {
+  std::size_t done = 0;
+  for (; bytes - done >= kRoundBytes; done += kRoundBytes) {
+    const bool more = bytes - done >= 2 * kRoundBytes;
+    for (std::size_t at = done; at < done + kMemoryPage; at += kLine) {
+      for (std::size_t stream = 0; stream < kRoundBytes; stream += kMemoryPage) {
+        if (more) _mm_prefetch(from + at + stream + kRoundBytes, _MM_HINT_T0);
+        move_line(to + at + stream, from + at + stream);
+      }
+    }
+  }
+  return done;
+}
+
 }  // namespace
 
 void StreamingCopy::add(std::byte* to, const std::byte* from, std::size_t bytes) {
   const std::size_t before = -reinterpret_cast<std::uintptr_t>(to) % kLine;  // the next line begins
-  const std::size_t behind = before < bytes ? (bytes - before) % kLine : 0;
-  if (bytes < kUnalignedMin && before + behind != 0) {
-    std::memcpy(to, from, bytes);
-    return;
-  }
-  std::memcpy(to, from, before);
-  std::memcpy(to + bytes - behind, from + bytes - behind, behind);
-  to += before;
-  from += before;
-  bytes -= before + behind;
-  for (; bytes >= kStreams * kStreamBytes; bytes -= kStreams * kStreamBytes) {
-    for (std::size_t at = 0; at < kStreamBytes; at += kLine) {
-      for (std::size_t stream = 0; stream < kStreams; ++stream) {
-        move_line(to + stream * kStreamBytes + at, from + stream * kStreamBytes + at);
-      }
+  if (before != 0 || bytes % kLine != 0) {
+    if (bytes < kUnalignedMin) {
+      std::memcpy(to, from, bytes);
+      return;
     }
-    to += kStreams * kStreamBytes;
-    from += kStreams * kStreamBytes;
+    const std::size_t behind = (bytes - before) % kLine;
+    std::memcpy(to, from, before);
+    std::memcpy(to + bytes - behind, from + bytes - behind, behind);
+    to += before;
+    from += before;
+    bytes -= before + behind;
   }
-  if (bytes == 0) return;
-  if (bytes != bytes_) flush();
-  bytes_ = bytes;
-  pieces_[count_++] = {to, from};
-  if (count_ == kStreams) flush();
+  std::size_t at = move_rounds(to, from, bytes);
+  // Where in the window; far behind it when it is not there.
+  std::size_t place = static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(from) - reinterpret_cast<std::uintptr_t>(window_)) + at;
+  for (; at < bytes; at += kLine, place += kLine) {
+    const std::size_t line = place % kAheadBytes / kLine;
+    const std::size_t ahead = place / kAheadBytes * kAheadBytes + kAheadBytes + line % kAheadPages * kMemoryPage +
+                              line / kAheadPages * kLine;
+    if (ahead < window_bytes_) _mm_prefetch(window_ + ahead, _MM_HINT_T0);
+    move_line(to + at, from + at);
+  }
 }
 
-void StreamingCopy::flush() {
-  for (std::size_t at = 0; at < bytes_; at += kLine) {
-    for (std::size_t i = 0; i < count_; ++i) move_line(pieces_[i].to + at, pieces_[i].from + at);
-  }
-  count_ = 0;
-}
-
-void StreamingCopy::finish() {
-  flush();
-  _mm_sfence();
-}
+void StreamingCopy::finish() { _mm_sfence(); }
 #else
 void StreamingCopy::add(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-void StreamingCopy::flush() {}
 void StreamingCopy::finish() {}
 #endif
 

@@ -7,7 +7,9 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +23,7 @@ namespace kvtrie::bench {
 namespace {
 
 constexpr std::uint32_t kCallPages = 256;
+constexpr std::size_t kAlignment = 256;
 constexpr double kTargetRatio = 0.9;
 
 std::string bytes_text(std::uint64_t bytes) {
@@ -39,7 +42,11 @@ class BulkCache {
         attachment_(plugin, cache_.name(), cache_.directory(), "kvtrie-bench", false),
         space_(open_namespace(plugin, attachment_.worker())) {
     const std::uint64_t calls = pages_of(settings, page_bytes) / 2 / kCallPages;
-    engine_.resize(calls * kCallPages * page_bytes, std::byte{1});
+    memory_.resize(calls * kCallPages * page_bytes + kAlignment, std::byte{1});
+    void* aligned = memory_.data();
+    std::size_t space = memory_.size();
+    engine_ = {static_cast<std::byte*>(std::align(kAlignment, memory_.size() - kAlignment, aligned, space)),
+               memory_.size() - kAlignment};
     leave_runs_free(pages_of(settings, page_bytes), run_pages);
     for (std::uint64_t call = 0; call < calls; ++call) take(engine_.data() + call * kCallPages * page_bytes);
   }
@@ -143,7 +150,8 @@ class BulkCache {
   kvtrie_namespace space_;
   std::vector<kvtrie_sequence> sequences_;
   std::vector<Piece> pieces_;
-  std::vector<std::byte> engine_;
+  std::vector<std::byte> memory_;
+  std::span<std::byte> engine_;  // of it, as tensors are aligned
 };
 
 std::vector<double> rates(const std::vector<double>& ns, std::uint64_t bytes) {
