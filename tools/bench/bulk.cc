@@ -181,14 +181,14 @@ struct NamedLayout {
   kvtrie_layout layout;
 };
 
-// Where the bytes of a model with 16 layers of 8 heads, 128 two-byte numbers each (1 MiB a page), stand in engines.
-std::array<NamedLayout, 3> layouts_of(std::uint64_t tokens) {
+// Where the bytes of a model with 8 heads of 128 two-byte numbers stand in engines; 16 layers are 1 MiB a page.
+std::array<NamedLayout, 3> layouts_of(std::uint64_t page_bytes, std::uint64_t tokens) {
   kvtrie_layout shape{};
   shape.size = sizeof shape;
-  shape.layers = 16;
   shape.kv = 2;
   shape.heads = 8;
   shape.head_bytes = 256;
+  shape.layers = static_cast<std::uint32_t>(page_bytes / (shape.kv * kTokensPerPage * shape.heads * shape.head_bytes));
   const auto head = static_cast<std::int64_t>(shape.head_bytes);
   const std::int64_t token = head * shape.heads;
   const auto count = static_cast<std::int64_t>(tokens);
@@ -219,7 +219,8 @@ void run_bulk(const Settings& settings, Report& report) {
   const replay::Plugin plugin(settings.plugin);
   Plot plot{"bulk-runs", "Runs of neighbouring pages: kvtrie_copy_in and kvtrie_copy_out beside memcpy", "bytes of a run",
             "times memcpy", true, false, {{"in", {}}, {"out", {}}}};
-  for (const std::uint64_t page_bytes : {2U << 10, 64U << 10, 1U << 20}) {
+  const std::uint64_t largest = settings.quick ? 64U << 10 : 1U << 20;
+  for (const std::uint64_t page_bytes : {std::uint64_t{2U << 10}, largest / 16, largest}) {
     for (const std::uint32_t run : {1U, 16U, 256U}) {
       BulkCache cache(settings, plugin, signals, page_bytes, run);
       const std::string setting = fmt::format("pages of {}, runs of {:.0f}, calls of {}", bytes_text(page_bytes),
@@ -228,8 +229,8 @@ void run_bulk(const Settings& settings, Report& report) {
       const auto x = static_cast<double>(page_bytes) * cache.pages_a_run();
       plot.series[0].points.push_back({x, ratios.in});
       plot.series[1].points.push_back({x, ratios.out});
-      if (page_bytes < 1U << 20 || run < kCallPages) continue;
-      for (const NamedLayout& named : layouts_of(cache.tokens())) {
+      if (page_bytes < largest || run < kCallPages) continue;
+      for (const NamedLayout& named : layouts_of(page_bytes, cache.tokens())) {
         measure(settings, cache, &named.layout, "layout",
                 fmt::format("pages of {}, {}, heads of 256 bytes", bytes_text(page_bytes), named.name), {}, report);
       }

@@ -36,6 +36,7 @@ struct Section {
 constexpr std::array kSections{
     Section{"hit", "full hits", kvtrie::bench::run_hit},
     Section{"bulk", "bytes of pages between the pool and an engine's memory", kvtrie::bench::run_bulk},
+    Section{"first_touch", "memory that nobody has used yet, and huge pages", kvtrie::bench::run_first_touch},
     Section{"reap", "how long the pages of a killed worker are gone", kvtrie::bench::run_reap},
 };
 

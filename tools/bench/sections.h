@@ -25,6 +25,7 @@ struct Settings {
 
 // Each throws std::runtime_error with what went wrong.
 void run_bulk(const Settings& settings, Report& report);
+void run_first_touch(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
 void run_reap(const Settings& settings, Report& report);
 
