@@ -4,7 +4,10 @@
 #include "worker_plugin/page_copy.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+
+#include "worker_plugin/streaming_copy.h"
 
 namespace kvtrie {
 namespace {
@@ -13,39 +16,92 @@ std::byte* page_at(const PoolView& pool, std::uint32_t plane, std::uint32_t page
   return pool.plane[plane] + page * pool.page_bytes;
 }
 
-void move_bytes(std::byte* in_pool, std::byte* outside, std::size_t bytes, CopyDirection direction) {
-  if (direction == CopyDirection::kIn) {
-    std::memcpy(in_pool, outside, bytes);
-  } else {
-    std::memcpy(outside, in_pool, bytes);
+// Ends with all bytes moved, and ordered before what this thread stores next.
+class Mover {
+ public:
+  Mover(CopyDirection direction, std::uint64_t bytes)
+      : in_(direction == CopyDirection::kIn), streams_(bytes >= streaming_min_bytes(direction)) {}
+
+  void reads_in_order(const std::byte* from, std::size_t bytes) { streaming_.reads_in_order(from, bytes); }
+  void move(std::byte* in_pool, std::byte* outside, std::size_t bytes) {
+    std::byte* const to = in_ ? in_pool : outside;
+    const std::byte* const from = in_ ? outside : in_pool;
+    if (streams_) {
+      streaming_.add(to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
+  }
+
+ private:
+  bool in_;
+  bool streams_;
+  StreamingCopy streaming_;
+};
+
+// One of the nested ways to go from a piece of bytes to the next.
+struct Axis {
+  std::uint64_t count;
+  std::int64_t in_pool;  // strides
+  std::int64_t outside;
+};
+
+// Pieces of tokens of one page, and the axes to go along, innermost first.
+struct Nest {
+  std::uint64_t piece_bytes;
+  std::array<Axis, 4> axes;
+  std::size_t depth;
+};
+
+// In the order of the pool, whichever way: it writes in order, or reads in order.
+Nest nest_of(const kvtrie_layout& layout, std::uint32_t tokens_per_page, std::uint64_t tokens) {
+  const auto head = static_cast<std::int64_t>(layout.head_bytes);
+  const std::int64_t token = head * layout.heads;
+  const std::int64_t kv = token * tokens_per_page;
+  const std::array<Axis, 4> innermost_first{{{layout.heads, head, layout.head_stride},
+                                             {tokens, token, layout.token_stride},
+                                             {layout.kv, kv, layout.kv_stride},
+                                             {layout.layers, kv * layout.kv, layout.layer_stride}}};
+  Nest nest{layout.head_bytes, {}, 0};
+  for (const Axis& axis : innermost_first) {
+    const auto bytes = static_cast<std::int64_t>(nest.piece_bytes);
+    if (axis.count == 1) continue;
+    if (nest.depth == 0 && axis.in_pool == bytes && axis.outside == bytes) {
+      nest.piece_bytes *= axis.count;  // side by side in both places
+    } else {
+      nest.axes[nest.depth++] = axis;
+    }
+  }
+  return nest;
+}
+
+// Goes along the axes below `depth`.
+void move_nest(Mover& mover, const Nest& nest, std::size_t depth, std::byte* in_pool, std::byte* outside) {
+  if (depth == 0) {
+    mover.move(in_pool, outside, nest.piece_bytes);
+    return;
+  }
+  const Axis& axis = nest.axes[depth - 1];
+  for (std::uint64_t i = 0; i < axis.count; ++i, in_pool += axis.in_pool, outside += axis.outside) {
+    move_nest(mover, nest, depth - 1, in_pool, outside);
   }
 }
 
-// Heads that stand side by side outside, too, are one piece; so are tokens whose heads do.
-struct Piece {
-  std::uint64_t bytes;
-  std::uint64_t heads;   // pieces a token
-  std::uint64_t tokens;  // tokens a piece
-};
-
-Piece piece_of(const kvtrie_layout& layout, std::uint64_t tokens) {
-  const std::uint64_t token_bytes = layout.heads * layout.head_bytes;
-  const bool heads_dense =
-      layout.heads == 1 || layout.head_stride == static_cast<std::int64_t>(layout.head_bytes);
-  if (!heads_dense) return {layout.head_bytes, layout.heads, 1};
-  const bool tokens_dense = layout.token_stride == static_cast<std::int64_t>(token_bytes);
-  return tokens_dense ? Piece{token_bytes * tokens, 1, tokens} : Piece{token_bytes, 1, 1};
+std::size_t run_at(std::span<const std::uint32_t> pages, std::size_t first) {
+  std::size_t run = 1;
+  while (first + run < pages.size() && pages[first + run] == pages[first] + run) ++run;
+  return run;
 }
 
 }  // namespace
 
 void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,
                 std::byte* base, CopyDirection direction) {
+  Mover mover(direction, pages.size() * pool.page_bytes);
+  if (direction == CopyDirection::kIn) mover.reads_in_order(base, pages.size() * pool.page_bytes);
   for (std::size_t i = 0; i < pages.size();) {
-    std::size_t run = 1;
-    while (i + run < pages.size() && pages[i + run] == pages[i] + run) ++run;
-    move_bytes(page_at(pool, plane, pages[i]), base + i * pool.page_bytes, run * pool.page_bytes,
-               direction);
+    const std::size_t run = run_at(pages, i);
+    mover.move(page_at(pool, plane, pages[i]), base + i * pool.page_bytes, run * pool.page_bytes);
     i += run;
   }
 }
@@ -54,25 +110,20 @@ void copy_tokens(const PoolView& pool, std::uint32_t plane, std::span<const std:
                  std::uint32_t tokens_per_page, std::uint64_t first_token, std::uint64_t token_count,
                  const kvtrie_layout& layout, std::byte* base, CopyDirection direction) {
   const std::uint64_t token_bytes = layout.heads * layout.head_bytes;
+  Mover mover(direction, token_count * token_bytes * layout.layers * layout.kv);
   std::uint64_t done = 0;
   std::uint64_t in_page = first_token;
-  for (const std::uint32_t page : pages) {
-    const std::uint64_t here = std::min<std::uint64_t>(tokens_per_page - in_page, token_count - done);
-    const Piece piece = piece_of(layout, here);
-    for (std::uint64_t row = 0; row < std::uint64_t{layout.layers} * layout.kv; ++row) {
-      std::byte* const in_pool =
-          page_at(pool, plane, page) + (row * tokens_per_page + in_page) * token_bytes;
-      std::byte* const outside = base + static_cast<std::int64_t>(row / layout.kv) * layout.layer_stride +
-                                 static_cast<std::int64_t>(row % layout.kv) * layout.kv_stride;
-      for (std::uint64_t token = 0; token < here; token += piece.tokens) {
-        for (std::uint64_t head = 0; head < piece.heads; ++head) {
-          move_bytes(in_pool + token * token_bytes + head * layout.head_bytes,
-                     outside + static_cast<std::int64_t>(done + token) * layout.token_stride +
-                         static_cast<std::int64_t>(head) * layout.head_stride,
-                     piece.bytes, direction);
-        }
-      }
+  std::size_t run_end = 0;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    std::byte* const page = page_at(pool, plane, pages[i]);
+    if (i == run_end) {
+      run_end += run_at(pages, i);
+      if (direction == CopyDirection::kOut) mover.reads_in_order(page, (run_end - i) * pool.page_bytes);
     }
+    const std::uint64_t here = std::min<std::uint64_t>(tokens_per_page - in_page, token_count - done);
+    const Nest nest = nest_of(layout, tokens_per_page, here);
+    move_nest(mover, nest, nest.depth, page + in_page * token_bytes,
+              base + static_cast<std::int64_t>(done) * layout.token_stride);
     done += here;
     in_page = 0;
   }

@@ -194,7 +194,7 @@ void report_lookups(const Settings& settings, const BenchCache& cache, const std
 void run_hit(const Settings& settings, Report& report) {
   std::vector<std::uint64_t> sizes{1U << 14, 1U << 20, 1U << 23};
   if (settings.quick) sizes = {1U << 14};
-  if (settings.pages != 0) sizes = {settings.pages};
+  if (settings.pages_given) sizes = {settings.pages};
   for (const std::uint64_t pages : sizes) {
     for (const Age age : {Age::kFresh, Age::kShuffled}) {
       if (!settings.age.empty() && settings.age != name_of(age)) continue;

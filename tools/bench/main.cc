@@ -14,6 +14,8 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "tools/bench/docs_writer.h"
+#include "tools/bench/host_facts.h"
 #include "tools/bench/reap.h"
 #include "tools/bench/report.h"
 #include "tools/bench/sections.h"
@@ -36,12 +38,14 @@ constexpr std::array kSections{
     Section{"hit", "full hits", kvtrie::bench::run_hit},
     Section{"peers", "other ways to look up the same prompts", kvtrie::bench::run_peers},
     Section{"locks", "price of synchronization", kvtrie::bench::run_locks},
+    Section{"bulk", "bytes of pages between the pool and an engine's memory", kvtrie::bench::run_bulk},
+    Section{"first_touch", "memory that nobody has used yet, and huge pages", kvtrie::bench::run_first_touch},
     Section{"reap", "how long the pages of a killed worker are gone", kvtrie::bench::run_reap},
 };
 
 void run(const std::vector<std::string>& names, const Settings& settings, Report& report) {
   for (const Section& section : kSections) {
-    if (!names.empty() && std::ranges::find(names, section.name) == names.end()) continue;
+    if (std::ranges::find(names, section.name) == names.end()) continue;
     report.begin_section(section.name, section.title);
     report.end_section(kvtrie::bench::time_ns([&] { section.run(settings, report); }) / 1e9);
   }
@@ -58,6 +62,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> names;
   Settings settings;
   std::string json_file;
+  std::string page;
   CLI::App app{"What cache operations cost, as ratios to floors and peers measured in the same run.\n"
                "Starts coordinators of its own and removes them again."};
   app.set_version_flag("--version", KVTRIE_VERSION);
@@ -67,7 +72,8 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", settings.rounds, "rounds of each measurement, after one that warms up")
       ->capture_default_str()
       ->check(CLI::Range(1U, 1000U));
-  app.add_option("--pages", settings.pages, "pages of the caches [as a section has it]")
+  const CLI::Option* pages =
+      app.add_option("--pages", settings.pages, "pages of the caches [1 M; hit: 16 k, 1 M and 8 M]")
       ->check(CLI::Range(std::uint64_t{1} << 12, std::uint64_t{1} << 24));
   app.add_option("--age", settings.age, "hit: only caches that are fresh, aged or shuffled")
       ->check(CLI::IsMember({"fresh", "aged", "shuffled"}));
@@ -81,21 +87,34 @@ int main(int argc, char** argv) {
       ->check(CLI::ExistingFile);
   app.add_option("--plugin", settings.plugin, "libkvtrie_worker.so [../lib beside this program]");
   app.add_option("--json", json_file, "write the figures to this file");
+  app.add_option("--write-docs", page, "put the rows into their regions of this page (docs/performance.md), plots beside it")
+      ->check(CLI::ExistingFile);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kvtrie::replay::kExitOk : kvtrie::replay::kExitUsage;
   }
+  if (names.empty()) names = known;
+  settings.pages_given = pages->count() != 0;
+  if (settings.quick) settings.pages = std::min<std::uint64_t>(settings.pages, 1U << 16);
 
   const std::filesystem::path here = std::filesystem::path(kvtrie::replay::own_path()).parent_path();
   settings.kvtried = (here / "kvtried").string();
   settings.replay = (here / "kvtrie-replay").string();
   if (settings.plugin.empty()) settings.plugin = (here.parent_path() / "lib/libkvtrie_worker.so").string();
   try {
+    if (!page.empty()) kvtrie::bench::check_page(page, names);
     Report report;
-    run(names, settings, report);
+    const double ns = kvtrie::bench::time_ns([&] { run(names, settings, report); });
     if (!json_file.empty() && !(std::ofstream(json_file) << report.json().dump(2) << '\n' << std::flush)) {
       throw std::runtime_error(fmt::format("{}: cannot be written", json_file));
+    }
+    if (!page.empty()) {
+      const std::filesystem::path tree = std::filesystem::absolute(page).parent_path();
+      const std::string no_plots = kvtrie::bench::write_page(
+          page, report,
+          {kvtrie::bench::date_now(), kvtrie::bench::command_of(argc, argv), kvtrie::bench::host_facts(tree), ns / 1e9});
+      if (!no_plots.empty()) fmt::print(stderr, "kvtrie-bench: {}: plots are left out: {}\n", page, no_plots);
     }
   } catch (const kvtrie::replay::CacheStartError& error) {
     fmt::print(stderr, "kvtrie-bench: {}\n", error.text);

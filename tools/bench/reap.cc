@@ -183,8 +183,7 @@ replay::Histogram measure(const Settings& settings, const replay::OwnCache& cach
 }  // namespace
 
 void run_reap(const Settings& settings, Report& report) {
-  const std::uint64_t pages = settings.pages != 0 ? settings.pages : settings.quick ? 1U << 16 : 1U << 20;
-  const std::uint64_t chunks = pages / kChunkPages;
+  const std::uint64_t chunks = settings.pages / kChunkPages;
   replay::Signals signals;
   replay::ReplayOptions cache_options;
   cache_options.geometry = {.pages = chunks * kChunkPages,
@@ -204,7 +203,7 @@ void run_reap(const Settings& settings, Report& report) {
   const BusyWorkers* others = busy ? &*busy : nullptr;
   for (const char* state : {"pending", "writing"}) {
     const replay::Histogram took = measure(settings, cache, observer.segment(), chunks, state, others, signals);
-    const std::string setting = fmt::format("{} {} pages of {}, {} busy workers{}", chunks, state, pages, settings.busy,
+    const std::string setting = fmt::format("{} {} pages of {}, {} busy workers{}", chunks, state, settings.pages, settings.busy,
                                             settings.realtime > 0 ? ", real-time" : "");
     for (const double percent : {50.0, 99.0}) {
       const double ms = static_cast<double>(took.percentile(percent)) / 1e6;

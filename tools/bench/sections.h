@@ -14,7 +14,8 @@ namespace kvtrie::bench {
 struct Settings {
   std::uint32_t rounds = 9;
   bool quick = false;   // sizes for a test: every row is there, no figure is to be believed
-  std::uint64_t pages = 0;         // of the caches; 0: as a section has it
+  std::uint64_t pages = 1U << 20;  // of the caches; hit has several sizes, unless this was asked for
+  bool pages_given = false;
   std::string age;                 // hit: only caches of this age; empty: all
   std::uint32_t busy = 0;          // reap: other workers
   int realtime = 0;                // reap: of kvtried and of what measures; 0: ordinary
@@ -26,6 +27,8 @@ struct Settings {
 
 // Each throws std::runtime_error with what went wrong.
 void run_floors(const Settings& settings, Report& report);
+void run_bulk(const Settings& settings, Report& report);
+void run_first_touch(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
 void run_peers(const Settings& settings, Report& report);
 void run_locks(const Settings& settings, Report& report);

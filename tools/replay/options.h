@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "shm/geometry.h"
 #include "tools/replay/trace.h"
@@ -42,6 +43,7 @@ struct ReplayOptions {
   double kill_rate = 40;           // a second
   bool fill_shm = false;           // in a /dev/shm of its own
   bool page_checksums = false;     // of the own cache
+  std::vector<std::string> kvtried_flags;  // more of them, for the own kvtried
   int realtime = 0;                // priority of the own kvtried, and of what measures it
   bool mix = false;                // all calls of the plugin, by chance (mix_worker.h)
   std::uint64_t mix_seed = 0;

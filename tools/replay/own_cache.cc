@@ -70,6 +70,7 @@ std::vector<std::string> arguments_of(const ReplayOptions& options, const std::s
   };
   if (options.page_checksums) arguments.emplace_back("--page-checksums");
   if (options.realtime > 0) arguments.insert(arguments.end(), {"--realtime", fmt::format("{}", options.realtime)});
+  arguments.insert(arguments.end(), options.kvtried_flags.begin(), options.kvtried_flags.end());
   if (options.speed == 0) {
     for (const char* argument : {"--clock", "driven", "--tick-ns", "1000000"}) {
       arguments.emplace_back(argument);
