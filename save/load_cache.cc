@@ -169,7 +169,7 @@ class Loader {
     node.retain_until = time_.retain_until(record.retain_ticks);
     node.publisher = kCoordinatorSlot;
     const AnnounceOutcome outcome =
-        announce_page(segment_, kCoordinatorSlot, page, node, tokens).outcome;
+        announce_page(segment_, StripeIndex(segment_), kCoordinatorSlot, page, node, tokens).outcome;
     if (outcome == AnnounceOutcome::kDuplicate) return &LoadReport::impossible;
     if (outcome != AnnounceOutcome::kAnnounced) return &LoadReport::no_entry;
     AtomicU64& state = segment_.descriptor(page).state;

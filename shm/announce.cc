@@ -5,7 +5,6 @@
 
 #include "shm/crash_point.h"
 #include "shm/mutant.h"
-#include "shm/stripe_index.h"
 
 namespace kvtrie {
 namespace {
@@ -43,10 +42,9 @@ void make_pending(const Segment& segment, WorkerId me, PageIndex page, AtomicU64
 
 }  // namespace
 
-AnnounceResult announce_page(const Segment& segment, WorkerId me, PageIndex page,
+AnnounceResult announce_page(const Segment& segment, const StripeIndex& index, WorkerId me, PageIndex page,
                              const PageNode& node, std::span<const std::uint32_t> tokens) {
   const PageTable pages(segment);
-  const StripeIndex index(segment);
   pages.write_node(page, node, tokens);
   KVTRIE_CRASH_POINT("announce.after_node");
   const IndexPlace place = index.place_of(node.prefix_hash);

@@ -23,6 +23,7 @@
 
 #include "shm/page_table.h"
 #include "shm/segment.h"
+#include "shm/stripe_index.h"
 
 namespace kvtrie {
 
@@ -42,7 +43,7 @@ struct AnnounceResult {
 
 // `page` is Writing and `me`'s. node.parent is a root, a Live page under the caller's lease, or the caller's own
 // Pending page (rule 3).
-AnnounceResult announce_page(const Segment& segment, WorkerId me, PageIndex page,
+AnnounceResult announce_page(const Segment& segment, const StripeIndex& index, WorkerId me, PageIndex page,
                              const PageNode& node, std::span<const std::uint32_t> tokens);
 
 }  // namespace kvtrie

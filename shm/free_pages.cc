@@ -74,6 +74,11 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
   std::uint64_t ours =
       mask & segment_.free_bits(chunk).fetch_and(~mask, std::memory_order_seq_cst);
   KVTRIE_CRASH_POINT("take.after_bits");
+  // All at once, since a compare-and-swap waits for its line, and the next one for it.
+  for (std::uint64_t bits = ours; bits != 0; bits &= bits - 1) {
+    const PageIndex page{chunk * kChunkPages + static_cast<std::uint32_t>(std::countr_zero(bits))};
+    if (segment_.has(page)) __builtin_prefetch(&segment_.descriptor(page), 1);
+  }
   const std::uint32_t tick = segment_.now_tick();
   std::uint16_t taken = 0;
   std::uint64_t taken_bits = 0;

@@ -104,11 +104,14 @@ void PageTable::write_node(PageIndex page, const PageNode& node,
   // the state word (lease.h) cannot read the old life.
   d.token_count.store(static_cast<std::uint16_t>(tokens.size()), std::memory_order_release);
   AtomicU64* words = segment_.token_words(page);
-  std::size_t i = 0;
-  for (; i + 1 < tokens.size(); i += 2) {
-    words[i / 2].store(tokens[i] | std::uint64_t{tokens[i + 1]} << 32, std::memory_order_release);
+  if (tokens.size() == kUsualTokens) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kUsualTokens; i += 2) words[i / 2].store(token_word(&tokens[i]), std::memory_order_release);
+  } else {
+    std::size_t i = 0;
+    for (; i + 1 < tokens.size(); i += 2) words[i / 2].store(token_word(&tokens[i]), std::memory_order_release);
+    if (i < tokens.size()) words[i / 2].store(tokens[i], std::memory_order_release);
   }
-  if (i < tokens.size()) words[i / 2].store(tokens[i], std::memory_order_release);
   d.parent.store(node.parent.raw, std::memory_order_release);
 }
 

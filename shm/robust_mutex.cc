@@ -15,8 +15,6 @@
 namespace kvtrie {
 namespace {
 
-thread_local unsigned held = 0;
-
 // The C library's list of the robust mutexes that a thread holds goes through the mutexes, so through the segment, and
 // an unlock writes to where they point. What was written over them meanwhile must not lead there (C7), so they are put
 // back first. A write within the unlock itself is not met.
@@ -25,7 +23,13 @@ struct Links {
   __pthread_internal_list* previous = nullptr;
   __pthread_internal_list* next = nullptr;
 };
-thread_local Links links_of_held[RobustMutex::kHeldMax];
+
+// One object, so that a call asks once where the thread has it.
+struct Held {
+  unsigned count = 0;
+  Links links[RobustMutex::kHeldMax];
+};
+constinit thread_local Held held_by_thread;
 
 __pthread_internal_list& links_in(pthread_mutex_t& mutex) { return mutex.__data.__list; }
 
@@ -34,9 +38,9 @@ __pthread_internal_list* named(pthread_mutex_t& mutex) {
   return reinterpret_cast<__pthread_internal_list*>(&links_in(mutex).__next);
 }
 
-void note_links(pthread_mutex_t& mutex) {
+void note_links(Held& held, pthread_mutex_t& mutex) {
   Links* free = nullptr;
-  for (Links& links : links_of_held) {
+  for (Links& links : held.links) {
     if (links.mutex == nullptr || links.mutex == &mutex) free = &links;
     else if (named(*links.mutex) == links_in(mutex).__next) links.previous = named(mutex);
   }
@@ -44,14 +48,14 @@ void note_links(pthread_mutex_t& mutex) {
 }
 
 // True: they were what they should be.
-bool put_links_back(pthread_mutex_t& mutex) {
+bool put_links_back(Held& held, pthread_mutex_t& mutex) {
   bool good = true;
-  for (Links& mine : links_of_held) {
+  for (Links& mine : held.links) {
     if (mine.mutex != &mutex) continue;
     good = links_in(mutex).__prev == mine.previous && links_in(mutex).__next == mine.next;
     links_in(mutex).__prev = mine.previous;
     links_in(mutex).__next = mine.next;
-    for (Links& other : links_of_held) {
+    for (Links& other : held.links) {
       if (other.mutex == nullptr || &other == &mine) continue;
       if (other.previous == named(mutex)) other.previous = mine.previous;
       if (other.next == named(mutex)) other.next = mine.next;
@@ -133,19 +137,20 @@ Status RobustMutex::acquire(pthread_mutex_t&, std::int64_t) { return {}; }
 Status RobustMutex::release(pthread_mutex_t&) { return {}; }
 #else
 Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
-  if (held >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
+  Held& held = held_by_thread;
+  if (held.count >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
   if (Status status = validate(mutex); !status) return status;
   int rc = ::pthread_mutex_trylock(&mutex);
   if (rc == EBUSY && wait_ns > 0) rc = wait_for(mutex, deadline_after(wait_ns));
   if ((rc == EBUSY || rc == ETIMEDOUT) && given_up(mutex)) rc = ENOTRECOVERABLE;
   switch (rc) {
     case 0:
-      ++held;
-      note_links(mutex);
+      ++held.count;
+      note_links(held, mutex);
       return {};
     case EOWNERDEAD:
-      ++held;
-      note_links(mutex);
+      ++held.count;
+      note_links(held, mutex);
       return {Code::kOwnerDied, "the lock's last owner died inside", rc};
     case EBUSY:
     case ETIMEDOUT:
@@ -158,8 +163,9 @@ Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
 }
 
 Status RobustMutex::release(pthread_mutex_t& mutex) {
-  if (held > 0) --held;  // whatever comes of it, it is not tried again
-  const bool good = put_links_back(mutex);
+  Held& held = held_by_thread;
+  if (held.count > 0) --held.count;  // whatever comes of it, it is not tried again
+  const bool good = put_links_back(held, mutex);
   if (!intact(mutex))
     return {Code::kCorrupt, "the bytes of a shared lock were overwritten", EINVAL};
   if (const int rc = ::pthread_mutex_unlock(&mutex); rc != 0) {
@@ -183,6 +189,6 @@ bool RobustMutex::has_robust_list() {
   return ::syscall(SYS_get_robust_list, 0, &head, &bytes) == 0 && head != nullptr;
 }
 
-unsigned RobustMutex::held_by_this_thread() { return held; }
+unsigned RobustMutex::held_by_this_thread() { return held_by_thread.count; }
 
 }  // namespace kvtrie

@@ -5,12 +5,34 @@
 
 #include <fmt/format.h>
 
+#include <array>
+#include <bit>
+
 #include "shm/crash_point.h"
 #include "shm/lock_times.h"
 #include "shm/mutant.h"
 #include "shm/robust_mutex.h"
 
 namespace kvtrie {
+namespace {
+
+// How many bits of a byte are set. The portable instruction set has none for it.
+constexpr auto kBitsOf = [] {
+  std::array<std::uint8_t, 1U << kBucketEntries> bits{};
+  for (unsigned i = 1; i < bits.size(); ++i) bits[i] = static_cast<std::uint8_t>(bits[i / 2] + i % 2);
+  return bits;
+}();
+
+unsigned empty_entries(const IndexBucket& bucket) {
+  unsigned empty = 0;
+#pragma GCC unroll 8
+  for (unsigned i = 0; i < kBucketEntries; ++i) {
+    empty |= static_cast<unsigned>(bucket.entries[i].load(std::memory_order_relaxed) == 0) << i;
+  }
+  return empty;
+}
+
+}  // namespace
 
 #ifdef KVTRIE_TIME_LOCKS
 LockObserver kvtrie_lock_observer;
@@ -92,23 +114,15 @@ void StripeIndex::give_up_lock() const {
   segment_.keep_mapped();
 }
 
+// Of the emptier bucket: two choices keep both from filling.
 AtomicU64* StripeIndex::empty_slot(const IndexPlace& place) const {
-  AtomicU64* best = nullptr;
-  unsigned most_empty = 0;
-  for (const std::uint64_t b : place.bucket) {  // the emptier bucket: two choices keep both from filling
-    AtomicU64* empty = nullptr;
-    unsigned count = 0;
-    for (AtomicU64& slot : segment_.bucket(b).entries) {
-      if (slot.load(std::memory_order_relaxed) != 0) continue;
-      ++count;
-      if (empty == nullptr) empty = &slot;
-    }
-    if (count > most_empty) {
-      most_empty = count;
-      best = empty;
-    }
-  }
-  return best;
+  IndexBucket& first = segment_.bucket(place.bucket[0]);
+  IndexBucket& second = segment_.bucket(place.bucket[1]);
+  const unsigned in_first = empty_entries(first), in_second = empty_entries(second);
+  const bool choose_second = kBitsOf[in_second] > kBitsOf[in_first];
+  const unsigned empty = choose_second ? in_second : in_first;
+  if (empty == 0) return nullptr;
+  return &(choose_second ? second : first).entries[static_cast<unsigned>(std::countr_zero(empty))];
 }
 
 AtomicU64* StripeIndex::vacancy(WorkerId me, const IndexPlace& place) const {

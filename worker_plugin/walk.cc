@@ -23,7 +23,8 @@ constexpr std::uint32_t kEntryAhead = 16;    // pages whose entry was read and w
 constexpr std::uint32_t kShortRun = 12;      // two such in a row: neighbours are not worth trying first
 constexpr std::uint32_t kNoPageAhead = ~std::uint32_t{0};
 
-void fetch(const Segment& segment, std::uint32_t page) {
+// Always inline: gcc 12 takes a call that only prefetches for one without effect, and drops it.
+[[gnu::always_inline]] inline void fetch(const Segment& segment, std::uint32_t page) {
   const auto* descriptor = reinterpret_cast<const std::byte*>(&segment.descriptor({page}));
   __builtin_prefetch(descriptor);
   __builtin_prefetch(descriptor + kLineBytes);

@@ -200,10 +200,13 @@ class Worker {
   Status leave_incomplete(Sequence& sequence, PageIndex page);
 
   // worker_publish.cc
-  AnnounceResult announce(Sequence& sequence, std::uint32_t position,
-                          std::span<const std::uint32_t> tokens, const Stamp& stamp);
+  class HashesAhead;
+  std::uint64_t hash_above(const Sequence& sequence, std::uint32_t position) const;
+  AnnounceResult announce(Sequence& sequence, std::uint32_t position, std::span<const std::uint32_t> tokens,
+                          std::uint64_t prefix_hash, const Stamp& stamp);
   Status announce_full(Sequence& sequence, std::uint32_t end, bool link_live);
-  bool announce_next(Sequence& sequence, const Stamp& stamp, bool link_live, Status& status);
+  bool announce_next(Sequence& sequence, const Stamp& stamp, bool link_live, HashesAhead& hashes,
+                     std::uint64_t& announced, Status& status);
   bool link_to(Sequence& sequence, std::uint32_t position, Handle other);
   void go_live(Sequence& sequence, std::uint32_t position, const Stamp& stamp);
   bool is_mine(PageIndex page, PageState state) const;

@@ -2,6 +2,7 @@
 // Copyright The kvtrie authors
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "shm/crash_point.h"
@@ -41,7 +42,8 @@ bool Worker::is_mine(PageIndex page, PageState state) const {
 
 // `tokens` are the page's own: all that a page has, or fewer for an incomplete page.
 AnnounceResult Worker::announce(Sequence& sequence, std::uint32_t position,
-                                std::span<const std::uint32_t> tokens, const Stamp& stamp) {
+                                std::span<const std::uint32_t> tokens, std::uint64_t prefix_hash,
+                                const Stamp& stamp) {
   PageNode node;
   node.parent = sequence.parent_of(position);
   node.name_space = sequence.name_space;
@@ -52,23 +54,53 @@ AnnounceResult Worker::announce(Sequence& sequence, std::uint32_t position,
   node.touch = stamp.touch;
   node.retain_until = retain_until(stamp.tick, sequence.options.retention_ticks);
   node.publisher = slot_;
-  const std::uint64_t parent_hash =
-      node.parent.is_page()
-          ? segment_.descriptor(node.parent.page_index()).prefix_hash.load(std::memory_order_relaxed)
-          : sequence.root_hash;
-  node.prefix_hash = hash_page(parent_hash, tokens);
+  node.prefix_hash = prefix_hash;
   OwnPage& own = sequence.own_at(position);
   if (!is_mine(own.page, PageState::kWriting)) return {AnnounceOutcome::kFailed, {}, {}};
-  const AnnounceResult result = announce_page(segment_, slot_, own.page, node, tokens);
+  const AnnounceResult result = announce_page(segment_, index_, slot_, own.page, node, tokens);
   if (result.outcome == AnnounceOutcome::kAnnounced) {
     own.node = Handle::page(own.page, pages_.state(own.page));
     own.state = OwnState::kPending;
-    count(Counter::kPagesAnnounced);
   } else if (result.outcome == AnnounceOutcome::kNoRoom) {
     count(Counter::kBucketsFull);
   }
   return result;
 }
+
+std::uint64_t Worker::hash_above(const Sequence& sequence, std::uint32_t position) const {
+  const Handle parent = sequence.parent_of(position);
+  return parent.is_page() ? segment_.descriptor(parent.page_index()).prefix_hash.load(std::memory_order_relaxed)
+                          : sequence.root_hash;
+}
+
+// Prefix hashes of the positions from `linked` on, and where they will be entered, fetched some pages before.
+class Worker::HashesAhead {
+ public:
+  HashesAhead(const Worker& worker, const Sequence& sequence, std::uint32_t end)
+      : worker_(worker), sequence_(sequence), next_(sequence.linked), end_(end), hash_(worker.hash_above(sequence, next_)) {}
+
+  // Positions in order, each below `end`.
+  std::uint64_t of(std::uint32_t position) {
+    const std::uint32_t page_tokens = worker_.segment_.tokens_per_page();
+    for (const std::uint32_t to = std::min(end_, position + kAhead); next_ < to; ++next_) {
+      hash_ = hashes_[next_ % kAhead] = hash_page(hash_, sequence_.tokens_at(next_, page_tokens));
+      worker_.index_.prefetch_to_enter(worker_.index_.place_of(hash_));
+      const PageIndex page = sequence_.page_at(next_);
+      if (worker_.segment_.has(page)) __builtin_prefetch(worker_.segment_.token_words(page), 1);
+    }
+    return hashes_[position % kAhead];
+  }
+
+ private:
+  static constexpr std::uint32_t kAhead = 16;
+
+  const Worker& worker_;
+  const Sequence& sequence_;
+  std::uint32_t next_;
+  const std::uint32_t end_;
+  std::uint64_t hash_;
+  std::array<std::uint64_t, kAhead> hashes_;
+};
 
 Worker::Stamp Worker::stamp_now(const Sequence& sequence) {
   const std::uint32_t tick = segment_.now_tick();
@@ -84,14 +116,18 @@ Status Worker::announce_full(Sequence& sequence, std::uint32_t end, bool link_li
   if (!root_is_current(sequence)) return {};
   const Stamp stamp = stamp_now(sequence);
   Status status;
-  while (status && sequence.linked < end && announce_next(sequence, stamp, link_live, status)) {
+  HashesAhead hashes(*this, sequence, end);
+  std::uint64_t announced = 0;
+  while (status && sequence.linked < end && announce_next(sequence, stamp, link_live, hashes, announced, status)) {
   }
+  if (announced > 0) count(Counter::kPagesAnnounced, announced);
   tell_borrowers(sequence);
   return status;
 }
 
 // The page at `linked`. True: it may be a parent now, and is behind us.
-bool Worker::announce_next(Sequence& sequence, const Stamp& stamp, bool link_live, Status& status) {
+bool Worker::announce_next(Sequence& sequence, const Stamp& stamp, bool link_live, HashesAhead& hashes,
+                           std::uint64_t& announced, Status& status) {
   const std::uint32_t position = sequence.linked;
   OwnPage& own = sequence.own_at(position);
   if (own.state == OwnState::kGone || own.state == OwnState::kIncomplete) return false;
@@ -104,9 +140,10 @@ bool Worker::announce_next(Sequence& sequence, const Stamp& stamp, bool link_liv
   }
   if (own.before_other && !link_live) return false;  // looked for again at publish time
   const AnnounceResult result =
-      announce(sequence, position, sequence.tokens_at(position, segment_.tokens_per_page()), stamp);
+      announce(sequence, position, sequence.tokens_at(position, segment_.tokens_per_page()), hashes.of(position), stamp);
   switch (result.outcome) {
     case AnnounceOutcome::kAnnounced:
+      ++announced;
       ++sequence.linked;
       return true;
     case AnnounceOutcome::kDuplicate:
@@ -251,8 +288,10 @@ Status Worker::publish_incomplete(Sequence& sequence, std::uint64_t token_count,
 Status Worker::publish_last(Sequence& sequence, std::uint32_t tokens, PublishReport& report) {
   const std::uint32_t position = sequence.published;
   const Stamp stamp = stamp_now(sequence);
-  const AnnounceResult result = announce(
-      sequence, position, sequence.tokens_at(position, segment_.tokens_per_page()).first(tokens), stamp);
+  const std::span<const std::uint32_t> held = sequence.tokens_at(position, segment_.tokens_per_page()).first(tokens);
+  const AnnounceResult result =
+      announce(sequence, position, held, hash_page(hash_above(sequence, position), held), stamp);
+  if (result.outcome == AnnounceOutcome::kAnnounced) count(Counter::kPagesAnnounced);
   if (result.outcome == AnnounceOutcome::kFailed) return health();
   if (result.outcome != AnnounceOutcome::kAnnounced) {
     // Another's copy of the same tokens serves as well.

@@ -90,7 +90,7 @@ class AdoptTest : public testing::Test {
     std::uint32_t cursor = 0;
     ASSERT_EQ(FreePages(*segment_).take({1}, 1, index, cursor, taken), 1U);
     ASSERT_EQ(taken[0], index);
-    ASSERT_EQ(announce_page(*segment_, {1}, index, node, tokens).outcome,
+    ASSERT_EQ(announce_page(*segment_, StripeIndex(*segment_), {1}, index, node, tokens).outcome,
               AnnounceOutcome::kAnnounced);
     FreePages(*segment_).drop_held({1}, taken);
   }

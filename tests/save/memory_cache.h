@@ -176,7 +176,7 @@ class MemoryCache {
     std::vector<PageIndex> taken;
     EXPECT_EQ(FreePages(*segment_).take(kWorker, 1, PageIndex{~0U}, cursor_, taken), 1U);
     const PageIndex page = taken.at(0);
-    const AnnounceResult result = announce_page(*segment_, kWorker, page, node, tokens);
+    const AnnounceResult result = announce_page(*segment_, StripeIndex(*segment_), kWorker, page, node, tokens);
     if (result.outcome == AnnounceOutcome::kDuplicate) {
       FreePages(*segment_).give_back(kWorker, taken);
       return result.other.page_index();

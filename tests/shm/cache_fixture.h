@@ -102,7 +102,7 @@ class CacheFixture : public testing::Test {
                      const std::vector<std::uint32_t>& tokens) {
     const PageIndex page = take(worker);
     const AnnounceResult result =
-        announce_page(*segment_, worker, page, node_below(worker, parent, tokens), tokens);
+        announce_page(*segment_, StripeIndex(*segment_), worker, page, node_below(worker, parent, tokens), tokens);
     EXPECT_EQ(result.outcome, AnnounceOutcome::kAnnounced);
     return page;
   }

@@ -51,7 +51,7 @@ class RepairTest : public CacheFixture {
       node = node_below(kMe, parent, tokens);
     } while (buckets(index_->place_of(node.prefix_hash)) != wanted);
     page = take(kMe);
-    const AnnounceOutcome outcome = announce_page(*segment_, kMe, page, node, tokens).outcome;
+    const AnnounceOutcome outcome = announce_page(*segment_, StripeIndex(*segment_), kMe, page, node, tokens).outcome;
     if (outcome == AnnounceOutcome::kAnnounced) (void)publish(kMe, page);
     return outcome;
   }

@@ -45,7 +45,7 @@ class VerifyLiveTest : public CacheFixture {
       for (std::uint32_t& token : tokens)
         token = static_cast<std::uint32_t>(random() % 2);
       const AnnounceResult result =
-          announce_page(*segment_, me, pages[0], node_below(me, parent, tokens), tokens);
+          announce_page(*segment_, StripeIndex(*segment_), me, pages[0], node_below(me, parent, tokens), tokens);
       const bool announced = result.outcome == AnnounceOutcome::kAnnounced;
       if (announced && random() % 4 != 0) {
         slot.handle.store(Handle::page(pages[0], word(pages[0])).raw);  // rule 6

@@ -118,7 +118,7 @@ std::vector<PageIndex> SmallCache::publish(WorkerId me, PathEnd& end, std::uint3
     node.tick = segment_->now_tick();
     node.touch = TouchWord::make(node.tick, 1, 1, 0);
     node.publisher = me;
-    const AnnounceResult result = announce_page(*segment_, me, page, node, tokens);
+    const AnnounceResult result = announce_page(*segment_, StripeIndex(*segment_), me, page, node, tokens);
     require(result.outcome == AnnounceOutcome::kAnnounced, "announce");
     if (state != PageState::kPending) {
       auto& word = segment_->descriptor(page).state;
