@@ -73,10 +73,11 @@ kvtrie_code read_begin_options(const char* call, const kvtrie_begin_options* opt
   if (options == nullptr) return KVTRIE_OK;
   if (!size_is_served(*options)) return wrong_size(call, "options", *options);
   const kvtrie_begin_options asked = read_sized(*options);
-  if ((asked.flags & ~std::uint32_t{KVTRIE_NO_READ | KVTRIE_NO_PUBLISH | KVTRIE_PARTIAL}) != 0) {
+  if ((asked.flags &
+       ~std::uint32_t{KVTRIE_NO_READ | KVTRIE_NO_PUBLISH | KVTRIE_PARTIAL | KVTRIE_TOKENS_STAY}) != 0) {
     return fail(Code::kInvalid,
-                "{}: flags {:#x}: only KVTRIE_NO_READ, KVTRIE_NO_PUBLISH and KVTRIE_PARTIAL are known", call,
-                asked.flags);
+                "{}: flags {:#x}: only KVTRIE_NO_READ, KVTRIE_NO_PUBLISH, KVTRIE_PARTIAL and KVTRIE_TOKENS_STAY are known",
+                call, asked.flags);
   }
   if (asked.reserved[0] != 0 || asked.reserved[1] != 0) {
     return fail(Code::kInvalid, "{}: options->reserved must be 0", call);
@@ -88,6 +89,7 @@ kvtrie_code read_begin_options(const char* call, const kvtrie_begin_options* opt
   out.read = (asked.flags & KVTRIE_NO_READ) == 0;
   out.publish = (asked.flags & KVTRIE_NO_PUBLISH) == 0;
   out.partial = (asked.flags & KVTRIE_PARTIAL) != 0;
+  out.tokens_stay = (asked.flags & KVTRIE_TOKENS_STAY) != 0;
   out.request_tag = asked.request_tag;
   out.retention_ticks = asked.retention_ticks;
   out.hint = asked.hint;

@@ -21,7 +21,7 @@ constexpr std::size_t kKeptBytesMax = 2 * 1024 * 1024;
 void trim(Sequence& sequence) {
   const std::size_t kept = sequence.shared.capacity() * sizeof sequence.shared[0] +
                            sequence.own.capacity() * sizeof sequence.own[0] +
-                           sequence.tokens.capacity() * sizeof sequence.tokens[0];
+                           sequence.tokens.kept_bytes();
   if (kept <= kKeptBytesMax) return;
   sequence.shared = {};
   sequence.own = {};

@@ -134,7 +134,9 @@ enum {
   KVTRIE_NO_PUBLISH = 1u << 1, /* begin: keep every page of this sequence private */
   KVTRIE_NO_WAIT = 1u << 2,    /* allocate, fork: never wait, whatever wait_ms says */
   KVTRIE_PARTIAL = 1u << 3,    /* begin: look for a match inside the next page, too */
-  KVTRIE_NO_COPY = 1u << 4     /* allocate, fork: do not copy bytes, the caller does: no later call copies them */
+  KVTRIE_NO_COPY = 1u << 4,    /* allocate, fork: do not copy bytes, the caller does: no later call copies them */
+  KVTRIE_TOKENS_STAY = 1u << 5 /* begin: do not copy the tokens; the caller leaves them where they are, unchanged, until
+                                * the sequence is released or kvtrie_append has been called on it */
 };
 
 typedef struct kvtrie_begin_options {

@@ -34,6 +34,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "shm/announce.h"
@@ -72,10 +73,55 @@ struct SequenceOptions {
   bool read = true;
   bool publish = true;
   bool partial = false;  // look for a match inside the next page, too
+  bool tokens_stay = false;  // the caller's tokens are not copied
   std::uint32_t request_tag = 0;
   std::uint32_t retention_ticks = 0;
   std::uint8_t hint = 0;
   std::uint8_t priority = 0;
+};
+
+// The tokens that a sequence knows beyond its shared pages: a copy, or the caller's own, who lets them stay until then.
+class KnownTokens {
+ public:
+  KnownTokens() = default;
+  KnownTokens(const KnownTokens&) = delete;  // the view may be of this object's copy, which moves with it
+  KnownTokens& operator=(const KnownTokens&) = delete;
+  KnownTokens(KnownTokens&& other) noexcept : own_(std::move(other.own_)), view_(std::exchange(other.view_, {})) {}
+  KnownTokens& operator=(KnownTokens&& other) noexcept {
+    own_ = std::move(other.own_);
+    view_ = std::exchange(other.view_, {});
+    return *this;
+  }
+  void copy(std::span<const std::uint32_t> tokens) {
+    own_.assign(tokens.begin(), tokens.end());
+    view_ = own_;
+  }
+  void borrow(std::span<const std::uint32_t> tokens) {
+    own_.clear();
+    view_ = tokens;
+  }
+  // What was borrowed is copied first: it and these stand in one piece.
+  void append(std::span<const std::uint32_t> tokens) {
+    if (view_.data() != own_.data()) own_.assign(view_.begin(), view_.end());
+    own_.insert(own_.end(), tokens.begin(), tokens.end());
+    view_ = own_;
+  }
+  void drop_first(std::size_t count) {
+    if (view_.data() != own_.data()) {
+      view_ = view_.subspan(count);
+    } else {
+      own_.erase(own_.begin(), own_.begin() + static_cast<std::ptrdiff_t>(count));
+      view_ = own_;
+    }
+  }
+  void clear() { borrow({}); }
+  std::span<const std::uint32_t> view() const { return view_; }
+  std::size_t size() const { return view_.size(); }
+  std::size_t kept_bytes() const { return own_.capacity() * sizeof own_[0]; }
+
+ private:
+  std::vector<std::uint32_t> own_;
+  std::span<const std::uint32_t> view_;
 };
 
 struct Sequence {
@@ -86,7 +132,7 @@ struct Sequence {
   std::uint32_t lease_slot = kNoSlot;  // none: the sequence is not open
   std::vector<Handle> shared;
   std::vector<OwnPage> own;
-  std::vector<std::uint32_t> tokens;  // from the first token after the shared pages
+  KnownTokens tokens;  // from the first token after the shared pages
   std::uint32_t published = 0;
   std::uint32_t linked = 0;
   CopySource source;
@@ -115,7 +161,7 @@ struct Sequence {
   }
   // Of a position from the first own one on: its tokens, fewer than a page has when not all are known.
   std::span<const std::uint32_t> tokens_at(std::uint32_t position, std::uint32_t tokens_per_page) const {
-    const std::span<const std::uint32_t> all = tokens;
+    const std::span<const std::uint32_t> all = tokens.view();
     const std::size_t first = (position - shared.size()) * tokens_per_page;
     return all.subspan(first, std::min<std::size_t>(tokens_per_page, all.size() - first));
   }

@@ -146,8 +146,13 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   sequence.published = sequence.linked = report.cached_pages;
   const std::size_t page_tokens = segment_.tokens_per_page();
   const std::size_t found = report.cached_pages * page_tokens;
-  sequence.tokens.assign(tokens.begin() + static_cast<std::ptrdiff_t>(found), tokens.end());
-  find_partial(sequence, sequence.tokens, report);
+  const std::span<const std::uint32_t> rest = tokens.subspan(found);
+  if (options.tokens_stay) {
+    sequence.tokens.borrow(rest);
+  } else {
+    sequence.tokens.copy(rest);
+  }
+  find_partial(sequence, rest, report);
   count(Counter::kLookups);
   count(Counter::kTokensAsked, tokens.size());
   count(Counter::kTokensFound, found);
@@ -270,7 +275,7 @@ void Worker::find_partial(Sequence& sequence, std::span<const std::uint32_t> res
 }
 
 void Worker::append(Sequence& sequence, std::span<const std::uint32_t> tokens) {
-  sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+  sequence.tokens.append(tokens);
 }
 
 std::optional<PageCopy> Worker::copy_due(const Sequence& sequence) const {

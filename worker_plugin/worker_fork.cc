@@ -47,7 +47,7 @@ Status Worker::fork(Sequence& parent, std::uint32_t request_tag, std::int64_t wa
   child = {};
   child.shared.reserve(parent.positions());
   child.own.reserve(parent.positions());
-  child.tokens = parent.tokens;
+  child.tokens.copy(parent.tokens.view());  // it may outlive its parent, and what that borrowed
   // Who has pages goes on before those who wait: they may wait for just these pages (W2).
   if (wanted > 0) {
     if (Status status = take_pages(wanted, {segment_.page_count()}, Turn::first(), wait_ns, taken); !status) {
@@ -91,7 +91,7 @@ void Worker::fill_child(const Sequence& parent, std::uint32_t request_tag, std::
   child.published = child.linked = parent.published;
   for (std::uint32_t p = 0; p < parent.published; ++p) child.shared.push_back(parent.node_at(p));
   const std::size_t shared_since = (child.shared.size() - parent.shared.size()) * page_tokens;
-  child.tokens.erase(child.tokens.begin(), child.tokens.begin() + static_cast<std::ptrdiff_t>(shared_since));
+  child.tokens.drop_first(shared_since);
   for (std::uint32_t p = parent.published; p < copied_end(parent, page_tokens); ++p) {
     const OwnPage& own = parent.own_at(p);
     if (own.state == OwnState::kGone) {

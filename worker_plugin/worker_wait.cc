@@ -39,7 +39,7 @@ Status Worker::match_on(Sequence& sequence, BeginReport& report) {
   report = {};
   report.cached_pages = had;
   if (!sequence.options.read) return {};
-  if (Status status = walk_on(sequence, sequence.tokens, report); !status) return status;
+  if (Status status = walk_on(sequence, sequence.tokens.view(), report); !status) return status;
   std::optional<std::uint32_t> second;
   std::uint32_t depth = had;
   if (sequence.shared.size() > had) {
@@ -67,7 +67,7 @@ Status Worker::match_on(Sequence& sequence, BeginReport& report) {
   if (sequence.source.any()) {
     report.partial_tokens = sequence.source.tokens;
   } else {
-    find_partial(sequence, sequence.tokens, report);
+    find_partial(sequence, sequence.tokens.view(), report);
   }
   return {};
 }
@@ -75,8 +75,7 @@ Status Worker::match_on(Sequence& sequence, BeginReport& report) {
 // Notes that the last `pages` of sequence.shared were matched, under the lease now.
 void Worker::take_matched(Sequence& sequence, std::uint32_t pages) {
   const std::size_t found = std::size_t{pages} * segment_.tokens_per_page();
-  sequence.tokens.erase(sequence.tokens.begin(),
-                        sequence.tokens.begin() + static_cast<std::ptrdiff_t>(found));
+  sequence.tokens.drop_first(found);
   sequence.published = sequence.linked = static_cast<std::uint32_t>(sequence.shared.size());
   touch_page(sequence.shared.back().page_index(), segment_.now_tick(), sequence.options.hint);
   count(Counter::kTokensFound, found);

@@ -164,6 +164,35 @@ TEST_F(CApiTest, FlagsKeepASequenceFromReadingAndPublishing) {
   EXPECT_EQ(kvtrie_release(first), KVTRIE_OK);
 }
 
+// Where the tokens stand decides nothing but who keeps them.
+TEST_F(CApiTest, TokensThatStayAreNotCopiedUntilTheyAreAppendedToOrForked) {
+  std::vector<std::uint32_t> tokens = path({1, 2, 3});
+  const Begun borrowing = begin(worker_, space_, tokens, KVTRIE_TOKENS_STAY);
+  kvtrie_sequence child{};
+  ASSERT_EQ(kvtrie_fork(borrowing.sequence, nullptr, &child), KVTRIE_OK);
+  const std::vector<std::uint32_t> more = path({4});
+  const Begun appending = begin(worker_, space_, tokens, KVTRIE_TOKENS_STAY);
+  ASSERT_EQ(kvtrie_append(appending.sequence, more.data(), more.size()), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_allocate(borrowing.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(borrowing.sequence, 2 * kPageTokens, nullptr), KVTRIE_OK);
+  EXPECT_EQ(hits(worker_, space_, path({1, 2, 3})), 2U);
+  // A third page by what stands there now: that it is another shows that nothing was copied.
+  tokens.back() ^= 1;
+  ASSERT_EQ(kvtrie_allocate(borrowing.sequence, 3 * kPageTokens, nullptr), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(borrowing.sequence, 3 * kPageTokens, nullptr), KVTRIE_OK);
+  EXPECT_EQ(hits(worker_, space_, tokens), 3U);
+  EXPECT_EQ(hits(worker_, space_, path({1, 2, 3})), 2U);
+  EXPECT_EQ(kvtrie_release(borrowing.sequence), KVTRIE_OK);
+  tokens.assign(tokens.size(), 0);
+  // These two have copies of their own.
+  for (const kvtrie_sequence sequence : {child, appending.sequence}) {
+    ASSERT_EQ(kvtrie_allocate(sequence, 3 * kPageTokens, nullptr), KVTRIE_OK);
+    ASSERT_EQ(kvtrie_publish(sequence, 3 * kPageTokens, nullptr), KVTRIE_OK);
+    EXPECT_EQ(hits(worker_, space_, path({1, 2, 3})), 3U);
+    EXPECT_EQ(kvtrie_release(sequence), KVTRIE_OK);
+  }
+}
+
 TEST_F(CApiTest, BytesWrittenThroughPageAddressAreSharedInEveryPlane) {
   const kvtrie_worker other = cache_.attach();
   const kvtrie_namespace theirs = cache_.open(other, {{"model", "a"}});

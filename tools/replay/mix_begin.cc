@@ -39,7 +39,8 @@ MixSequencePtr new_sequence(const MixContext& context, const MixJob& job) {
 kvtrie_begin_options draw_options(const MixContext& context, MixSequence& sequence) {
   Random& chance = context.chance;
   sequence.flags =
-      context.drawn(KVTRIE_PARTIAL, 70) | context.drawn(KVTRIE_NO_READ, 5) | context.drawn(KVTRIE_NO_PUBLISH, 8);
+      context.drawn(KVTRIE_PARTIAL, 70) | context.drawn(KVTRIE_NO_READ, 5) | context.drawn(KVTRIE_NO_PUBLISH, 8) |
+      context.drawn(KVTRIE_TOKENS_STAY, 40);  // they do, in its content
   kvtrie_begin_options options{};
   options.size = sizeof options;
   options.flags = sequence.flags;
