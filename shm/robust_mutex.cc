@@ -31,6 +31,9 @@ struct Held {
 };
 constinit thread_local Held held_by_thread;
 
+// Not inline: else the compiler asks again at each use, by a call of the C library.
+[[gnu::noinline]] Held& held_here() { return held_by_thread; }
+
 __pthread_internal_list& links_in(pthread_mutex_t& mutex) { return mutex.__data.__list; }
 
 // How its neighbours in the list name it: by the address of its link to the next.
@@ -137,7 +140,7 @@ Status RobustMutex::acquire(pthread_mutex_t&, std::int64_t) { return {}; }
 Status RobustMutex::release(pthread_mutex_t&) { return {}; }
 #else
 Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
-  Held& held = held_by_thread;
+  Held& held = held_here();
   if (held.count >= kHeldMax) return {Code::kSystem, "too many shared locks held by one thread", EAGAIN};
   if (Status status = validate(mutex); !status) return status;
   int rc = ::pthread_mutex_trylock(&mutex);
@@ -163,7 +166,7 @@ Status RobustMutex::acquire(pthread_mutex_t& mutex, std::int64_t wait_ns) {
 }
 
 Status RobustMutex::release(pthread_mutex_t& mutex) {
-  Held& held = held_by_thread;
+  Held& held = held_here();
   if (held.count > 0) --held.count;  // whatever comes of it, it is not tried again
   const bool good = put_links_back(held, mutex);
   if (!intact(mutex))

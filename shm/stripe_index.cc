@@ -114,12 +114,13 @@ void StripeIndex::give_up_lock() const {
   segment_.keep_mapped();
 }
 
-// Of the emptier bucket: two choices keep both from filling.
+// Of the first bucket, or of the emptier one when that is nearly full: two choices keep both from filling.
 AtomicU64* StripeIndex::empty_slot(const IndexPlace& place) const {
   IndexBucket& first = segment_.bucket(place.bucket[0]);
   IndexBucket& second = segment_.bucket(place.bucket[1]);
   const unsigned in_first = empty_entries(first), in_second = empty_entries(second);
-  const bool choose_second = kBitsOf[in_second] > kBitsOf[in_first];
+  constexpr std::uint8_t kToSpare = 3;  // of fewer, one key in 10,000 would find both full in a full cache
+  const bool choose_second = kBitsOf[in_first] < kToSpare && kBitsOf[in_second] > kBitsOf[in_first];
   const unsigned empty = choose_second ? in_second : in_first;
   if (empty == 0) return nullptr;
   return &(choose_second ? second : first).entries[static_cast<unsigned>(std::countr_zero(empty))];

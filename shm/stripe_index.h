@@ -5,7 +5,8 @@
 //
 //   stripe = high half of the hash        a contiguous range of buckets and one robust mutex
 //   b1, b2 = two buckets of that range    a key may stand in either; readers look at both, so neither a full
-//                                         bucket nor a removal can hide an entry
+//                                         bucket nor a removal can hide an entry. Entered in b1 while that has room to
+//                                         spare, so that who looks far ahead mostly fetches one (80 to 94 % stand there)
 //   entry  = valid 1 | tag 39 | page 24   one store enters, one compare-and-swap removes; 0 is empty
 //
 // Who            does                                            under
@@ -118,9 +119,23 @@ class StripeIndex {
     return false;
   }
 
+  // The first page of this tag in one of the two buckets, which may be another's; ~0: none.
+  std::uint32_t first_candidate(const IndexPlace& place, unsigned which) const {
+    const IndexBucket& bucket = segment_.bucket(place.bucket[which]);
+    const unsigned equal = entries_equal(bucket, place.tagged);
+    if (equal == 0) return ~std::uint32_t{0};
+    const PageIndex page =
+        page_in(bucket.entries[static_cast<unsigned>(std::countr_zero(equal))].load(std::memory_order_acquire));
+    return segment_.has(page) ? page.value : ~std::uint32_t{0};
+  }
+
   // Always inline: gcc 12 takes a call that only prefetches for one without effect, and drops it.
+  [[gnu::always_inline]] void prefetch(const IndexPlace& place, unsigned which) const {
+    __builtin_prefetch(&segment_.bucket(place.bucket[which]));
+  }
   [[gnu::always_inline]] void prefetch(const IndexPlace& place) const {
-    for (const std::uint64_t b : place.bucket) __builtin_prefetch(&segment_.bucket(b));
+    prefetch(place, 0);
+    prefetch(place, 1);
   }
   // For who will enter something there.
   [[gnu::always_inline]] void prefetch_to_enter(const IndexPlace& place) const {

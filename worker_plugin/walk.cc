@@ -18,8 +18,7 @@ namespace {
 constexpr std::uint32_t kStreamAhead = 16;   // neighbours that are fetched before they are compared
 constexpr std::uint32_t kLookAhead = 12;     // where the end of a run is looked for
 constexpr std::uint32_t kResolveAhead = 6;   // before that end its index entry is read
-constexpr std::uint32_t kHashAhead = 32;     // pages hashed and their buckets fetched, at most
-constexpr std::uint32_t kEntryAhead = 16;    // pages whose entry was read and whose descriptor is fetched, at most
+constexpr std::uint32_t kHashAhead = 32;     // pages hashed and a bucket of each fetched, at most; entries are read half as far ahead
 constexpr std::uint32_t kShortRun = 12;      // two such in a row: neighbours are not worth trying first
 constexpr std::uint32_t kNoPageAhead = ~std::uint32_t{0};
 
@@ -70,33 +69,43 @@ class Walker {
     return at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed) : root_hash_;
   }
 
-  // Page by page through the index, several pages ahead: of those the prefix is hashed and the bucket fetched, of the
-  // nearer ones the entry is read and the descriptor fetched. Slow start, since most walks that begin here end at once or
-  // go on along a run. True: two neighbours were met (more, if runs are short here), or it was the last page.
+  // Page by page through the index, several pages ahead: the prefix is hashed and the bucket fetched where its entry most
+  // likely stands, nearer the entry is read and the descriptor fetched, or the other bucket, which is read nearer still.
+  // Slow start, since most walks that begin here end at once or go on along a run. True: it goes on along a run, or all
+  // was found.
   bool by_index() {
-    std::array<std::uint64_t, kHashAhead> hashes;
+    std::array<IndexPlace, kHashAhead> places;
     std::array<std::uint32_t, kHashAhead> found;
-    std::uint32_t hashed = done_, resolved = done_, neighbours = 0, ahead = 2;
+    std::uint32_t hashed = done_, read = done_, resolved = done_, neighbours = 0, ahead = 2;
     std::uint64_t hash = hash_here();
     const std::uint32_t enough = scattered_ ? kShortRun : 1;
     while (done_ < count_) {
       for (const std::uint32_t to = std::min(count_, done_ + ahead); hashed < to; ++hashed) {
-        hash = hashes[hashed % kHashAhead] = hash_page(hash, tokens_at(hashed));
-        index_.prefetch(index_.place_of(hash));
+        hash = hash_page(hash, tokens_at(hashed));
+        const IndexPlace& place = places[hashed % kHashAhead] = index_.place_of(hash);
+        index_.prefetch(place, 0);
+        if (ahead < kHashAhead) index_.prefetch(place, 1);
       }
-      for (const std::uint32_t to = std::min(hashed, done_ + ahead / 2); resolved < to; ++resolved) {
-        std::uint32_t& page = found[resolved % kHashAhead] = kNoPageAhead;
-        index_.for_each_candidate(index_.place_of(hashes[resolved % kHashAhead]), [&](PageIndex candidate) {
-          page = candidate.value;
+      for (const std::uint32_t to = std::min(hashed, done_ + ahead / 2); read < to; ++read) {
+        const IndexPlace& place = places[read % kHashAhead];
+        const std::uint32_t page = found[read % kHashAhead] = index_.first_candidate(place, 0);
+        if (page != kNoPageAhead) {
           fetch(segment_, page);
-          return true;
-        });
+        } else {
+          index_.prefetch(place, 1);
+        }
+      }
+      for (const std::uint32_t to = std::min(hashed, done_ + ahead / 4); resolved < to; ++resolved) {
+        std::uint32_t& page = found[resolved % kHashAhead];
+        if (page != kNoPageAhead) continue;
+        page = index_.first_candidate(places[resolved % kHashAhead], 1);
+        if (page != kNoPageAhead) fetch(segment_, page);
       }
       ahead = std::min(2 * ahead, kHashAhead);
       const std::uint32_t before = at_.is_page() ? at_.page_index().value : kNoPageAhead;
       const std::uint32_t page = found[done_ % kHashAhead];
       // What was read ahead may be another's with an equal tag, or not be there yet.
-      if ((page == kNoPageAhead || !enter({page}, Guess::kNo)) && !enter_any(hashes[done_ % kHashAhead])) return false;
+      if ((page == kNoPageAhead || !enter({page}, Guess::kNo)) && !enter_any(places[done_ % kHashAhead])) return false;
       neighbours = at_.page_index().value == before + 1 ? neighbours + 1 : 0;
       if (neighbours >= enough) break;
     }
@@ -106,8 +115,9 @@ class Walker {
 
   // Not the end yet when one of these is Pending: its announcer may have died before it was canonical, and the canonical
   // page, Live, stand elsewhere.
-  bool enter_any(std::uint64_t hash) {
-    return index_.for_each_candidate(index_.place_of(hash), [&](PageIndex page) { return enter(page, Guess::kNo); });
+  bool enter_any(std::uint64_t hash) { return enter_any(index_.place_of(hash)); }
+  bool enter_any(const IndexPlace& place) {
+    return index_.for_each_candidate(place, [&](PageIndex page) { return enter(page, Guess::kNo); });
   }
 
   // From neighbour to neighbour, one stream through memory. False: all was found.
