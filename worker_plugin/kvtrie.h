@@ -344,9 +344,10 @@ KVTRIE_API kvtrie_code kvtrie_page_address(kvtrie_worker worker, uint32_t page, 
                                            void** address) KVTRIE_NOEXCEPT;
 /* Copies KV of tokens [first_token, first_token + token_count) of the sequence from the engine's memory
  * into its own unpublished pages, or out of any of its pages. layout NULL: whole pages as they are in
- * the pool, one after the other. Neighbouring pages are copied at once. E_INVALID, and nothing was
- * copied: a position without page, or for kvtrie_copy_in one that is not this sequence's to write, or a
- * device whose planes this process does not write (kvtrie_device.h). */
+ * the pool, one after the other. Neighbouring pages are copied at once; calls for 256 KiB in, 1 MiB
+ * out and more go past the caches. E_INVALID, and nothing was copied: a position without page, or for
+ * kvtrie_copy_in one that is not this sequence's to write, or a device whose planes this process does not
+ * write (kvtrie_device.h). */
 KVTRIE_API kvtrie_code kvtrie_copy_in(kvtrie_sequence sequence, uint64_t first_token,
                                       uint64_t token_count, uint32_t plane,
                                       const kvtrie_layout* layout, const void* base) KVTRIE_NOEXCEPT;

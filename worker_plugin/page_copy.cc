@@ -82,25 +82,37 @@ void move_nest(Mover& mover, const Nest& nest, std::size_t depth, std::byte* in_
     return;
   }
   const Axis& axis = nest.axes[depth - 1];
-  for (std::uint64_t i = 0; i < axis.count; ++i, in_pool += axis.in_pool, outside += axis.outside) {
-    move_nest(mover, nest, depth - 1, in_pool, outside);
+  const auto count = static_cast<std::int64_t>(axis.count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    move_nest(mover, nest, depth - 1, in_pool + i * axis.in_pool, outside + i * axis.outside);
   }
+}
+
+// The processor finds out by itself how a run goes on, not where the next one begins.
+void prefetch_start(const std::byte* from, std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  constexpr std::size_t kStart = 512;
+  for (std::size_t at = 0; at < std::min(bytes, kStart); at += kLine) __builtin_prefetch(from + at);
 }
 
 std::size_t run_at(std::span<const std::uint32_t> pages, std::size_t first) {
   std::size_t run = 1;
-  while (first + run < pages.size() && pages[first + run] == pages[first] + run) ++run;
+  while (first + run < pages.size() && pages[first + run] == pages[first] + run)
+    ++run;
   return run;
 }
 
 }  // namespace
 
-void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,
-                std::byte* base, CopyDirection direction) {
+void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages, std::byte* base,
+                CopyDirection direction) {
   Mover mover(direction, pages.size() * pool.page_bytes);
   if (direction == CopyDirection::kIn) mover.reads_in_order(base, pages.size() * pool.page_bytes);
   for (std::size_t i = 0; i < pages.size();) {
     const std::size_t run = run_at(pages, i);
+    if (direction == CopyDirection::kOut && i + run < pages.size()) {
+      prefetch_start(page_at(pool, plane, pages[i + run]), pool.page_bytes);
+    }
     mover.move(page_at(pool, plane, pages[i]), base + i * pool.page_bytes, run * pool.page_bytes);
     i += run;
   }

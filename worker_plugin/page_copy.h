@@ -19,15 +19,15 @@ namespace kvtrie {
 
 enum class CopyDirection : std::uint8_t { kIn, kOut };  // of the pool
 
-// From so many bytes on, a copy goes past the caches (streaming_copy.h). What goes into the pool is read by others, later;
-// what comes out is read by the engine at once, and up to there the caches keep it for that.
+// From so many bytes on, a copy goes past the caches (streaming_copy.h). What goes into the pool is read by others,
+// later; what comes out is read by the engine at once, and up to there the caches keep it for that.
 constexpr std::uint64_t streaming_min_bytes(CopyDirection direction) {
   return direction == CopyDirection::kIn ? 256U << 10 : 1U << 20;
 }
 
 // Bytes of whole pages, one page after the other at `base`; neighbouring pages are copied at once.
-void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,
-                std::byte* base, CopyDirection direction);
+void copy_pages(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages, std::byte* base,
+                CopyDirection direction);
 
 // `token_count` tokens from token `first_token` of pages[0] on; token 0 of the copy is at `base`.
 void copy_tokens(const PoolView& pool, std::uint32_t plane, std::span<const std::uint32_t> pages,

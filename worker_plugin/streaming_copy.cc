@@ -70,19 +70,23 @@ void StreamingCopy::add(std::byte* to, const std::byte* from, std::size_t bytes)
     from += before;
     bytes -= before + behind;
   }
+  unordered_ = true;
   std::size_t at = move_rounds(to, from, bytes);
   // Where in the window; far behind it when it is not there.
-  std::size_t place = static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(from) - reinterpret_cast<std::uintptr_t>(window_)) + at;
+  std::size_t place = reinterpret_cast<std::uintptr_t>(from) - reinterpret_cast<std::uintptr_t>(window_) + at;
   for (; at < bytes; at += kLine, place += kLine) {
     const std::size_t line = place % kAheadBytes / kLine;
-    const std::size_t ahead = place / kAheadBytes * kAheadBytes + kAheadBytes + line % kAheadPages * kMemoryPage +
-                              line / kAheadPages * kLine;
+    const std::size_t ahead =
+        place / kAheadBytes * kAheadBytes + kAheadBytes + line % kAheadPages * kMemoryPage + line / kAheadPages * kLine;
     if (ahead < window_bytes_) _mm_prefetch(window_ + ahead, _MM_HINT_T0);
     move_line(to + at, from + at);
   }
 }
 
-void StreamingCopy::finish() { _mm_sfence(); }
+void StreamingCopy::finish() {
+  if (unordered_) _mm_sfence();
+  unordered_ = false;
+}
 #else
 void StreamingCopy::add(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
 void StreamingCopy::finish() {}

@@ -3,8 +3,8 @@
 //
 // Copies that are larger than a core's caches: by stores that do not read the lines first that they overwrite
 // (non-temporal), and reading from several pages of memory at a time, since one page after the other waits for each.
-// 1.3 to 1.8 times memcpy, which takes such stores only for single pieces of many megabytes; but what was written is in no
-// cache, so small copies are memcpy's. On processors other than x86-64 all of it is memcpy's.
+// 1.3 to 1.8 times memcpy, which takes such stores only for single pieces of many megabytes; but what was written is in
+// no cache, so small copies are memcpy's. On processors other than x86-64 all of it is memcpy's.
 //
 // Not thread-safe. What was added is ordered before later stores of this thread after finish().
 #pragma once
@@ -32,6 +32,7 @@ class StreamingCopy {
  private:
   const std::byte* window_ = nullptr;
   std::size_t window_bytes_ = 0;
+  bool unordered_ = false;  // stores of add()
 };
 
 }  // namespace kvtrie

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Every byte of a copy arrives where it belongs, and no other byte changes: sizes, alignments and layouts on both sides of
-// where copies begin to go past the caches.
+// Every byte of a copy arrives where it belongs, and no other byte changes: sizes, alignments and layouts on both sides
+// of where copies begin to go past the caches.
 
 #include "worker_plugin/page_copy.h"
 
@@ -41,7 +41,8 @@ std::size_t difference(const Bytes& a, const Bytes& b) {
 
 TEST(StreamingCopyTest, MovesAllBytesAndNoOthers) {
   constexpr std::size_t kRoom = 192;
-  for (const std::size_t bytes : {0U, 1U, 63U, 64U, 65U, 256U, 1023U, 1024U, 1111U, 2048U, 16383U, 16384U, 40000U, 70001U}) {
+  for (const std::size_t bytes :
+       {0U, 1U, 63U, 64U, 65U, 256U, 1023U, 1024U, 1111U, 2048U, 16383U, 16384U, 40000U, 70001U}) {
     const Bytes source = random_bytes(bytes + 2 * kRoom, 1);
     for (const std::size_t to : {0U, 1U, 16U, 63U, 64U, 100U}) {
       for (const std::size_t from : {0U, 3U, 32U}) {
@@ -52,7 +53,8 @@ TEST(StreamingCopyTest, MovesAllBytesAndNoOthers) {
         copy.reads_in_order(source.data() + from, bytes / 2);  // a hint, not a limit
         copy.add(target.data() + to, source.data() + from, bytes);
         copy.finish();
-        ASSERT_TRUE(target == expected) << bytes << " bytes, to " << to << ", from " << from << ": at " << difference(target, expected);
+        ASSERT_TRUE(target == expected) << bytes << " bytes, to " << to << ", from " << from << ": at "
+                                        << difference(target, expected);
       }
     }
   }
@@ -113,7 +115,8 @@ TEST_F(PageCopyTest, PagesStandOneAfterTheOther) {
         set_up(page_bytes, kSomePages.size() * page_bytes, shift);
         copy_pages(view_, 0, kSomePages, engine_.data() + base_, direction);
         Places places;
-        for (std::size_t i = 0; i < kSomePages.size(); ++i) places.emplace_back(kSomePages[i] * page_bytes, i * page_bytes);
+        for (std::size_t i = 0; i < kSomePages.size(); ++i)
+          places.emplace_back(kSomePages[i] * page_bytes, i * page_bytes);
         expect_copied(direction, places, page_bytes, "page of " + std::to_string(page_bytes));
         if (HasFatalFailure()) return;
       }
@@ -141,7 +144,8 @@ kvtrie_layout layout_of(kvtrie_layout layout, const Engine& engine, std::size_t 
 }
 
 // By head of a token: where in the pool and where in the engine's memory.
-Places places_of(const kvtrie_layout& layout, std::span<const std::uint32_t> pages, std::size_t first, std::size_t count) {
+Places places_of(const kvtrie_layout& layout, std::span<const std::uint32_t> pages, std::size_t first,
+                 std::size_t count) {
   const std::size_t rows = std::size_t{layout.layers} * layout.kv;
   Places places;
   for (std::size_t i = 0; i < count; ++i) {
@@ -185,7 +189,8 @@ TEST_F(PageCopyTest, EveryHeadOfEveryTokenIsWhereTheLayoutSays) {
           set_up(token_bytes * kTokens, token_bytes * count, head_bytes % 64 == 0 ? 0 : 1);
           if (engine.backwards) base_ += (count - 1) * heads * head_bytes;
           copy_tokens(view_, 0, pages, kTokens, first, count, layout, engine_.data() + base_, direction);
-          expect_copied(direction, places, head_bytes, std::string(engine.name) + ", heads of " + std::to_string(head_bytes));
+          expect_copied(direction, places, head_bytes,
+                        std::string(engine.name) + ", heads of " + std::to_string(head_bytes));
           if (HasFatalFailure()) return;
         }
       }

@@ -25,6 +25,7 @@ namespace {
 constexpr std::uint32_t kCallPages = 256;
 constexpr std::size_t kAlignment = 256;
 constexpr double kTargetRatio = 0.9;
+constexpr std::uint32_t kRoundsMax = 5;  // each moves 2 GiB
 
 std::string bytes_text(std::uint64_t bytes) {
   return bytes >= 1U << 20 ? fmt::format("{} MiB", bytes >> 20) : fmt::format("{} KiB", bytes >> 10);
@@ -48,7 +49,8 @@ class BulkCache {
     engine_ = {static_cast<std::byte*>(std::align(kAlignment, memory_.size() - kAlignment, aligned, space)),
                memory_.size() - kAlignment};
     leave_runs_free(pages_of(settings, page_bytes), run_pages);
-    for (std::uint64_t call = 0; call < calls; ++call) take(engine_.data() + call * kCallPages * page_bytes);
+    for (std::uint64_t call = 0; call < calls; ++call)
+      take(engine_.data() + call * kCallPages * page_bytes);
   }
 
   [[nodiscard]] std::uint64_t bytes() const { return engine_.size(); }
@@ -62,10 +64,16 @@ class BulkCache {
   double plugin_out(const kvtrie_layout* layout) { return each_call(plugin_->copy_out, "copy_out", layout); }
   // The same by memcpy, one for each run of pages.
   double memcpy_in() {
-    return time_ns([&] { for (const Piece& piece : pieces_) std::memcpy(piece.in_pool, piece.outside, piece.bytes); });
+    return time_ns([&] {
+      for (const Piece& piece : pieces_)
+        std::memcpy(piece.in_pool, piece.outside, piece.bytes);
+    });
   }
   double memcpy_out() {
-    return time_ns([&] { for (const Piece& piece : pieces_) std::memcpy(piece.outside, piece.in_pool, piece.bytes); });
+    return time_ns([&] {
+      for (const Piece& piece : pieces_)
+        std::memcpy(piece.outside, piece.in_pool, piece.bytes);
+    });
   }
 
  private:
@@ -138,7 +146,8 @@ class BulkCache {
       std::byte* base = engine_.data();
       for (const kvtrie_sequence sequence : sequences_) {
         plugin_.expect(copy(sequence, 0, kTokens, 0, layout, base), name);
-        base += layout == nullptr ? kCallPages * page_bytes_ : kTokens * static_cast<std::uint64_t>(layout->token_stride);
+        base +=
+            layout == nullptr ? kCallPages * page_bytes_ : kTokens * static_cast<std::uint64_t>(layout->token_stride);
       }
     });
   }
@@ -156,23 +165,35 @@ class BulkCache {
 
 std::vector<double> rates(const std::vector<double>& ns, std::uint64_t bytes) {
   std::vector<double> rates;
-  for (const double each : ns) rates.push_back(static_cast<double>(bytes) / each);  // bytes a nanosecond are GB/s
+  for (const double each : ns)
+    rates.push_back(static_cast<double>(bytes) / each);  // bytes a nanosecond are GB/s
   return rates;
 }
 
 struct Directions {
-  Spread in;   // ratios
+  Spread in;  // ratios
   Spread out;
 };
 
-Directions measure(const Settings& settings, BulkCache& cache, const kvtrie_layout* layout, const std::string& what,
-                   const std::string& setting, std::optional<Target> target, Report& report) {
-  const Rounds ns = alternate(settings.rounds, {[&] { return cache.plugin_in(layout); }, [&] { return cache.memcpy_in(); },
-                                                [&] { return cache.plugin_out(layout); }, [&] { return cache.memcpy_out(); }});
+struct Copies {
+  const char* what;
+  std::string setting;
+  const kvtrie_layout* layout;  // nullptr: whole pages
+  std::optional<Target> target;
+};
+
+Directions measure(const Settings& settings, BulkCache& cache, const Copies& copies, Report& report) {
+  const Rounds ns = alternate(std::min(settings.rounds, kRoundsMax),
+                              {[&] { return cache.plugin_in(copies.layout); }, [&] { return cache.memcpy_in(); },
+                               [&] { return cache.plugin_out(copies.layout); }, [&] { return cache.memcpy_out(); }});
   // Of rates, so that more is better; of times it is the other way round.
   const Directions ratios{ratio_of(ns[1], ns[0]), ratio_of(ns[3], ns[2])};
-  report.add({what + " in", setting, spread_of(rates(ns[0], cache.bytes())), "GB/s", "memcpy", ratios.in, target});
-  report.add({what + " out", setting, spread_of(rates(ns[2], cache.bytes())), "GB/s", "memcpy", ratios.out, target});
+  const auto add = [&](const char* direction, const std::vector<double>& of, const Spread& ratio) {
+    report.add({fmt::format("{} {}", copies.what, direction), copies.setting, spread_of(rates(of, cache.bytes())),
+                "GB/s", "memcpy", ratio, copies.target});
+  };
+  add("in", ns[0], ratios.in);
+  add("out", ns[2], ratios.out);
   return ratios;
 }
 
@@ -217,28 +238,44 @@ std::array<NamedLayout, 3> layouts_of(std::uint64_t page_bytes, std::uint64_t to
 void run_bulk(const Settings& settings, Report& report) {
   replay::Signals signals;
   const replay::Plugin plugin(settings.plugin);
-  Plot plot{"bulk-runs", "Runs of neighbouring pages: kvtrie_copy_in and kvtrie_copy_out beside memcpy", "bytes of a run",
-            "times memcpy", true, false, {{"in", {}}, {"out", {}}}};
+  std::uint64_t bytes = 0;
+  Plot plot{"bulk-runs",
+            "Runs of neighbouring pages: kvtrie_copy_in and kvtrie_copy_out beside memcpy",
+            "bytes of a run",
+            "times memcpy",
+            true,
+            false,
+            {{"in", {}}, {"out", {}}}};
   const std::uint64_t largest = settings.quick ? 64U << 10 : 1U << 20;
   for (const std::uint64_t page_bytes : {std::uint64_t{2U << 10}, largest / 16, largest}) {
     for (const std::uint32_t run : {1U, 16U, 256U}) {
       BulkCache cache(settings, plugin, signals, page_bytes, run);
+      bytes = cache.bytes();
       const std::string setting = fmt::format("pages of {}, runs of {:.0f}, calls of {}", bytes_text(page_bytes),
                                               cache.pages_a_run(), bytes_text(page_bytes * kCallPages));
-      const Directions ratios = measure(settings, cache, nullptr, "runs", setting, at_least(kTargetRatio), report);
+      const Directions ratios = measure(settings, cache, {"runs", setting, nullptr, at_least(kTargetRatio)}, report);
       const auto x = static_cast<double>(page_bytes) * cache.pages_a_run();
       plot.series[0].points.push_back({x, ratios.in});
       plot.series[1].points.push_back({x, ratios.out});
       if (page_bytes < largest || run < kCallPages) continue;
       for (const NamedLayout& named : layouts_of(page_bytes, cache.tokens())) {
-        measure(settings, cache, &named.layout, "layout",
-                fmt::format("pages of {}, {}, heads of 256 bytes", bytes_text(page_bytes), named.name), {}, report);
+        measure(settings, cache,
+                {"layout",
+                 fmt::format("pages of {}, {}, heads of 256 bytes", bytes_text(page_bytes), named.name),
+                 &named.layout,
+                 {}},
+                report);
       }
     }
   }
-  for (Plot::Series& series : plot.series) std::ranges::sort(series.points, {}, &Plot::Point::x);
+  for (Plot::Series& series : plot.series)
+    std::ranges::sort(series.points, {}, &Plot::Point::x);
   report.plot(std::move(plot));
-  report.note("memcpy moves the same bytes between the same places, one call for each run of neighbouring pages");
+  report.note(
+      fmt::format("a round goes over {} of the pool and as much of an engine's memory; memcpy moves the same bytes "
+                  "between the same "
+                  "places, one call for each run of neighbouring pages",
+                  bytes_text(bytes)));
 }
 
 }  // namespace kvtrie::bench

@@ -54,7 +54,8 @@ Regions regions_of(const fs::path& page, const std::string& text) {
     const std::string_view line = std::string_view(text).substr(at, feed - at);
     const std::size_t next = std::min(feed + 1, text.size());
     if (line.starts_with(kOpens) && line.ends_with(kCloses)) {
-      if (!open.empty()) refuse(page, fmt::format("line {}: region {} has no `{}` before the next one", number, open, kEnd));
+      if (!open.empty())
+        refuse(page, fmt::format("line {}: region {} has no `{}` before the next one", number, open, kEnd));
       open = line.substr(kOpens.size(), line.size() - kOpens.size() - kCloses.size());
       begin = next;
       if (regions.contains(open)) refuse(page, fmt::format("line {}: region {} is there twice", number, open));
@@ -71,7 +72,8 @@ Regions regions_of(const fs::path& page, const std::string& text) {
 
 void expect_region(const fs::path& page, const Regions& regions, const std::string& name) {
   if (regions.contains(name)) return;
-  refuse(page, fmt::format("there is no region for `{0}`: it needs the lines `{1}{0}{2}` and `{3}`", name, kOpens, kCloses, kEnd));
+  refuse(page, fmt::format("there is no region for `{0}`: it needs the lines `{1}{0}{2}` and `{3}`", name, kOpens,
+                           kCloses, kEnd));
 }
 
 // Text that stands in a cell of a table or in one line.
@@ -88,9 +90,13 @@ std::string table_of(const std::vector<Row>& rows) {
   if (rows.empty()) return {};
   std::string table = "| what | setting | value | ratio | target | |\n|---|---|---|---|---|---|\n";
   for (const Row& row : rows) {
-    table += fmt::format("| {} | {} | {} {} | {} | {} | {} |\n", line_of(row.what), line_of(row.setting), text_of(row.value),
-                         line_of(row.unit), row.to.empty() ? "" : fmt::format("{} times {}", text_of(row.ratio), line_of(row.to)),
-                         row.target ? text_of(*row.target) : "", !row.target ? "" : row.met() ? "met" : "**missed**");
+    table += fmt::format("| {} | {} | {} {} | {} | {} | {} |\n", line_of(row.what), line_of(row.setting),
+                         text_of(row.value), line_of(row.unit),
+                         row.to.empty() ? "" : fmt::format("{} times {}", text_of(row.ratio), line_of(row.to)),
+                         row.target ? text_of(*row.target) : "",
+                         !row.target ? ""
+                         : row.met() ? "met"
+                                     : "**missed**");
   }
   return table;
 }
@@ -99,7 +105,8 @@ std::string text_of(const Report::Section& section, const Run& run, const std::s
   std::string text = fmt::format("\n{} ({}, {:.0f} s)\n\n", line_of(section.title), run.date, section.seconds);
   text += table_of(section.rows);
   if (!section.notes.empty() && !section.rows.empty()) text += '\n';
-  for (const std::string& note : section.notes) text += fmt::format("* {}\n", line_of(note));
+  for (const std::string& note : section.notes)
+    text += fmt::format("* {}\n", line_of(note));
   for (const Plot& plot : section.plots) {
     if (plots) text += fmt::format("\n![{}]({}/{}.svg)\n", line_of(plot.title), folder, plot.id);
   }
@@ -111,11 +118,14 @@ std::string text_of(const Report& report, const Run& run) {
   std::string names;
   for (const Report::Section& section : report.sections()) {
     names += (names.empty() ? "" : ", ") + section.name;
-    targets += static_cast<std::uint32_t>(std::ranges::count_if(section.rows, [](const Row& row) { return row.target.has_value(); }));
+    targets += static_cast<std::uint32_t>(
+        std::ranges::count_if(section.rows, [](const Row& row) { return row.target.has_value(); }));
   }
   std::string text = fmt::format("\n* {}: `{}`, {:.0f} s\n", run.date, run.command, run.seconds);
-  for (const std::string& line : run.host) text += fmt::format("* {}\n", line_of(line));
-  text += fmt::format("* sections of this run: {}\n* targets met: {} of {}\n\n", names, targets - report.targets_missed(), targets);
+  for (const std::string& line : run.host)
+    text += fmt::format("* {}\n", line_of(line));
+  text += fmt::format("* sections of this run: {}\n* targets met: {} of {}\n\n", names,
+                      targets - report.targets_missed(), targets);
   return text;
 }
 
@@ -150,7 +160,8 @@ void replace(const fs::path& page, const std::string& text) {
 void check_page(const fs::path& page, std::span<const std::string> sections) {
   const Regions regions = regions_of(page, read(page));
   expect_region(page, regions, kRun);
-  for (const std::string& section : sections) expect_region(page, regions, section);
+  for (const std::string& section : sections)
+    expect_region(page, regions, section);
 }
 
 std::string write_page(const fs::path& given, const Report& report, const Run& run) {
@@ -160,7 +171,8 @@ std::string write_page(const fs::path& given, const Report& report, const Run& r
   std::string text = read(page);  // anew: people may have written meanwhile
   const Regions regions = regions_of(page, text);
   expect_region(page, regions, kRun);
-  for (const Report::Section& section : report.sections()) expect_region(page, regions, section.name);
+  for (const Report::Section& section : report.sections())
+    expect_region(page, regions, section.name);
 
   const std::string folder = page.stem().string();
   std::string no_plots = draw_plots(page.parent_path() / folder, report);
@@ -170,7 +182,8 @@ std::string write_page(const fs::path& given, const Report& report, const Run& r
   }
   // From the end, so that the places before stay what they are.
   std::ranges::sort(contents, std::ranges::greater{}, [](const auto& entry) { return entry.first.begin; });
-  for (const auto& [region, content] : contents) text.replace(region.begin, region.end - region.begin, content);
+  for (const auto& [region, content] : contents)
+    text.replace(region.begin, region.end - region.begin, content);
   replace(page, text);
   return no_plots;
 }

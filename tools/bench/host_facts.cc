@@ -39,7 +39,8 @@ std::string commit_of(const std::filesystem::path& tree) {
     if (std::fgets(buffer.data(), buffer.size(), pipe.get()) != nullptr) said = buffer.data();
   }
   std::filesystem::current_path(before, error);
-  while (said.ends_with('\n')) said.pop_back();
+  while (said.ends_with('\n'))
+    said.pop_back();
   return said;
 }
 
@@ -47,7 +48,8 @@ std::string commit_of(const std::filesystem::path& tree) {
 
 std::vector<std::string> host_facts(const std::filesystem::path& tree) {
   std::vector<std::string> facts;
-  const double gib = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE)) / (1U << 30);
+  const double gib =
+      static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE)) / (1U << 30);
   facts.push_back(fmt::format("{}, {} cores, {:.0f} GiB of memory", processor(), ::sysconf(_SC_NPROCESSORS_ONLN), gib));
   if (utsname kernel{}; ::uname(&kernel) == 0) {
     facts.push_back(fmt::format("{} {}, {}", kernel.sysname, kernel.release, kernel.machine));

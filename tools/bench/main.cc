@@ -87,7 +87,7 @@ int main(int argc, char** argv) {
       ->check(CLI::ExistingFile);
   app.add_option("--plugin", settings.plugin, "libkvtrie_worker.so [../lib beside this program]");
   app.add_option("--json", json_file, "write the figures to this file");
-  app.add_option("--write-docs", page, "put the rows into their regions of this page (docs/performance.md), plots beside it")
+  app.add_option("--write-docs", page, "put the rows into their regions of this page, docs/performance.md")
       ->check(CLI::ExistingFile);
   try {
     app.parse(argc, argv);
@@ -111,9 +111,9 @@ int main(int argc, char** argv) {
     }
     if (!page.empty()) {
       const std::filesystem::path tree = std::filesystem::absolute(page).parent_path();
-      const std::string no_plots = kvtrie::bench::write_page(
-          page, report,
-          {kvtrie::bench::date_now(), kvtrie::bench::command_of(argc, argv), kvtrie::bench::host_facts(tree), ns / 1e9});
+      const kvtrie::bench::Run facts{kvtrie::bench::date_now(), kvtrie::bench::command_of(argc, argv),
+                                     kvtrie::bench::host_facts(tree), ns / 1e9};
+      const std::string no_plots = kvtrie::bench::write_page(page, report, facts);
       if (!no_plots.empty()) fmt::print(stderr, "kvtrie-bench: {}: plots are left out: {}\n", page, no_plots);
     }
   } catch (const kvtrie::replay::CacheStartError& error) {

@@ -58,7 +58,8 @@ std::string script_of(const Plot& plot) {
       "set grid lc rgb '#d0d0d0'\n"
       "set key outside below\n"
       "set offsets graph 0.03, graph 0.03, 0, 0\n";
-  script += fmt::format("set title {}\nset xlabel {}\nset ylabel {}\n", quoted(plot.title), quoted(plot.x), quoted(plot.y));
+  script +=
+      fmt::format("set title {}\nset xlabel {}\nset ylabel {}\n", quoted(plot.title), quoted(plot.x), quoted(plot.y));
   if (plot.log_x) script += "set logscale x 2\n";
   script += plot.log_y ? "set logscale y\n" : "set yrange [0:*]\n";
   std::string lines;
@@ -68,14 +69,15 @@ std::string script_of(const Plot& plot) {
       script += fmt::format("{} {} {} {}\n", point.x, point.y.median, point.y.minimum, point.y.maximum);
     }
     script += "end_of_series\n";
-    lines += fmt::format("{}$s{} using 1:2:3:4 with yerrorlines lc rgb '{}' lw 1.5 pt 7 ps 0.5 title {}", i == 0 ? "plot " : ", ", i,
-                         kColours[i % kColours.size()], quoted(plot.series[i].name));
+    lines += fmt::format("{}$s{} using 1:2:3:4 with yerrorlines lc rgb '{}' lw 1.5 pt 7 ps 0.5 title {}",
+                         i == 0 ? "plot " : ", ", i, kColours[i % kColours.size()], quoted(plot.series[i].name));
   }
   return script + lines + '\n';
 }
 
 std::string draw(const Plot& plot, const fs::path& svg) {
-  const bool named = !plot.id.empty() && plot.id.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string::npos;
+  const bool named =
+      !plot.id.empty() && plot.id.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_-") == std::string::npos;
   if (!named) return fmt::format("plot \"{}\": an id is made of a-z, 0-9, _ and -", plot.id);
   if (plot.series.empty()) return fmt::format("plot {}: it has no series", plot.id);
   const fs::path next = fmt::format("{}.{}.new", svg.string(), ::getpid());
@@ -87,7 +89,8 @@ std::string draw(const Plot& plot, const fs::path& svg) {
   if (why.empty()) fs::rename(next, svg, error);
   if (error) why = fmt::format("{}: {}", svg.string(), error.message());
   std::error_code ignored;
-  for (const fs::path& file : {next, script}) fs::remove(file, ignored);
+  for (const fs::path& file : {next, script})
+    fs::remove(file, ignored);
   return why;
 }
 

@@ -64,7 +64,9 @@ class DocsWriterTest : public ::testing::Test {
     std::ranges::sort(names);
     return names;
   }
-  std::string write_run() { return write_page(page_, report_, {"2026-01-02 03:04 UTC", "kvtrie-bench hit", {"a machine"}, 13}); }
+  std::string write_run() {
+    return write_page(page_, report_, {"2026-01-02 03:04 UTC", "kvtrie-bench hit", {"a machine"}, 13});
+  }
   // Says what, and leaves the page and its folder as they were.
   void expect_refused(const std::string& page, const std::string& why) {
     write(page);
@@ -76,7 +78,12 @@ class DocsWriterTest : public ::testing::Test {
   }
   void add_plot() {
     report_.begin_section("reap", "plotted");
-    report_.plot({"pages-by-size", "It's by size", "pages", "ns", true, true,
+    report_.plot({"pages-by-size",
+                  "It's by size",
+                  "pages",
+                  "ns",
+                  true,
+                  true,
                   {{"one", {{16, {1, 2, 3}}, {256, {2, 4, 6}}}}, {"two", {{16, {5, 5, 5}}, {256, {8, 9, 10}}}}}});
     report_.end_section(1);
   }
@@ -90,8 +97,9 @@ TEST_F(DocsWriterTest, RowsStandInTheirRegion) {
   EXPECT_EQ(write_run(), "");
   const std::string written = text();
   EXPECT_THAT(written, HasSubstr("<!-- kvtrie-bench hit -->\n\nfull hits (2026-01-02 03:04 UTC, 12 s)\n"));
-  EXPECT_THAT(written, HasSubstr("| begin | 1 M \\| fresh | 2.00 (1.00 to 3.00) ns/page | 1.40 (1.20 to 1.60) times stream | "
-                                 "at most 1.50 | met |\n"));
+  EXPECT_THAT(written,
+              HasSubstr("| begin | 1 M \\| fresh | 2.00 (1.00 to 3.00) ns/page | 1.40 (1.20 to 1.60) times stream | "
+                        "at most 1.50 | met |\n"));
   EXPECT_THAT(written, HasSubstr("| miss | 1 M | 400 ns |  | at most 300 | **missed** |\n"));
   EXPECT_THAT(written, HasSubstr("| fill | once | 7.00 s |  |  |  |\n\n* runs of 2,048 pages\n\n<!-- end -->\n"));
   EXPECT_THAT(written, Not(HasSubstr("an | older")));
@@ -124,8 +132,10 @@ TEST_F(DocsWriterTest, TheSameRunTwiceGivesTheSamePage) {
 TEST_F(DocsWriterTest, PageThatCannotTakeTheRunIsRefused) {
   expect_refused("only prose\n", "no region for `run`");
   expect_refused("<!-- kvtrie-bench run -->\n<!-- end -->\n", "no region for `hit`");
-  expect_refused("<!-- kvtrie-bench hit -->\n<!-- end -->\n<!-- kvtrie-bench run -->\nmore", "region run has no `<!-- end -->`");
-  expect_refused("<!-- kvtrie-bench hit -->\n<!-- kvtrie-bench run -->\n<!-- end -->\n", "line 2: region hit has no `<!-- end -->`");
+  expect_refused("<!-- kvtrie-bench hit -->\n<!-- end -->\n<!-- kvtrie-bench run -->\nmore",
+                 "region run has no `<!-- end -->`");
+  expect_refused("<!-- kvtrie-bench hit -->\n<!-- kvtrie-bench run -->\n<!-- end -->\n",
+                 "line 2: region hit has no `<!-- end -->`");
   expect_refused("<!-- kvtrie-bench run -->\n<!-- end -->\n<!-- end -->\n", "line 3: `<!-- end -->` without a region");
   expect_refused(std::string(kPage) + "\n<!-- kvtrie-bench hit -->\n<!-- end -->\n", "region hit is there twice");
 }
