@@ -81,6 +81,7 @@ class Segment {
   std::span<PinRecord> pins() const { return {pins_, geometry_.leases_per_worker}; }
 
   void count(WorkerId worker, Counter counter, std::uint64_t by = 1) const {
+    if (by == 0) return;  // an atomic addition is a tenth of what a call costs
     workers_[worker.value].counters[static_cast<std::size_t>(counter)].fetch_add(
         by, std::memory_order_relaxed);
   }
