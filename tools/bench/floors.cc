@@ -137,10 +137,8 @@ std::vector<Candidate> synchronization(const SharedMemory& shared, std::uint32_t
   };
   Shared* const memory = shared.operator->();
   return {
-      {"store, full fence", "a word of one's own", "ns", each([memory](std::uint32_t i) {
-         memory->word.store(i, std::memory_order_relaxed);
-         std::atomic_thread_fence(std::memory_order_seq_cst);
-       })},
+      {"store, full fence", "a word of one's own", "ns",
+       each([memory](std::uint32_t i) { store_and_fence(memory->word, i); })},
       {"atomic add", "uncontended", "ns",
        each([memory](std::uint32_t) { memory->word.fetch_add(1, std::memory_order_relaxed); })},
       {"robust mutex: lock, unlock", "process-shared, uncontended", "ns", each([memory](std::uint32_t) {

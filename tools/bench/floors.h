@@ -5,6 +5,7 @@
 // and the synchronization of an operation cost on this machine. Other sections take their ratios to these.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -29,6 +30,12 @@ std::uint64_t stream(const std::byte* descriptors, std::span<const std::uint32_t
 // The same, with both lines of the descriptor prefetched 16 pages ahead.
 std::uint64_t stream_prefetched(const std::byte* descriptors, std::span<const std::uint32_t> pages,
                                 const std::uint32_t* tokens);
+
+// What a lease is at least: a word of one's own, and nothing overtakes it.
+inline void store_and_fence(std::atomic<std::uint64_t>& word, std::uint64_t value) {
+  word.store(value, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
 
 // Lines of 64 bytes, each with the number of another in its first word: one cycle through all, in an order that nothing
 // foresees.

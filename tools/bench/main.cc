@@ -36,6 +36,7 @@ struct Section {
 constexpr std::array kSections{
     Section{"floors", "what no lookup can do without", kvtrie::bench::run_floors},
     Section{"hit", "full hits", kvtrie::bench::run_hit},
+    Section{"calls", "single calls", kvtrie::bench::run_calls},
     Section{"peers", "other ways to look up the same prompts", kvtrie::bench::run_peers},
     Section{"locks", "price of synchronization", kvtrie::bench::run_locks},
     Section{"bulk", "bytes of pages between the pool and an engine's memory", kvtrie::bench::run_bulk},

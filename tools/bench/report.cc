@@ -45,12 +45,13 @@ std::string text_of(const Spread& spread) {
 }
 
 std::string text_of(const Target& target) {
-  return fmt::format("{} {}", target.is == Target::Is::kAtMost ? "at most" : "at least", number(target.bound));
+  return fmt::format("{} {}{}{}", target.is == Target::Is::kAtMost ? "at most" : "at least", number(target.bound),
+                     target.unit.empty() ? "" : " ", target.unit);
 }
 
 bool Row::met() const {
   if (!target) return true;
-  const double reached = to.empty() ? value.median : ratio.median;
+  const double reached = to.empty() || !target->unit.empty() ? value.median : ratio.median;
   return target->is == Target::Is::kAtMost ? reached <= target->bound : reached >= target->bound;
 }
 

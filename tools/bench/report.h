@@ -19,9 +19,10 @@ struct Target {
   enum class Is : std::uint8_t { kAtMost, kAtLeast };
   Is is;
   double bound;
+  std::string unit{};  // then it is the value's; empty: the ratio's, if there is one
 };
-inline Target at_most(double bound) { return {Target::Is::kAtMost, bound}; }
-inline Target at_least(double bound) { return {Target::Is::kAtLeast, bound}; }
+inline Target at_most(double bound, std::string unit = {}) { return {Target::Is::kAtMost, bound, std::move(unit)}; }
+inline Target at_least(double bound, std::string unit = {}) { return {Target::Is::kAtLeast, bound, std::move(unit)}; }
 
 struct Row {
   std::string what;     // measured: "begin, release"
@@ -30,7 +31,7 @@ struct Row {
   std::string unit;  // "ns/page"
   std::string to{};    // the row's ratio is to this; empty: it has none
   Spread ratio{};
-  std::optional<Target> target{};  // of the ratio if there is one, else of the value
+  std::optional<Target> target{};  // of the ratio if there is one and the target has no unit, else of the value
 
   bool met() const;  // by the median; true without a target
 };

@@ -30,6 +30,7 @@ void run_floors(const Settings& settings, Report& report);
 void run_bulk(const Settings& settings, Report& report);
 void run_first_touch(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
+void run_calls(const Settings& settings, Report& report);
 void run_peers(const Settings& settings, Report& report);
 void run_locks(const Settings& settings, Report& report);
 void run_reap(const Settings& settings, Report& report);
