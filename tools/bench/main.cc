@@ -33,6 +33,7 @@ struct Section {
 
 constexpr std::array kSections{
     Section{"hit", "full hits", kvtrie::bench::run_hit},
+    Section{"eviction", "what it costs to keep pages free", kvtrie::bench::run_eviction},
     Section{"reap", "how long the pages of a killed worker are gone", kvtrie::bench::run_reap},
 };
 

@@ -24,6 +24,7 @@ struct Settings {
 };
 
 // Each throws std::runtime_error with what went wrong.
+void run_eviction(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
 void run_reap(const Settings& settings, Report& report);
 
