@@ -85,7 +85,6 @@ class Bed {
     tick();
   }
 
- private:
   static replay::ReplayOptions options(std::uint64_t pages, double low_percent, double high_percent) {
     replay::ReplayOptions options;
     options.geometry = {.pages = pages, .tokens_per_page = kTokensPerPage, .page_bytes = 8, .workers = kWorkers};
@@ -93,6 +92,8 @@ class Bed {
     options.high_percent = high_percent;
     return options;
   }
+
+ private:
   static Segment writable(const std::string& name) {
     Result<Segment> segment = open_segment(name, Access::kReadWrite);
     if (!segment) throw std::runtime_error("the cache's segment cannot be opened");
@@ -364,6 +365,25 @@ void measure_rescues(const Settings& settings, Report& report) {
               "lookups"});
 }
 
+// Hit ratio and run length trade against each other: more free pages are fewer cached ones, and longer free runs.
+void measure_ageing(const Settings& settings, Report& report) {
+  const char* e=getenv("AGEP"); const char* rq=getenv("AGER");
+  const std::uint64_t pages = settings.quick ? 1U << 14 : e?strtoull(e,0,0):settings.pages / 4;
+  const std::uint64_t requests = settings.quick ? 400 : rq?strtoull(rq,0,0):5000;
+  for (const auto& [low, high] : {std::pair{1.0, 2.0}, std::pair{2.0, 5.0}, std::pair{5.0, 10.0}}) {
+    for (const std::uint32_t workers : {1U, 4U}) {
+      replay::Signals signals;
+      const replay::OwnCache cache(Bed::options(pages, low, high), settings.kvtried, signals);
+      const Aged aged = age(settings, {.workers = workers, .requests = requests}, cache);
+      const std::string setting =
+          fmt::format("{}, watermarks {}/{} %, {} workers, {} of {} requests, turned over {:.1f} times", millions(pages), low,
+                      high, workers, requests, settings.trace.empty() ? "generated" : "the trace's", aged.turnovers);
+      report.add({"aged: hits", setting, one(aged.hit_ratio * 100), "% of blocks"});
+      report.add({"aged: mean run length", setting, one(aged.run_length), "pages"});
+    }
+  }
+}
+
 }  // namespace
 
 void run_eviction(const Settings& settings, Report& report) {
@@ -376,6 +396,7 @@ void run_eviction(const Settings& settings, Report& report) {
   measure_cpu(settings, many, 0.1, 0.2, 100'000, report);
   }
   if (o.find('a')!=o.npos) measure_allocation(settings, report);
+  if (o.find('g')!=o.npos) measure_ageing(settings, report);
   if (o.find('r')!=o.npos) measure_rescues(settings, report);
 }
 
