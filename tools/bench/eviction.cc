@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 #include <time.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -48,7 +47,7 @@ class Bed {
   const Segment& segment() const { return observer_.segment(); }
   const Segment& writable_segment() const { return clock_; }
   const replay::Plugin& plugin() const { return plugin_; }
-  replay::OwnCache& cache() { return cache_; }
+  const replay::OwnCache& cache() const { return cache_; }
   kvtrie_worker worker() const { return attachment_.worker(); }
   kvtrie_namespace name_space() const { return name_space_; }
 
@@ -129,7 +128,7 @@ class Lessees {
   Lessees(const Bed& bed, std::uint32_t workers, std::uint32_t leases_each, std::uint32_t prompt_pages)
       : plugin_(bed.plugin()) {
     for (std::uint32_t i = 0; i < workers; ++i) {
-      attachments_.push_back(std::make_unique<replay::Attachment>(plugin_, attach_name(bed), attach_directory(bed),
+      attachments_.push_back(std::make_unique<replay::Attachment>(plugin_, bed.cache().name(), bed.cache().directory(),
                                                                   "kvtrie-bench", false));
       const kvtrie_worker worker = attachments_.back()->worker();
       const kvtrie_namespace name_space = open_namespace(plugin_, worker);
@@ -143,10 +142,20 @@ class Lessees {
   }
 
  private:
-  static const std::string& attach_name(const Bed& bed) { return const_cast<Bed&>(bed).cache().name(); }
-  static const std::string& attach_directory(const Bed& bed) { return const_cast<Bed&>(bed).cache().directory(); }
   const replay::Plugin& plugin_;
   std::vector<std::unique_ptr<replay::Attachment>> attachments_;
+};
+
+// Stopped as long as this lives.
+class StoppedCoordinator {
+ public:
+  explicit StoppedCoordinator(const replay::OwnCache& cache) : cache_(cache) { cache_.stop(); }
+  StoppedCoordinator(const StoppedCoordinator&) = delete;
+  StoppedCoordinator& operator=(const StoppedCoordinator&) = delete;
+  ~StoppedCoordinator() { cache_.go_on(); }
+
+ private:
+  const replay::OwnCache& cache_;
 };
 
 // The evictor itself, in this process: the cache's coordinator is stopped meanwhile, so it is the only one.
@@ -158,41 +167,40 @@ void measure_batches(const Settings& settings, Report& report) {
   const std::uint32_t leases = settings.quick ? 16 : 256;
   const Lessees lessees(bed, kWorkers - 2, leases, kPromptPages);
   const std::string where = fmt::format("{}, {} leases", millions(settings.pages), leases * (kWorkers - 2));
-  bed.cache().stop();
-  try {
-    Evictor evictor(bed.writable_segment());
-    std::vector<double> pauses_ms;
-    for (const double percent : {1.0, 3.0, 10.0}) {
-      const auto wanted = static_cast<std::uint64_t>(static_cast<double>(settings.pages) * percent / 100);
-      std::vector<double> rates;
-      std::vector<double> batch_rates;
-      for (std::uint32_t round = 0; round <= settings.rounds; ++round) {
-        double condemned_s = 0;
-        EvictReport evicted;
-        const double ns = time_ns([&] {
-          evicted = evictor.evict(wanted, [] { return false; }, [&](double seconds) {
-            condemned_s += seconds;
-            if (round > 0) pauses_ms.push_back(seconds * 1e3);
-          });
-        });
-        if (evicted.evicted != wanted) throw std::runtime_error("the evictor found too few pages");
+  const StoppedCoordinator stopped(bed.cache());
+  Evictor evictor(bed.writable_segment());
+  std::vector<double> pauses_ms;
+  std::vector<double> scans_ms;
+  const auto never = [] { return false; };
+  for (const double percent : {1.0, 3.0, 10.0}) {
+    const auto wanted = static_cast<std::uint64_t>(static_cast<double>(settings.pages) * percent / 100);
+    std::vector<double> scanned;
+    std::vector<double> ranked;
+    for (std::uint32_t round = 0; round <= settings.rounds; ++round) {
+      const auto rate = [&](auto&& evict) {
+        std::uint64_t evicted = 0;
+        const double ns = time_ns([&] { evicted = evict([&](double s) { pauses_ms.push_back(s * 1e3); }).evicted; });
+        if (evicted != wanted) throw std::runtime_error("the evictor found too few pages");
         bed.fill(kPromptPages);
-        if (round == 0) continue;
-        rates.push_back(static_cast<double>(wanted) / ns * 1e3);
-        batch_rates.push_back(static_cast<double>(wanted) / condemned_s / 1e6);
-      }
-      const std::string setting = fmt::format("{}, {} % at once", where, percent);
-      report.add({"eviction, its scan included", setting, spread_of(rates), "M pages/s"});
-      report.add({"eviction in batches", setting, spread_of(batch_rates), "M pages/s", {}, {}, at_least(2)});
+        return static_cast<double>(wanted) / ns * 1e3;
+      };
+      const double with_scan = rate([&](auto&& on_pause) { return evictor.evict(wanted, never, on_pause); });
+      rate([&](auto&& on_pause) { return evictor.evict_on(wanted, never, on_pause); });
+      const double scan_ns = time_ns([&] { evictor.look_ahead(never); });
+      const double by_reserve = rate([&](auto&& on_pause) { return evictor.evict_on(wanted, never, on_pause); });
+      if (round == 0) continue;
+      scanned.push_back(with_scan);
+      ranked.push_back(by_reserve);
+      if (scan_ns > 1e5) scans_ms.push_back(scan_ns / 1e6);
     }
-    const Spread pause = spread_of(pauses_ms);
-    report.add({"a page is Condemned, median", where, one(pause.median), "ms", {}, {}, at_most(5)});
-    report.add({"a page is Condemned, longest", where, one(pause.maximum), "ms", {}, {}, at_most(5)});
-  } catch (...) {
-    bed.cache().go_on();
-    throw;
+    const std::string setting = fmt::format("{}, {} % at once", where, percent);
+    report.add({"eviction in batches", setting, spread_of(ranked), "M pages/s", {}, {}, at_least(2)});
+    report.add({"eviction with a scan of its own", setting, spread_of(scanned), "M pages/s"});
   }
-  bed.cache().go_on();
+  report.add({"a scan, which serves several passes", where, spread_of(scans_ms), "ms"});
+  const Spread pause = spread_of(pauses_ms);
+  report.add({"a page is Condemned, median", where, one(pause.median), "ms", {}, {}, at_most(5)});
+  report.add({"a page is Condemned, longest", where, one(pause.maximum), "ms", {}, {}, at_most(5)});
 }
 
 double cpu_seconds(pid_t pid) {
@@ -217,8 +225,9 @@ void at_a_rate(double pages_a_second, std::uint32_t pages_each, Work work, Done 
 }
 
 // What an eviction costs the coordinator: as much as its share of a core at kEvictionsASecond.
-void measure_cpu(const Settings& settings, std::uint64_t pages, double low_percent, double high_percent, double rate,
+void measure_cpu(const Settings& settings, std::uint64_t pages, std::pair<double, double> watermarks, double rate,
                  Report& report) {
+  const auto [low_percent, high_percent] = watermarks;
   constexpr std::uint32_t kPromptPages = 64;
   Bed bed(settings, pages, low_percent, high_percent);
   const Segment& segment = bed.segment();
@@ -246,41 +255,46 @@ void measure_cpu(const Settings& settings, std::uint64_t pages, double low_perce
               one(used / evicted * kEvictionsASecond * 100), "% of a core", {}, {}, at_most(3)});
 }
 
+// Calls of a worker that takes pages as fast as keeps the evictor busy. Only calls that found pages count: the others
+// were answered "not now".
 void measure_allocation(const Settings& settings, Report& report) {
   constexpr double kPagesASecond = 400'000;
   Bed bed(settings, settings.pages, 1, 2);
   bed.fill(64, settings.pages / 50);
   const Superblock& block = bed.segment().superblock();
   for (const std::uint32_t prompt_pages : {1U, 16U, 64U}) {
-    replay::Histogram while_evicting;
-    replay::Histogram at_rest;
+    std::vector<double> median_us;
+    std::vector<double> tail_us;
+    std::vector<double> rest_us;
     std::uint64_t without_pages = 0;
     std::uint64_t calls = 0;
     const std::uint64_t evictions = bed.segment().total(Counter::kEvictions);
-    const double end = now_ns() + (settings.quick ? 5e7 : 2.5e9);
-    at_a_rate(kPagesASecond, prompt_pages, [&] {
-      const bool busy = block.evictor_busy.load(std::memory_order_relaxed) != 0;
-      ++calls;
-      if (!bed.publish(prompt_pages, busy ? &while_evicting : &at_rest)) {
-        ++without_pages;
-        std::this_thread::sleep_for(std::chrono::microseconds(100));
+    for (std::uint32_t round = 0; round < settings.rounds; ++round) {
+      replay::Histogram while_evicting;
+      replay::Histogram at_rest;
+      at_a_rate(kPagesASecond, prompt_pages, [&] {
+        const bool busy = block.evictor_busy.load(std::memory_order_relaxed) != 0;
+        if (!bed.publish(prompt_pages, busy ? &while_evicting : &at_rest)) {
+          ++without_pages;
+          std::this_thread::sleep_for(std::chrono::microseconds(100));
+        }
+        if (++calls % 64 == 0) bed.tick();
+      }, [&, end = now_ns() + (settings.quick ? 2e7 : 4e8)] { return now_ns() > end; });
+      const auto us = [](const replay::Histogram& took, double percent) {
+        return static_cast<double>(took.percentile(percent)) / 1e3;
+      };
+      if (while_evicting.count() > 0) {
+        median_us.push_back(us(while_evicting, 50));
+        tail_us.push_back(us(while_evicting, 99.9));
       }
-      if (calls % 64 == 0) bed.tick();
-    }, [&] { return now_ns() > end; });
-    const std::string setting =
-        fmt::format("{}, {} pages a call, {:.0f} pages/s", millions(settings.pages), prompt_pages, kPagesASecond);
-    const auto add = [&](const char* what, const replay::Histogram& took, double percent, std::optional<Target> target) {
-      report.add({fmt::format("{}, p{}", what, percent), setting, one(static_cast<double>(took.percentile(percent)) / 1e3), "us",
-                  {}, {}, target});
-    };
-    add("allocate while it evicts", while_evicting, 50, {});
-    add("allocate while it evicts", while_evicting, 99.9, at_most(10));
-    fprintf(stderr,"p99 %lu p99.5 %lu p99.9 %lu p99.99 %lu max %lu | rest p99 %lu p99.9 %lu p99.99 %lu\n",while_evicting.percentile(99),while_evicting.percentile(99.5),while_evicting.percentile(99.9),while_evicting.percentile(99.99),while_evicting.max(),at_rest.percentile(99),at_rest.percentile(99.9),at_rest.percentile(99.99));
-    {rusage u{};getrusage(RUSAGE_SELF,&u);fprintf(stderr,"nivcsw %ld nvcsw %ld\n",u.ru_nivcsw,u.ru_nvcsw);}
-    add("allocate while it rests", at_rest, 99.9, {});
-    report.note(fmt::format("{}: {} calls while it evicted, {} while it rested, {} found no pages; {} pages evicted", setting,
-                            while_evicting.count(), at_rest.count(), without_pages,
-                            bed.segment().total(Counter::kEvictions) - evictions));
+      if (at_rest.count() > 0) rest_us.push_back(us(at_rest, 99.9));
+    }
+    const std::string setting = fmt::format("{}, {} pages a call", millions(settings.pages), prompt_pages);
+    report.add({"allocate while it evicts, median", setting, spread_of(median_us), "us"});
+    report.add({"allocate while it evicts, p99.9", setting, spread_of(tail_us), "us", {}, {}, at_most(10)});
+    report.add({"allocate while it rests, p99.9", setting, spread_of(rest_us), "us"});
+    report.note(fmt::format("{}, {:.0f} pages/s: {} calls, {} of them found no pages; {} pages evicted", setting, kPagesASecond,
+                            calls, without_pages, bed.segment().total(Counter::kEvictions) - evictions));
   }
 }
 
@@ -367,9 +381,8 @@ void measure_rescues(const Settings& settings, Report& report) {
 
 // Hit ratio and run length trade against each other: more free pages are fewer cached ones, and longer free runs.
 void measure_ageing(const Settings& settings, Report& report) {
-  const char* e=getenv("AGEP"); const char* rq=getenv("AGER");
-  const std::uint64_t pages = settings.quick ? 1U << 14 : e?strtoull(e,0,0):settings.pages / 4;
-  const std::uint64_t requests = settings.quick ? 400 : rq?strtoull(rq,0,0):5000;
+  const std::uint64_t pages = settings.quick ? 1U << 14 : settings.pages / 4;
+  const std::uint64_t requests = settings.quick ? 400 : 5000;
   for (const auto& [low, high] : {std::pair{1.0, 2.0}, std::pair{2.0, 5.0}, std::pair{5.0, 10.0}}) {
     for (const std::uint32_t workers : {1U, 4U}) {
       replay::Signals signals;
@@ -387,17 +400,14 @@ void measure_ageing(const Settings& settings, Report& report) {
 }  // namespace
 
 void run_eviction(const Settings& settings, Report& report) {
-  const char* only=getenv("ONLY"); const std::string o=only?only:"bcar";
-  if (o.find('b')!=o.npos) measure_batches(settings, report);
   const std::uint64_t many = settings.quick ? settings.pages : std::uint64_t{1} << 23;
-  if (o.find('c')!=o.npos) {
-  measure_cpu(settings, many, 1, 2, 300'000, report);
-  measure_cpu(settings, many, 2, 5, 300'000, report);
-  measure_cpu(settings, many, 0.1, 0.2, 100'000, report);
-  }
-  if (o.find('a')!=o.npos) measure_allocation(settings, report);
-  if (o.find('g')!=o.npos) measure_ageing(settings, report);
-  if (o.find('r')!=o.npos) measure_rescues(settings, report);
+  measure_batches(settings, report);
+  measure_allocation(settings, report);
+  measure_rescues(settings, report);
+  measure_cpu(settings, many, {1, 2}, 300'000, report);
+  measure_cpu(settings, many, {2, 5}, 300'000, report);
+  measure_cpu(settings, many, {0.1, 0.2}, 100'000, report);
+  measure_ageing(settings, report);
 }
 
 }  // namespace kvtrie::bench
