@@ -178,7 +178,7 @@ void Evictor::choose(std::uint64_t wanted) {
     const std::uint32_t page = heap_.back().page;
     heap_.pop_back();
     if (choices_ > 0) --choices_;
-    if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) continue;  // a child was rescued since it was pushed
+    if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) continue;  // a child was rescued meanwhile
     if (touched_since_scan({page})) {
       marks_[page] |= kRescued;
       continue;

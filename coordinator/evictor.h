@@ -25,17 +25,17 @@
 // A dead announcer that had not raised the counter yet has a Pending page, which is freed before its lease goes.
 // (tests/model/reap_in_scan.pml)
 //
-// evict_on: passes that want few pages would pay for a scan of all. So a scan ranks more leaves than its call wants (a 32nd
-// of all pages) and later calls go on where that one ended, as if it had been one call with pauses in it. Nothing above
-// depends on how old a scan is:
+// evict_on: passes that want few pages would pay for a scan of all. So a scan ranks more leaves than its call wants (a
+// 32nd of all pages) and later calls go on where that one ended, as if it had been one call with pauses in it (ADR 0015).
+// Nothing above depends on how old a scan is:
 //   chosen by the scan, and since   touched           passed by: it is younger than all that the reserve holds
 //                                   freed, used anew  has another generation: its CAS fails
 //                                   got a child       its counter is not that of before the scan: rescued
 //                                   leased            rescued
 //   not chosen by the scan, since   it was younger, is new or was touched: younger than the reserve, so not its turn
-//                                   it was leased or retained, or had a Pending child that was given up: may be its turn,
-//                                   and waits for the next scan. This is where the order is not exact, as it is not
-//                                   within one long call either.
+//                                   it was leased or retained, or had a Pending child that was given up: it may be its
+//                                   turn, and it waits for the next scan. There the order is not exact, as within one
+//                                   long call
 // So a scan is good for a 32nd of the pages and a minute, and until somebody is reaped or evict() scans (flushes do).
 //
 // A reader that meets a Condemned page walks over it, and rescues it if it is the deepest: no false miss.
@@ -116,7 +116,8 @@ class Evictor {
                        const std::function<void(double)>& on_pause);
   // Scans for the next evict_on if that would have to: now that pages are free nobody waits for it. False: it need not.
   bool look_ahead(const std::function<bool()>& interrupted);
-  // Of evict(), by what the last call saw; means nothing when its scan was interrupted. One line of private memory a page.
+  // Of evict(), by what the last call saw; means nothing when its scan was interrupted. One line of private memory a
+  // page.
   EvictLeft left() const;
 
  private:

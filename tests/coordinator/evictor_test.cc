@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The evictor on bytes that cannot be (C7): it leaves such pages alone or evicts them, and reads nothing outside. And the
-// scan that serves several calls.
+// The evictor on bytes that cannot be (C7): it leaves such pages alone or evicts them, and reads nothing outside. And
+// the scan that serves several calls.
 
 #include <gtest/gtest.h>
 

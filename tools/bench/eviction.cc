@@ -59,7 +59,8 @@ class Bed {
   // The cache's clock goes on, so that recency is ordered by ticks, too.
   void tick() const { clock_.superblock().driven_tick.fetch_add(1, std::memory_order_relaxed); }
 
-  // Publishes the pages of a new prompt; false when there are not enough free ones. `took`: of the call that takes them.
+  // Publishes the pages of a new prompt; false when there are not enough free ones. `took` is of the call that takes
+  // them.
   bool publish(std::uint32_t pages, replay::Histogram* took = nullptr) {
     const std::vector<std::uint32_t> tokens = random_tokens(next_prompt_++, std::size_t{pages} * kTokensPerPage);
     const kvtrie_sequence sequence = begin(plugin_, worker(), name_space_, tokens).sequence;
@@ -118,8 +119,8 @@ void measure_metadata(const Segment& segment, Report& report) {
     if (kind == AreaKind::kRecorder || kind == AreaKind::kGhost) not_counted += area.stride * area.count;
   }
   const double bytes = static_cast<double>(block.segment_bytes - not_counted) / segment.page_count();
-  report.add({"metadata", fmt::format("{}, {} workers", millions(segment.page_count()), kWorkers), one(bytes), "bytes/page",
-              {}, {}, at_most(164)});
+  const std::string setting = fmt::format("{}, {} workers", millions(segment.page_count()), kWorkers);
+  report.add({"metadata", setting, one(bytes), "bytes/page", {}, {}, at_most(164)});
 }
 
 // Workers that hold leases, as inference processes do: the evictor reads them all in every batch.
@@ -186,12 +187,13 @@ void measure_batches(const Settings& settings, Report& report) {
       };
       const double with_scan = rate([&](auto&& on_pause) { return evictor.evict(wanted, never, on_pause); });
       rate([&](auto&& on_pause) { return evictor.evict_on(wanted, never, on_pause); });
-      const double scan_ns = time_ns([&] { evictor.look_ahead(never); });
       const double by_reserve = rate([&](auto&& on_pause) { return evictor.evict_on(wanted, never, on_pause); });
+      bool scans = false;
+      const double scan_ns = time_ns([&] { scans = evictor.look_ahead(never); });
       if (round == 0) continue;
       scanned.push_back(with_scan);
       ranked.push_back(by_reserve);
-      if (scan_ns > 1e5) scans_ms.push_back(scan_ns / 1e6);
+      if (scans) scans_ms.push_back(scan_ns / 1e6);
     }
     const std::string setting = fmt::format("{}, {} % at once", where, percent);
     report.add({"eviction in batches", setting, spread_of(ranked), "M pages/s", {}, {}, at_least(2)});
@@ -217,7 +219,9 @@ template <typename Work, typename Done>
 void at_a_rate(double pages_a_second, std::uint32_t pages_each, Work work, Done done) {
   const double gap_ns = pages_each / pages_a_second * 1e9;
   for (double due = now_ns(); !done(); due += gap_ns) {
-    if (due > now_ns() + 2e5) std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<std::int64_t>(due - now_ns() - 1e5)));
+    if (const double early = due - now_ns(); early > 2e5) {
+      std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<std::int64_t>(early - 1e5)));
+    }
     while (now_ns() < due) {
     }
     work();
@@ -293,8 +297,8 @@ void measure_allocation(const Settings& settings, Report& report) {
     report.add({"allocate while it evicts, median", setting, spread_of(median_us), "us"});
     report.add({"allocate while it evicts, p99.9", setting, spread_of(tail_us), "us", {}, {}, at_most(10)});
     report.add({"allocate while it rests, p99.9", setting, spread_of(rest_us), "us"});
-    report.note(fmt::format("{}, {:.0f} pages/s: {} calls, {} of them found no pages; {} pages evicted", setting, kPagesASecond,
-                            calls, without_pages, bed.segment().total(Counter::kEvictions) - evictions));
+    report.note(fmt::format("{}, {:.0f} pages/s: {} calls, {} of them found no pages; {} pages evicted", setting,
+                            kPagesASecond, calls, without_pages, bed.segment().total(Counter::kEvictions) - evictions));
   }
 }
 
@@ -373,10 +377,10 @@ void measure_rescues(const Settings& settings, Report& report) {
   const std::string setting =
       fmt::format("{}, {} hits, {} misses of evicted pages", millions(bed.segment().page_count()), edge.hits(),
                   edge.misses() - edge.false_misses());
-  report.add({"lookups that missed a cached page", setting, one(static_cast<double>(edge.false_misses())), "lookups", {}, {},
-              at_most(0)});
-  report.add({"lookups that rescued a Condemned page", setting, one(static_cast<double>(bed.segment().total(Counter::kRescues))),
-              "lookups"});
+  const auto rescues = static_cast<double>(bed.segment().total(Counter::kRescues));
+  const auto false_misses = static_cast<double>(edge.false_misses());
+  report.add({"lookups that missed a cached page", setting, one(false_misses), "lookups", {}, {}, at_most(0)});
+  report.add({"lookups that rescued a Condemned page", setting, one(rescues), "lookups"});
 }
 
 // Hit ratio and run length trade against each other: more free pages are fewer cached ones, and longer free runs.
@@ -389,8 +393,8 @@ void measure_ageing(const Settings& settings, Report& report) {
       const replay::OwnCache cache(Bed::options(pages, low, high), settings.kvtried, signals);
       const Aged aged = age(settings, {.workers = workers, .requests = requests}, cache);
       const std::string setting =
-          fmt::format("{}, watermarks {}/{} %, {} workers, {} of {} requests, turned over {:.1f} times", millions(pages), low,
-                      high, workers, requests, settings.trace.empty() ? "generated" : "the trace's", aged.turnovers);
+          fmt::format("{}, watermarks {}/{} %, {} workers, {} of {} requests, turned over {:.1f} times", millions(pages),
+                      low, high, workers, requests, settings.trace.empty() ? "generated" : "the trace's", aged.turnovers);
       report.add({"aged: hits", setting, one(aged.hit_ratio * 100), "% of blocks"});
       report.add({"aged: mean run length", setting, one(aged.run_length), "pages"});
     }
