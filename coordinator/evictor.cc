@@ -18,7 +18,10 @@ namespace {
 
 constexpr std::uint32_t kBatchPages = 1024;      // bounds how long a page stays Condemned
 constexpr std::uint32_t kPagesBetweenLooks = 8192;
+constexpr std::uint32_t kPagesAhead = 64;  // fetched before a scan looks at them
 constexpr std::uint64_t kSpareLeaves = 1024;
+constexpr std::uint32_t kReservePart = 32;  // of the pages: how many a scan ranks for later calls
+constexpr auto kReserveFor = std::chrono::seconds(60);
 constexpr int kScansMax = 3;  // of one call, when more were rescued than there were spare
 constexpr std::uint32_t kNoPage = ~std::uint32_t{0};
 constexpr StateWord kNoWord{~std::uint64_t{0}};  // of no state and no life that a page was seen in
@@ -87,7 +90,12 @@ bool Evictor::scan(const std::function<bool()>& interrupted) {
                          counters_[i] =
                              segment_.announce_counter({i}).load(std::memory_order_seq_cst);
                        }) &&
-         for_each_page(interrupted, [&](std::uint32_t i) { look_at(i); }) &&
+         for_each_page(interrupted, [&](std::uint32_t i) {
+           if (const std::uint64_t ahead = std::uint64_t{i} + kPagesAhead; ahead < segment_.page_count()) {
+             __builtin_prefetch(&segment_.descriptor({static_cast<std::uint32_t>(ahead)}));
+           }
+           look_at(i);
+         }) &&
          for_each_page(interrupted, [&](std::uint32_t i) {
            if (!words_[i].canonical()) return;
            if (const std::uint32_t parent = parent_index(i); parent != kNoPage) ++children_[parent];
@@ -137,20 +145,21 @@ bool Evictor::rank(std::uint64_t wanted, const std::function<bool()>& interrupte
   constexpr Later kLater;
   choices_ = wanted + kSpareLeaves;
   more_leaves_ = false;
-  const auto later_on_top = [&](const Candidate& a, const Candidate& b) { return kLater(b, a); };
   heap_.clear();
+  const auto drop_latest = [&] {
+    const auto last = heap_.begin() + static_cast<std::ptrdiff_t>(choices_) - 1;
+    std::ranges::nth_element(heap_, last, [&](const Candidate& a, const Candidate& b) { return kLater(b, a); });
+    heap_.resize(choices_);
+    more_leaves_ = true;
+  };
   const bool whole = for_each_page(interrupted, [&](std::uint32_t i) {
     if (!worth_ranking(i)) return;
     const Candidate leaf{stamps_[i], i};
-    if (heap_.size() >= choices_) {
-      more_leaves_ = true;
-      if (!kLater(heap_.front(), leaf)) return;
-      std::ranges::pop_heap(heap_, later_on_top);
-      heap_.pop_back();
-    }
+    if (more_leaves_ && kLater(leaf, heap_[choices_ - 1])) return;
     heap_.push_back(leaf);
-    std::ranges::push_heap(heap_, later_on_top);
+    if (heap_.size() >= 2 * choices_) drop_latest();
   });
+  if (heap_.size() > choices_) drop_latest();
   std::ranges::make_heap(heap_, kLater);
   return whole;
 }
@@ -169,7 +178,11 @@ void Evictor::choose(std::uint64_t wanted) {
     const std::uint32_t page = heap_.back().page;
     heap_.pop_back();
     if (choices_ > 0) --choices_;
-    if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) continue;  // a child was rescued since it was pushed
+    if (children_[page] != 0 && !KVTRIE_MUTANT(evict_interior_pages)) continue;  // a child was rescued meanwhile
+    if (touched_since_scan({page})) {
+      marks_[page] |= kRescued;
+      continue;
+    }
     batch_.push_back({Handle::page({page}, words_[page])});
     batch_place_[page] = static_cast<std::uint32_t>(batch_.size());
     const std::uint32_t parent = parent_index(page);
@@ -256,25 +269,68 @@ void Evictor::retire(EvictReport& report) {
 EvictReport Evictor::evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
                            const std::function<void(double)>& on_pause, const EvictChoice& choice) {
   EvictReport report;
+  reserve_ = wanted_last_ = 0;
   choice_ = choice;
+  scan_and_evict(wanted, 0, interrupted, on_pause, report);
+  return report;
+}
+
+EvictReport Evictor::evict_on(std::uint64_t wanted, const std::function<bool()>& interrupted,
+                              const std::function<void(double)>& on_pause) {
+  EvictReport report;
+  const std::uint64_t reserve = wanted <= reserve_ && reserve_is_good() ? reserve_ : 0;
+  if (reserve > 0) evict_ranked(wanted, interrupted, on_pause, report);
+  wanted_last_ = wanted;
+  reserve_ = reserve - std::min(reserve, report.evicted);
+  if (report.evicted < wanted && !report.interrupted) {
+    choice_ = {};
+    begin_reserve();
+    scan_and_evict(wanted, for_later(), interrupted, on_pause, report);
+    if (report.evicted >= wanted) reserve_ = for_later();
+  }
+  if (report.evicted < wanted) wanted_last_ = 0;
+  return report;
+}
+
+bool Evictor::look_ahead(const std::function<bool()>& interrupted) {
+  if (wanted_last_ == 0 || (reserve_ >= wanted_last_ && reserve_is_good())) return false;
+  choice_ = {};
+  begin_reserve();
+  if (!scan(interrupted)) return true;
+  mark_leased();
+  if (rank(for_later(), interrupted)) reserve_ = for_later();
+  return true;
+}
+
+bool Evictor::reserve_is_good() const {
+  return Clock::now() < reserve_until_ && segment_.superblock().reaps.load(std::memory_order_relaxed) == reserve_reaps_;
+}
+
+void Evictor::begin_reserve() {
+  reserve_ = 0;
+  reserve_until_ = Clock::now() + kReserveFor;
+  reserve_reaps_ = segment_.superblock().reaps.load(std::memory_order_relaxed);
+}
+
+std::uint64_t Evictor::for_later() const {
+  return std::max<std::uint64_t>(segment_.page_count() / kReservePart, wanted_last_);
+}
+
+void Evictor::scan_and_evict(std::uint64_t wanted, std::uint64_t for_later, const std::function<bool()>& interrupted,
+                             const std::function<void(double)>& on_pause, EvictReport& report) {
   for (int scans = 0; scans < kScansMax && report.evicted < wanted && !report.interrupted; ++scans) {
     if (!scan(interrupted)) {
       report.interrupted = true;
       break;
     }
     mark_leased();
-    if (!rank(wanted - report.evicted, interrupted)) {
+    if (!rank(wanted - report.evicted + for_later, interrupted)) {
       report.interrupted = true;
       break;
     }
     evict_ranked(wanted, interrupted, on_pause, report);
     if (!more_leaves_) break;
   }
-  segment_.superblock().free_hint.fetch_add(static_cast<std::int64_t>(report.evicted),
-                                            std::memory_order_relaxed);
-  segment_.count(kCoordinatorSlot, Counter::kEvictions, report.evicted);
-  segment_.count(kCoordinatorSlot, Counter::kEvictionRescued, report.rescued);
-  return report;
 }
 
 EvictLeft Evictor::left() const {
@@ -295,6 +351,7 @@ EvictLeft Evictor::left() const {
 void Evictor::evict_ranked(std::uint64_t wanted, const std::function<bool()>& interrupted,
                            const std::function<void(double)>& on_pause, EvictReport& report) {
   while (report.evicted < wanted) {
+    const EvictReport before = report;
     if (interrupted()) {
       report.interrupted = true;
       break;
@@ -310,6 +367,11 @@ void Evictor::evict_ranked(std::uint64_t wanted, const std::function<bool()>& in
     if (!KVTRIE_MUTANT(evict_without_counter_check)) rescue_announced();
     retire(report);
     on_pause(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    // Now, not at the end: who finds the hint too low counts the pages, which takes longer than taking one.
+    segment_.superblock().free_hint.fetch_add(static_cast<std::int64_t>(report.evicted - before.evicted),
+                                              std::memory_order_relaxed);
+    segment_.count(kCoordinatorSlot, Counter::kEvictions, report.evicted - before.evicted);
+    segment_.count(kCoordinatorSlot, Counter::kEvictionRescued, report.rescued - before.rescued);
   }
 }
 

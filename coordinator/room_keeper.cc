@@ -206,7 +206,7 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
 
     const std::uint64_t reaps = block.reaps.load(std::memory_order_relaxed);
     block.evictor_busy.store(1, std::memory_order_seq_cst);
-    const EvictReport evicted = evictor_.evict(report.shortfall, interrupted, on_pause_);
+    const EvictReport evicted = evictor_.evict_on(report.shortfall, interrupted, on_pause_);
     report.evicted += evicted.evicted;
     report.interrupted = evicted.interrupted;
     block.eviction_passes.fetch_add(1, std::memory_order_relaxed);
@@ -229,7 +229,13 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   if (report.shortfall == 0) block.eviction_shortfall.store(0, std::memory_order_relaxed);
   call(waiting, report.free);
   const bool unserved = block.pages_waiters.load(std::memory_order_relaxed) != 0;
-  plan_next_look(report.interrupted || !settled, unserved, report.shortfall > 0);
+  bool looked = false;
+  if (settled && !report.interrupted) {
+    block.evictor_busy.store(1, std::memory_order_seq_cst);
+    looked = evictor_.look_ahead(interrupted);
+    block.evictor_busy.store(0, std::memory_order_seq_cst);
+  }
+  plan_next_look(report.interrupted || !settled || looked, unserved, report.shortfall > 0);
   return report;
 }
 

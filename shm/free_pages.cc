@@ -6,7 +6,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "shm/crash_point.h"
@@ -19,6 +22,8 @@ namespace kvtrie {
 namespace {
 
 constexpr std::uint32_t kRunWorthTaking = 8;  // shorter runs are left for small requests
+constexpr std::uint32_t kLookMin = 512;       // chunks that a request for a run looks at, at least
+constexpr std::uint32_t kLookPerPage = 64;
 
 constexpr std::uint64_t low_bits(std::uint32_t count) {
   return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
@@ -36,17 +41,75 @@ std::uint64_t first_set(std::uint64_t bits, std::uint32_t count) {
   return chosen;
 }
 
-// Bits of `bits` that stand in runs of at least kRunWorthTaking.
-std::uint64_t in_long_runs(std::uint64_t bits) {
-  std::uint64_t starts = bits;  // bit i: a run of at least kRunWorthTaking begins at i
-  starts &= starts >> 1;
-  starts &= starts >> 2;
-  starts &= starts >> 4;
-  std::uint64_t spread = starts;
-  spread |= spread << 1;
-  spread |= spread << 2;
-  spread |= spread << 4;
-  return spread;
+struct Run {
+  std::uint32_t first;  // page
+  std::uint32_t length;
+};
+
+// The longest of the runs that it is shown, longest first, and the shortest that is long enough.
+class BestRuns {
+ public:
+  explicit BestRuns(std::uint32_t wanted) : wanted_(wanted) {}
+
+  void add(Run run) {
+    if (run.length < kRunWorthTaking) return;
+    if (run.length >= wanted_ && (!fits_ || run.length < fits_->length)) fits_ = run;
+    dropped_ = dropped_ || count_ == kKept;
+    if (count_ == kKept && run.length <= runs_[kKept - 1].length) return;
+    std::uint32_t place = count_ < kKept ? count_++ : kKept - 1;
+    for (; place > 0 && runs_[place - 1].length < run.length; --place) runs_[place] = runs_[place - 1];
+    runs_[place] = run;
+  }
+
+  bool dropped_some() const { return dropped_; }
+
+  // The run to take next for so many pages: the shortest that is long enough, else the longest. Each is given once.
+  std::optional<Run> next(std::uint32_t wanted) {
+    if (fits_ && wanted == wanted_) return std::exchange(fits_, std::nullopt);
+    if (given_ == count_) return std::nullopt;
+    std::uint32_t chosen = given_;
+    while (chosen + 1 < count_ && runs_[chosen + 1].length >= wanted) ++chosen;
+    std::swap(runs_[given_], runs_[chosen]);
+    return runs_[given_++];
+  }
+
+ private:
+  static constexpr std::uint32_t kKept = 16;
+
+  const std::uint32_t wanted_;
+  std::optional<Run> fits_;
+  std::array<Run, kKept> runs_{};
+  std::uint32_t count_ = 0;
+  std::uint32_t given_ = 0;
+  bool dropped_ = false;
+};
+
+// Shows `best` the runs of free bits of `count` chunks from `first` on, which do not wrap.
+void find_runs(const Segment& segment, std::uint32_t first, std::uint32_t count, BestRuns& best) {
+  Run run{};
+  const auto end_run = [&] {
+    if (run.length != 0) best.add(run);
+    run.length = 0;
+  };
+  for (std::uint32_t chunk = first; chunk < first + count; ++chunk) {
+    const std::uint64_t bits = segment.free_bits(chunk).load(std::memory_order_relaxed);
+    for (std::uint32_t bit = 0; bit < kChunkPages;) {
+      const std::uint64_t rest = bits >> bit;
+      if (rest == 0) {
+        end_run();
+        break;
+      }
+      if (const auto taken = static_cast<std::uint32_t>(std::countr_zero(rest)); taken != 0) {
+        end_run();
+        bit += taken;
+      }
+      const auto length = static_cast<std::uint32_t>(std::countr_one(bits >> bit));
+      if (run.length == 0) run.first = chunk * kChunkPages + bit;
+      run.length += length;
+      bit += length;
+    }
+  }
+  end_run();
 }
 
 // Calls apply(chunk, mask, count) for each group of neighbouring entries of `pages` in one chunk.
@@ -109,6 +172,42 @@ std::uint32_t FreePages::claim(WorkerId me, std::uint32_t chunk, std::uint64_t m
   return taken;
 }
 
+std::uint32_t FreePages::take_runs(WorkerId me, std::uint32_t wanted, std::uint32_t& cursor,
+                                   std::vector<PageIndex>& out) const {
+  const std::uint32_t chunks = segment_.chunk_count();
+  std::uint32_t got = 0;
+  for (std::uint32_t looked = 0; looked < chunks && wanted - got >= kRunWorthTaking;) {
+    // A look at a chunk costs less than a hundredth of what a page costs.
+    const std::uint64_t worth_it = std::max<std::uint64_t>(kLookMin, std::uint64_t{wanted - got} * kLookPerPage);
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(worth_it, chunks - looked));
+    const std::uint32_t behind = std::min(count, chunks - cursor);
+    BestRuns best(wanted - got);
+    find_runs(segment_, cursor, behind, best);
+    find_runs(segment_, 0, count - behind, best);
+    const std::uint32_t before = got;
+    while (got < wanted) {
+      const std::optional<Run> run = best.next(wanted - got);
+      if (!run) break;
+      std::uint32_t at = run->first;
+      for (std::uint32_t left = std::min(run->length, wanted - got); left > 0;) {
+        const std::uint32_t bit = at % kChunkPages;
+        const std::uint32_t length = std::min(left, kChunkPages - bit);
+        got += claim(me, at / kChunkPages, low_bits(length) << bit, out);
+        at += length;
+        left -= length;
+      }
+      if (got == wanted) {
+        cursor = at / kChunkPages < chunks ? at / kChunkPages : 0;
+        return got;
+      }
+    }
+    if (best.dropped_some() && got > before) continue;  // the same chunks again
+    looked += count;
+    cursor = (cursor + count) % chunks;
+  }
+  return got;
+}
+
 std::uint32_t FreePages::take(WorkerId me, std::uint32_t wanted, PageIndex near,
                               std::uint32_t& cursor, std::vector<PageIndex>& out) const {
   const std::uint32_t chunks = segment_.chunk_count();
@@ -126,19 +225,16 @@ std::uint32_t FreePages::take(WorkerId me, std::uint32_t wanted, PageIndex near,
     if (taken != run || near.value % kChunkPages != 0) break;
   }
   if (cursor >= chunks) cursor = 0;
-  for (const bool long_runs_only : {true, false}) {
-    if (long_runs_only && wanted - got < kRunWorthTaking) continue;
-    for (std::uint32_t step = 0; step < chunks && got < wanted; ++step) {
-      // Again, since others who chose the same bits at the same time may leave others of the chunk.
-      for (std::uint32_t tries = 0; tries < kChunkPages && got < wanted; ++tries) {
-        const std::uint64_t all = segment_.free_bits(cursor).load(std::memory_order_relaxed);
-        const std::uint64_t bits = first_set(long_runs_only ? in_long_runs(all) : all, wanted - got);
-        if (bits == 0) break;
-        got += claim(me, cursor, bits, out);
-        if (KVTRIE_MUTANT(take_tries_once)) break;
-      }
-      if (got < wanted && ++cursor == chunks) cursor = 0;
+  if (wanted - got >= kRunWorthTaking) got += take_runs(me, wanted - got, cursor, out);
+  for (std::uint32_t step = 0; step < chunks && got < wanted; ++step) {
+    // Again, since others who chose the same bits at the same time may leave others of the chunk.
+    for (std::uint32_t tries = 0; tries < kChunkPages && got < wanted; ++tries) {
+      const std::uint64_t all = segment_.free_bits(cursor).load(std::memory_order_relaxed);
+      if (all == 0) break;
+      got += claim(me, cursor, first_set(all, wanted - got), out);
+      if (KVTRIE_MUTANT(take_tries_once)) break;
     }
+    if (got < wanted && ++cursor == chunks) cursor = 0;
   }
   if (got > 0) {
     segment_.superblock().free_hint.fetch_sub(got, std::memory_order_relaxed);
@@ -341,8 +437,9 @@ FreeStats FreePages::stats() const {
 std::uint64_t FreePages::count() const {
   std::uint64_t free = 0;
   for (std::uint32_t chunk = 0; chunk < segment_.chunk_count(); ++chunk) {
-    free += static_cast<std::uint64_t>(
-        std::popcount(segment_.free_bits(chunk).load(std::memory_order_seq_cst)));
+    const std::uint64_t bits = segment_.free_bits(chunk).load(std::memory_order_seq_cst);
+    if (bits == 0) continue;  // mostly; and popcount is a call in a portable build
+    free += static_cast<std::uint64_t>(std::popcount(bits));
   }
   return free;
 }

@@ -63,7 +63,10 @@ class FreePages {
   FreeStats stats() const;
 
   // Takes up to `wanted` pages as Writing(me) and appends them to `out`, runs first: at `near` (the page after
-  // the sequence's last) if that is free, then from `cursor`, which it moves on. Returns how many.
+  // the sequence's last) if that is free; then of the free runs in some chunks from `cursor` on the shortest that is
+  // long enough, else the longest and so on (the first that is found, as pages are needed, leaves runs half as long
+  // after ageing: kvtrie-bench eviction); then any pages. Few pages come from `cursor` at once. Moves `cursor` to where
+  // it ended. Returns how many.
   std::uint32_t take(WorkerId me, std::uint32_t wanted, PageIndex near, std::uint32_t& cursor,
                      std::vector<PageIndex>& out) const;
 
@@ -85,6 +88,7 @@ class FreePages {
 
   std::uint32_t pages_of_chunk(std::uint32_t chunk) const;
   void repair_chunk(std::uint32_t chunk) const;  // sets the bit of every Free page in it
+  std::uint32_t take_runs(WorkerId me, std::uint32_t wanted, std::uint32_t& cursor, std::vector<PageIndex>& out) const;
   std::uint32_t claim(WorkerId me, std::uint32_t chunk, std::uint64_t mask,
                       std::vector<PageIndex>& out) const;
 

@@ -67,6 +67,36 @@ TEST_F(FreePagesTest, RecoverGivesBackWhatTheDeadHeldAndNothingElse) {
   EXPECT_EQ(hint(), before + 2);
 }
 
+TEST_F(FreePagesTest, ARequestForManyTakesTheRunThatFitsBest) {
+  const auto leave_free = [&](std::uint32_t chunk, std::uint32_t first, std::uint32_t count) {
+    segment_->free_bits(chunk).fetch_or(((std::uint64_t{1} << count) - 1) << first);
+  };
+  for (std::uint32_t chunk = 0; chunk <= last_chunk(); ++chunk) segment_->free_bits(chunk).store(0);
+  leave_free(1, 3, 20);
+  leave_free(1, 40, 12);
+  leave_free(1, 60, 4);  // goes on in the next chunk
+  leave_free(2, 0, 10);
+  leave_free(2, 20, 1);
+  std::uint32_t cursor = 0;
+  const PageIndex nowhere{static_cast<std::uint32_t>(geometry_.pages)};
+  const auto take = [&](std::uint32_t wanted) {
+    std::vector<PageIndex> taken;
+    EXPECT_EQ(pages().take(kMe, wanted, nowhere, cursor, taken), wanted);
+    std::vector<std::uint32_t> places;
+    for (const PageIndex page : taken) places.push_back(page.value);
+    return places;
+  };
+  const auto run = [](std::uint32_t first, std::uint32_t count) {
+    std::vector<std::uint32_t> places(count);
+    for (std::uint32_t i = 0; i < count; ++i) places[i] = first + i;
+    return places;
+  };
+  EXPECT_EQ(take(12), run(64 + 40, 12)) << "not of the first run that is long enough";
+  EXPECT_EQ(take(13), run(64 + 60, 13)) << "across two chunks";
+  EXPECT_EQ(take(22).front(), 64U + 3) << "the longest first, when none is long enough";
+  EXPECT_EQ(pages().count(), 0U) << "then what there is";
+}
+
 TEST_F(FreePagesTest, StatsSumHeldCountsBySlot) {
   segment_->held_count(kMe, 3).fetch_add(5);
   const FreeStats stats = pages().stats();

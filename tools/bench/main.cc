@@ -41,6 +41,7 @@ constexpr std::array kSections{
     Section{"locks", "price of synchronization", kvtrie::bench::run_locks},
     Section{"bulk", "bytes of pages between the pool and an engine's memory", kvtrie::bench::run_bulk},
     Section{"first_touch", "memory that nobody has used yet, and huge pages", kvtrie::bench::run_first_touch},
+    Section{"eviction", "what it costs to keep pages free", kvtrie::bench::run_eviction},
     Section{"reap", "how long the pages of a killed worker are gone", kvtrie::bench::run_reap},
 };
 

@@ -29,6 +29,7 @@ struct Settings {
 void run_floors(const Settings& settings, Report& report);
 void run_bulk(const Settings& settings, Report& report);
 void run_first_touch(const Settings& settings, Report& report);
+void run_eviction(const Settings& settings, Report& report);
 void run_hit(const Settings& settings, Report& report);
 void run_calls(const Settings& settings, Report& report);
 void run_peers(const Settings& settings, Report& report);

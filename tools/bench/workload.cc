@@ -17,6 +17,7 @@
 
 #include "shm/page_table.h"
 #include "shm/shared_object.h"
+#include "tools/bench/aged.h"
 #include "tools/bench/prompts.h"
 #include "tools/replay/child_process.h"
 
@@ -228,16 +229,6 @@ std::vector<Prompt> BenchCache::prompts(std::uint32_t pages, std::size_t most) c
   return found;
 }
 
-double BenchCache::mean_run() const {
-  std::uint64_t live = 0, runs = 0;
-  for (std::uint32_t page = 0; page < segment().page_count(); ++page) {
-    const Descriptor& descriptor = segment().descriptor({page});
-    if (StateWord{descriptor.state.load()}.state() != PageState::kLive) continue;
-    ++live;
-    const Handle parent{descriptor.parent.load()};
-    if (!parent.is_page() || parent.page_index().value + 1 != page) ++runs;
-  }
-  return runs == 0 ? 0 : static_cast<double>(live) / static_cast<double>(runs);
-}
+double BenchCache::mean_run() const { return mean_run_length(segment()); }
 
 }  // namespace kvtrie::bench
