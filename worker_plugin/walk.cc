@@ -42,7 +42,7 @@ class Walker {
 
   WalkEnd walk() {
     while (done_ < count_ && by_index()) {
-      while (done_ < count_ && along_run() && over_jump()) {
+      while (done_ < count_ && along_run() && !scattered_ && over_jump()) {
       }
       if (!scattered_) break;
     }
