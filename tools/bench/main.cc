@@ -42,6 +42,7 @@ constexpr std::array kSections{
     Section{"bulk", "bytes of pages between the pool and an engine's memory", kvtrie::bench::run_bulk},
     Section{"first_touch", "memory that nobody has used yet, and huge pages", kvtrie::bench::run_first_touch},
     Section{"eviction", "what it costs to keep pages free", kvtrie::bench::run_eviction},
+    Section{"checksums", "hits whose bytes are compared with their checksum", kvtrie::bench::run_checksums},
     Section{"reap", "how long the pages of a killed worker are gone", kvtrie::bench::run_reap},
 };
 

@@ -34,6 +34,7 @@ void run_hit(const Settings& settings, Report& report);
 void run_calls(const Settings& settings, Report& report);
 void run_peers(const Settings& settings, Report& report);
 void run_locks(const Settings& settings, Report& report);
+void run_checksums(const Settings& settings, Report& report);
 void run_reap(const Settings& settings, Report& report);
 
 }  // namespace kvtrie::bench

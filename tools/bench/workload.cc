@@ -29,7 +29,8 @@ constexpr char kReplayModel[] = "kvtrie-replay";  // what kvtrie-replay calls it
 
 replay::ReplayOptions cache_options(const CacheState& state) {
   replay::ReplayOptions options;
-  options.geometry = {.pages = state.pages, .tokens_per_page = kTokensPerPage, .page_bytes = 8};
+  options.geometry = {.pages = state.pages, .tokens_per_page = kTokensPerPage, .page_bytes = state.page_bytes};
+  options.page_checksums = state.page_checksums;
   options.low_percent = state.low_percent;
   options.high_percent = state.high_percent;
   return options;

@@ -40,7 +40,8 @@ struct CacheState {
   double low_percent = 0;  // watermarks: with 0 and 0 nothing is evicted
   double high_percent = 0;
   double turnovers = 10;  // aged
-  bool huge_pages = false;
+  std::uint64_t page_bytes = 8;
+  bool page_checksums = false;
 };
 
 // One worker of the calling process.
