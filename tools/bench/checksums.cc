@@ -15,24 +15,24 @@
 namespace kvtrie::bench {
 
 void run_checksums(const Settings& settings, Report& report) {
-  constexpr std::uint32_t kPromptPages = 256;
+  constexpr std::uint32_t kLength = 256;
   for (const std::uint64_t page_bytes : {std::uint64_t{2} << 10, std::uint64_t{64} << 10}) {
     const std::uint64_t pages = settings.quick ? 1U << 12 : 1U << 14;
     const BenchCache with(settings, {.pages = pages, .page_bytes = page_bytes, .page_checksums = true});
     const BenchCache without(settings, {.pages = pages, .page_bytes = page_bytes});
     const auto hits = [&](const BenchCache& cache) {
       return [worker = std::make_shared<BenchWorker>(settings, cache.own(), cache.model()),
-              prompts = cache.prompts(kPromptPages, 16)] {
+              prompts = cache.prompts(kLength, 16)] {
         const double ns = time_ns([&] {
           for (const Prompt& prompt : prompts) {
-            if (worker->begin_and_release(prompt.tokens) != kPromptPages) throw std::runtime_error("not a full hit");
+            if (worker->begin_and_release(prompt.tokens) != kLength) throw std::runtime_error("not a full hit");
           }
         });
-        return ns / static_cast<double>(prompts.size() * kPromptPages);
+        return ns / static_cast<double>(prompts.size() * kLength);
       };
     };
     const Rounds rounds = alternate(settings.rounds, {hits(with), hits(without)});
-    report.add({"full hit, bytes compared", fmt::format("pages of {} KiB, prompt of {}", page_bytes >> 10, kPromptPages),
+    report.add({"full hit, bytes compared", fmt::format("pages of {} KiB, prompt of {}", page_bytes >> 10, kLength),
                 spread_of(rounds[0]), "ns/page", "without", ratio_of(rounds[0], rounds[1])});
   }
 }
