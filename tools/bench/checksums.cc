@@ -13,9 +13,13 @@
 #include "tools/bench/workload.h"
 
 namespace kvtrie::bench {
+namespace {
+
+constexpr std::uint32_t kLength = 256;  // pages of a prompt
+
+}  // namespace
 
 void run_checksums(const Settings& settings, Report& report) {
-  constexpr std::uint32_t kLength = 256;
   for (const std::uint64_t page_bytes : {std::uint64_t{2} << 10, std::uint64_t{64} << 10}) {
     const std::uint64_t pages = settings.quick ? 1U << 12 : 1U << 14;
     const BenchCache with(settings, {.pages = pages, .page_bytes = page_bytes, .page_checksums = true});
