@@ -197,8 +197,15 @@ void run_hit(const Settings& settings, Report& report) {
     const std::string size = count_text(pages) + " pages";
     // Beside a writer: the size of the targets, or what was asked for.
     const bool churn = pages == kJudgedPages || settings.quick || settings.pages_given;
+    // A large cache takes minutes to be shuffled or aged.
+    const bool fresh_only = pages > kJudgedPages && !settings.pages_given;
+    if (fresh_only) {
+      report.note(fmt::format(
+          "{}: shuffled and aged only by --pages {}, since making them so takes minutes", size,
+          pages));
+    }
     for (const Age age : {Age::kFresh, Age::kShuffled}) {
-      if (!wanted(age)) continue;
+      if (!wanted(age) || (fresh_only && age != Age::kFresh)) continue;
       const BenchCache cache(settings, {.pages = pages, .age = age});
       report_lookups(settings, cache, fmt::format("{}, {}", size, name_of(age)), report);
     }
@@ -207,7 +214,7 @@ void run_hit(const Settings& settings, Report& report) {
           settings, {.pages = pages, .age = Age::kFresh, .low_percent = 1, .high_percent = 2});
       report_churn(settings, cache, fmt::format("{}, fresh, 1/2 % free", size), report);
     }
-    if (!wanted(Age::kAged)) continue;
+    if (!wanted(Age::kAged) || fresh_only) continue;
     for (const double low : {1.0, 5.0}) {
       const BenchCache cache(settings, {.pages = pages,
                                         .age = Age::kAged,
