@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Single calls on a cache of fresh prompts, each beside a floor in the same rounds. What takes new pages: fresh_pages.cc.
+// Single calls on a cache of fresh prompts, each beside a floor in the same rounds. What takes new
+// pages: fresh_pages.cc.
 
 #include "tools/bench/calls.h"
 
@@ -36,7 +37,8 @@ struct Measurement {
 };
 
 void expect(bool as_it_should) {
-  if (!as_it_should) throw std::runtime_error("a call found other pages than it should: the run is void");
+  if (!as_it_should)
+    throw std::runtime_error("a call found other pages than it should: the run is void");
 }
 
 class CachedCalls {
@@ -52,9 +54,10 @@ class CachedCalls {
     for (const Prompt& prompt : long_) {
       std::size_t count = 0;
       hashes_.emplace_back(kLongPrompt);
-      worker_.plugin().expect(api().hash_tokens(worker_.worker(), worker_.name_space(), prompt.tokens.data(), prompt.tokens.size(),
-                                                hashes_.back().data(), kLongPrompt, &count),
-                              "hash_tokens");
+      worker_.plugin().expect(
+          api().hash_tokens(worker_.worker(), worker_.name_space(), prompt.tokens.data(),
+                            prompt.tokens.size(), hashes_.back().data(), kLongPrompt, &count),
+          "hash_tokens");
     }
     std::uint32_t cached = 0;
     open_ = worker_.begin(short_.tokens, cached);
@@ -77,7 +80,8 @@ class CachedCalls {
   template <typename Call>
   static double each_ns(std::uint32_t calls, Call&& call) {
     return time_ns([&] {
-             for (std::uint32_t i = 0; i < calls; ++i) call(i);
+             for (std::uint32_t i = 0; i < calls; ++i)
+               call(i);
            }) /
            calls;
   }
@@ -92,8 +96,8 @@ class CachedCalls {
     bool good = true;
     const double ns = each_ns(calls_, [&](std::uint32_t) {
       kvtrie_sequence sequence{};
-      good &= api().begin(worker_.worker(), worker_.name_space(), short_.tokens.data(), tokens, &options, &result, &sequence) ==
-              KVTRIE_OK;
+      good &= api().begin(worker_.worker(), worker_.name_space(), short_.tokens.data(), tokens,
+                          &options, &result, &sequence) == KVTRIE_OK;
       good &= result.cached_pages == expected;
       good &= api().release(sequence) == KVTRIE_OK;
     });
@@ -102,21 +106,24 @@ class CachedCalls {
   }
 
   void add_leases(std::vector<Measurement>& all) {
-    all.push_back({"store, full fence", "a word of one's own", "ns",
-                   [this] { return each_ns(calls_, [&](std::uint32_t i) { store_and_fence(word_, i); }); }});
+    all.push_back({"store, full fence", "a word of one's own", "ns", [this] {
+                     return each_ns(calls_, [&](std::uint32_t i) { store_and_fence(word_, i); });
+                   }});
     all.push_back({"entering a call", "kvtrie_page_count of an open sequence", "ns", [this] {
                      std::uint32_t count = 0;
-                     const double ns = each_ns(calls_, [&](std::uint32_t) { api().page_count(open_, &count); });
+                     const double ns =
+                         each_ns(calls_, [&](std::uint32_t) { api().page_count(open_, &count); });
                      expect(count == kPromptPages.front());
                      return ns;
                    }});
     all.push_back({"begin + release, no tokens", "two calls, nothing to match or lease", "ns",
                    [this] { return begin_and_release(0, 0, 0); }, "entering a call"});
     all.push_back({"lease + release", "begin of one cached, hot page", "ns",
-                   [this] { return begin_and_release(kTokensPerPage, 0, 1); }, "store, full fence", at_most(40, "ns")});
-    all.push_back({"lease + release, tokens stay", "begin of one cached, hot page", "ns",
-                   [this] { return begin_and_release(kTokensPerPage, KVTRIE_TOKENS_STAY, 1); }, "store, full fence",
+                   [this] { return begin_and_release(kTokensPerPage, 0, 1); }, "store, full fence",
                    at_most(40, "ns")});
+    all.push_back({"lease + release, tokens stay", "begin of one cached, hot page", "ns",
+                   [this] { return begin_and_release(kTokensPerPage, KVTRIE_TOKENS_STAY, 1); },
+                   "store, full fence", at_most(40, "ns")});
   }
 
   void add_probes(std::vector<Measurement>& all) {
@@ -130,8 +137,9 @@ class CachedCalls {
                      const double ns = each_ns(prompts, [&](std::uint32_t i) {
                        kvtrie_probe_result result{};
                        result.size = sizeof result;
-                       good &= api().probe_hashes(worker_.worker(), worker_.name_space(), hashes_[i].data(), kLongPrompt, &result) ==
-                                   KVTRIE_OK &&
+                       good &= api().probe_hashes(worker_.worker(), worker_.name_space(),
+                                                  hashes_[i].data(), kLongPrompt,
+                                                  &result) == KVTRIE_OK &&
                                result.cached_pages == kLongPrompt;
                      });
                      expect(good);
@@ -145,7 +153,8 @@ class CachedCalls {
                      const double ns = each_ns(prompts, [&](std::uint32_t i) {
                        kvtrie_probe_result result{};
                        result.size = sizeof result;
-                       good &= api().probe(worker_.worker(), worker_.name_space(), long_[i].tokens.data(), long_[i].tokens.size(),
+                       good &= api().probe(worker_.worker(), worker_.name_space(),
+                                           long_[i].tokens.data(), long_[i].tokens.size(),
                                            &result) == KVTRIE_OK &&
                                result.cached_pages == kLongPrompt;
                      });
@@ -157,7 +166,8 @@ class CachedCalls {
 
   double stream_ns(std::uint32_t prompts) const {
     std::uint64_t different = 0;
-    const auto* descriptors = reinterpret_cast<const std::byte*>(&observer_.segment().descriptor({0}));
+    const auto* descriptors =
+        reinterpret_cast<const std::byte*>(&observer_.segment().descriptor({0}));
     const double ns = each_ns(prompts, [&](std::uint32_t i) {
       different |= stream(descriptors, long_[i].pages, long_[i].tokens.data());
     });
@@ -167,19 +177,21 @@ class CachedCalls {
 
   void add_misses(std::vector<Measurement>& all) {
     for (const std::uint32_t length : kPromptPages) {
-      missing_.push_back(random_tokens(~std::uint64_t{length}, std::size_t{length} * kTokensPerPage));
+      missing_.push_back(
+          random_tokens(~std::uint64_t{length}, std::size_t{length} * kTokensPerPage));
     }
     for (const std::uint32_t flags : {std::uint32_t{0}, std::uint32_t{KVTRIE_TOKENS_STAY}}) {
       for (std::size_t i = 0; i < kPromptPages.size(); ++i) {
-        all.push_back({flags == 0 ? "miss at the first page" : "miss at the first page, tokens stay",
-                       fmt::format("prompt of {} pages", kPromptPages.at(i)), "ns",
-                       [this, flags, i] {
-                         return each_ns(calls_ / 10, [&](std::uint32_t) {
-                           missing_[i][0] += 0x9E37'79B9;
-                           expect(worker_.begin_and_release(missing_[i], flags) == 0);
-                         });
-                       },
-                       "random line", at_most(300, "ns")});
+        all.push_back(
+            {flags == 0 ? "miss at the first page" : "miss at the first page, tokens stay",
+             fmt::format("prompt of {} pages", kPromptPages.at(i)), "ns",
+             [this, flags, i] {
+               return each_ns(calls_ / 10, [&](std::uint32_t) {
+                 missing_[i][0] += 0x9E37'79B9;
+                 expect(worker_.begin_and_release(missing_[i], flags) == 0);
+               });
+             },
+             "random line", at_most(300, "ns")});
       }
     }
   }
@@ -194,8 +206,10 @@ class CachedCalls {
         });
       };
     };
-    all.push_back({"fork + release", fmt::format("{} cached pages", kPromptPages.front()), "ns", fork(open_), "store, full fence"});
-    all.push_back({"fork + release", fmt::format("{} cached pages", kLongPrompt), "ns", fork(open_long_), "store, full fence"});
+    all.push_back({"fork + release", fmt::format("{} cached pages", kPromptPages.front()), "ns",
+                   fork(open_), "store, full fence"});
+    all.push_back({"fork + release", fmt::format("{} cached pages", kLongPrompt), "ns",
+                   fork(open_long_), "store, full fence"});
   }
 
   const std::uint32_t calls_;
@@ -216,12 +230,15 @@ void report_cached(const Settings& settings, Report& report) {
   CachedCalls calls(settings, cache);
   const std::vector<Measurement> all = calls.all();
   std::vector<std::function<double()>> measured;
-  for (const Measurement& one : all) measured.push_back(one.measure);
+  for (const Measurement& one : all)
+    measured.push_back(one.measure);
   const Rounds rounds = alternate(settings.rounds, measured);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    Row row{all[i].what, all[i].setting, spread_of(rounds[i]), all[i].unit, all[i].floor, {}, all[i].target};
+    Row row{all[i].what, all[i].setting, spread_of(rounds[i]), all[i].unit, all[i].floor,
+            {},          all[i].target};
     const auto floor = std::ranges::find(all, all[i].floor, &Measurement::what);
-    if (floor != all.end()) row.ratio = ratio_of(rounds[i], rounds[static_cast<std::size_t>(floor - all.begin())]);
+    if (floor != all.end())
+      row.ratio = ratio_of(rounds[i], rounds[static_cast<std::size_t>(floor - all.begin())]);
     report.add(std::move(row));
   }
 }

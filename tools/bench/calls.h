@@ -8,7 +8,8 @@
 
 namespace kvtrie::bench {
 
-// Allocate, publish and release of pages that are new; one more page behind a prompt. (fresh_pages.cc)
+// Allocate, publish and release of pages that are new; one more page behind a prompt.
+// (fresh_pages.cc)
 void report_fresh_pages(const Settings& settings, Report& report);
 
 }  // namespace kvtrie::bench

@@ -31,7 +31,8 @@ constexpr auto kLimit = std::chrono::seconds(10);
 void write_for_ever(const Settings& settings, const BenchCache& cache) {
   const BenchWorker worker(settings, cache.own(), cache.model());
   const replay::Plugin& plugin = worker.plugin();
-  std::vector<std::uint32_t> tokens = random_tokens(~std::uint64_t{99}, std::size_t{kPromptPages} * kTokensPerPage);
+  std::vector<std::uint32_t> tokens =
+      random_tokens(~std::uint64_t{99}, std::size_t{kPromptPages} * kTokensPerPage);
   kvtrie_allocate_options wait{};
   wait.size = sizeof wait;
   wait.wait_ms = 10'000;
@@ -59,7 +60,8 @@ void write_for_ever(const Settings& settings, const BenchCache& cache) {
 }  // namespace
 
 Churn::Churn(const Settings& settings, const BenchCache& cache) : observer_(cache.own().name()) {
-  if (::sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) throw std::runtime_error("sched_getaffinity");
+  if (::sched_getaffinity(0, sizeof allowed_, &allowed_) != 0)
+    throw std::runtime_error("sched_getaffinity");
   std::fflush(nullptr);
   pid_ = ::fork();
   if (pid_ == 0) be_writer(settings, cache);
@@ -67,7 +69,8 @@ Churn::Churn(const Settings& settings, const BenchCache& cache) : observer_(cach
   await_stop();
   if (CPU_COUNT(&allowed_) < 2) return;
   int mine = 0;
-  while (!CPU_ISSET(mine, &allowed_)) ++mine;
+  while (!CPU_ISSET(mine, &allowed_))
+    ++mine;
   cpu_set_t one{}, others = allowed_;
   CPU_SET(mine, &one);
   CPU_CLR(mine, &others);
@@ -87,7 +90,8 @@ void Churn::place(const cpu_set_t& writers) const {
   ::sched_setaffinity(pid_, sizeof writers, &writers);
   const std::uint32_t coordinator = observer_.segment().superblock().coordinator_pid.load();
   std::error_code gone;
-  for (const auto& task : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", coordinator), gone)) {
+  for (const auto& task :
+       std::filesystem::directory_iterator(fmt::format("/proc/{}/task", coordinator), gone)) {
     ::sched_setaffinity(std::stoi(task.path().filename().string()), sizeof writers, &writers);
   }
 }
@@ -98,7 +102,8 @@ void Churn::await_stop() const {
   int status = 0;
   while (::waitpid(pid_, &status, WUNTRACED) < 0 && errno == EINTR) {
   }
-  if (!WIFSTOPPED(status)) throw std::runtime_error("the writer beside the lookups " + replay::describe_end(status));
+  if (!WIFSTOPPED(status))
+    throw std::runtime_error("the writer beside the lookups " + replay::describe_end(status));
 }
 
 void Churn::go_on() const {
@@ -106,7 +111,8 @@ void Churn::go_on() const {
   const auto deadline = std::chrono::steady_clock::now() + kLimit;
   ::kill(pid_, SIGCONT);
   while (evictions() < wanted) {
-    if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("the writer beside the lookups makes nobody evict");
+    if (std::chrono::steady_clock::now() > deadline)
+      throw std::runtime_error("the writer beside the lookups makes nobody evict");
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }

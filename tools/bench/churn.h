@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A writer: a process of its own that caches fresh prompts of 256 pages, one after the other, so that the coordinator
-// evicts all the time. Starts and stops as its owner likes.
+// A writer: a process of its own that caches fresh prompts of 256 pages, one after the other, so
+// that the coordinator evicts all the time. Starts and stops as its owner likes.
 //
-// Where there are processors enough, writer and coordinator are kept off the one that the owner is put on: what is
-// measured there is what they do to its memory, not how the kernel shares out processors.
+// Where there are processors enough, writer and coordinator are kept off the one that the owner is
+// put on: what is measured there is what they do to its memory, not how the kernel shares out
+// processors.
 #pragma once
 
 #include <sched.h>

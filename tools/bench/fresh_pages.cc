@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Allocate, publish and release of pages that are new, in a cache without watermarks: nobody evicts meanwhile. After
-// each round all pages are evicted. Memory is touched before the first round, by a fill of all pages.
+// Allocate, publish and release of pages that are new, in a cache without watermarks: nobody evicts
+// meanwhile. After each round all pages are evicted. Memory is touched before the first round, by a
+// fill of all pages.
 
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -31,15 +32,17 @@ constexpr std::uint32_t kBatchMax = 64;
 constexpr std::uint32_t kDecodeSteps = 64;  // of one sequence
 constexpr char kFloor[] = "hash, lock, write";
 
-// What a page that is new cannot do without: its hash, a lock, 128 bytes of descriptor. In memory of its own, as large
-// as all descriptors, from one end to the other.
+// What a page that is new cannot do without: its hash, a lock, 128 bytes of descriptor. In memory
+// of its own, as large as all descriptors, from one end to the other.
 class WriteFloor {
  public:
-  explicit WriteFloor(std::uint64_t pages) : pages_(pages), bytes_(kFloorLineBytes + pages * kDescriptorBytes) {
-    memory_ = static_cast<std::byte*>(
-        ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
+  explicit WriteFloor(std::uint64_t pages)
+      : pages_(pages), bytes_(kFloorLineBytes + pages * kDescriptorBytes) {
+    memory_ = static_cast<std::byte*>(::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                                             MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
     if (memory_ == MAP_FAILED) throw std::runtime_error("no memory for the floor of new pages");
-    if (const Status status = RobustMutex::init(mutex()); !status) throw std::runtime_error(status.what());
+    if (const Status status = RobustMutex::init(mutex()); !status)
+      throw std::runtime_error(status.what());
   }
   WriteFloor(const WriteFloor&) = delete;
   WriteFloor& operator=(const WriteFloor&) = delete;
@@ -52,11 +55,14 @@ class WriteFloor {
              for (std::uint64_t i = 0; i < pages; ++i) {
                const auto page = tokens.subspan(i * kTokensPerPage % tokens.size(), kTokensPerPage);
                header[2] = hash_page(header[2], page);
-               std::byte* const descriptor = memory_ + kFloorLineBytes + next_++ % pages_ * kDescriptorBytes;
-               if (!RobustMutex::acquire(mutex())) throw std::runtime_error("the floor's lock was not had");
+               std::byte* const descriptor =
+                   memory_ + kFloorLineBytes + next_++ % pages_ * kDescriptorBytes;
+               if (!RobustMutex::acquire(mutex()))
+                 throw std::runtime_error("the floor's lock was not had");
                std::memcpy(descriptor, header.data(), sizeof header);
                std::memcpy(descriptor + sizeof header, page.data(), page.size_bytes());
-               if (!RobustMutex::release(mutex())) throw std::runtime_error("the floor's lock was not given back");
+               if (!RobustMutex::release(mutex()))
+                 throw std::runtime_error("the floor's lock was not given back");
              }
            }) /
            static_cast<double>(pages);
@@ -84,17 +90,21 @@ class Writer {
   Times write(std::uint32_t length, std::uint64_t pages) {
     const std::uint32_t batch = std::clamp(kPagesBetweenTimes / length, 1U, kBatchMax);
     std::vector<std::vector<std::uint32_t>> prompts;
-    for (std::uint32_t i = 0; i < batch; ++i) prompts.push_back(random_tokens(i, std::size_t{length} * kTokensPerPage));
+    for (std::uint32_t i = 0; i < batch; ++i)
+      prompts.push_back(random_tokens(i, std::size_t{length} * kTokensPerPage));
     std::vector<kvtrie_sequence> sequences(batch);
     Times times{};
     for (std::uint64_t done = 0; done < pages; done += std::uint64_t{length} * batch) {
-      for (std::vector<std::uint32_t>& tokens : prompts) make_new(tokens);
+      for (std::vector<std::uint32_t>& tokens : prompts)
+        make_new(tokens);
       const auto step = [&](Step which, auto&& call) {
         times.at(which) += time_ns([&] {
-          for (std::uint32_t i = 0; i < batch; ++i) call(sequences[i], prompts[i]);
+          for (std::uint32_t i = 0; i < batch; ++i)
+            call(sequences[i], prompts[i]);
         });
       };
-      step(kBegin, [&](kvtrie_sequence& sequence, const auto& tokens) { sequence = begin(tokens, 0); });
+      step(kBegin,
+           [&](kvtrie_sequence& sequence, const auto& tokens) { sequence = begin(tokens, 0); });
       step(kAllocate, [&](kvtrie_sequence sequence, const auto& tokens) {
         worker_.plugin().expect(api_.allocate(sequence, tokens.size(), nullptr), "allocate");
       });
@@ -111,7 +121,8 @@ class Writer {
     std::vector<std::uint32_t> decoded = random_tokens(~std::uint64_t{1}, kTokensPerPage);
     double ns = 0;
     for (std::uint64_t done = 0; done < steps; done += kDecodeSteps) {
-      const kvtrie_sequence sequence = begin(prompt, static_cast<std::uint32_t>(prompt.size() / kTokensPerPage));
+      const kvtrie_sequence sequence =
+          begin(prompt, static_cast<std::uint32_t>(prompt.size() / kTokensPerPage));
       ns += time_ns([&] {
         for (std::uint64_t i = 1; i <= kDecodeSteps; ++i) {
           make_new(decoded);
@@ -129,7 +140,8 @@ class Writer {
     return time_ns([&] {
              for (std::uint64_t i = 0; i < times; ++i) {
                make_new(decoded);
-               const kvtrie_sequence sequence = begin(prompt, static_cast<std::uint32_t>(prompt.size() / kTokensPerPage));
+               const kvtrie_sequence sequence =
+                   begin(prompt, static_cast<std::uint32_t>(prompt.size() / kTokensPerPage));
                add_page(sequence, decoded, prompt.size() + kTokensPerPage);
                worker_.release(sequence);
              }
@@ -144,12 +156,15 @@ class Writer {
     worker_.plugin().expect(api_.publish(sequence, prompt.size(), nullptr), "publish");
   }
 
-  // All that was written since the last time. What was not published is not there: the run is void then.
+  // All that was written since the last time. What was not published is not there: the run is void
+  // then.
   void evict(std::uint64_t pages) {
     std::uint64_t evicted = 0;
     worker_.plugin().expect(api_.evict(worker_.worker(), {0}, 0, &evicted), "evict");
     if (evicted < pages - pages / 100) {
-      throw std::runtime_error(fmt::format("of {} pages that were published only {} could be evicted: the run is void", pages, evicted));
+      throw std::runtime_error(
+          fmt::format("of {} pages that were published only {} could be evicted: the run is void",
+                      pages, evicted));
     }
   }
 
@@ -157,10 +172,12 @@ class Writer {
   kvtrie_sequence begin(std::span<const std::uint32_t> tokens, std::uint32_t expected) const {
     std::uint32_t cached = 0;
     const kvtrie_sequence sequence = worker_.begin(tokens, cached);
-    if (cached != expected) throw std::runtime_error("a prompt is cached otherwise than it should be: the run is void");
+    if (cached != expected)
+      throw std::runtime_error("a prompt is cached otherwise than it should be: the run is void");
     return sequence;
   }
-  void add_page(kvtrie_sequence sequence, const std::vector<std::uint32_t>& tokens, std::size_t total) const {
+  void add_page(kvtrie_sequence sequence, const std::vector<std::uint32_t>& tokens,
+                std::size_t total) const {
     worker_.plugin().expect(api_.append(sequence, tokens.data(), tokens.size()), "append");
     worker_.plugin().expect(api_.allocate(sequence, total, nullptr), "allocate");
     worker_.plugin().expect(api_.publish(sequence, total, nullptr), "publish");
@@ -174,29 +191,40 @@ class Writer {
 
 struct Figures {
   std::vector<double> floor;
-  std::array<Rounds, kLengths.size()> steps;  // by Step; of begin ns a call, of the others ns a page
+  std::array<Rounds, kLengths.size()>
+      steps;  // by Step; of begin ns a call, of the others ns a page
   std::array<std::vector<double>, kLengths.size()> together;  // ns a page: all but begin
   std::vector<double> decode, decode_once;
 };
 
 void report_figures(const Figures& figures, Report& report) {
-  report.add({kFloor, "XXH3 of the tokens, a robust lock, 128 bytes in a stream", spread_of(figures.floor), "ns/page"});
+  report.add({kFloor, "XXH3 of the tokens, a robust lock, 128 bytes in a stream",
+              spread_of(figures.floor), "ns/page"});
   for (std::size_t i = 0; i < kLengths.size(); ++i) {
     const std::uint32_t length = kLengths.at(i);
-    const std::string setting = fmt::format("prompts of {} new page{}", length, length == 1 ? "" : "s");
-    Row row{"allocate + publish + release", setting, spread_of(figures.together.at(i)), "ns/page", kFloor,
+    const std::string setting =
+        fmt::format("prompts of {} new page{}", length, length == 1 ? "" : "s");
+    Row row{"allocate + publish + release",
+            setting,
+            spread_of(figures.together.at(i)),
+            "ns/page",
+            kFloor,
             ratio_of(figures.together.at(i), figures.floor)};
     if (length == kLengths.front()) row.target = at_most(120, "ns/page");
     report.add(std::move(row));
-    constexpr std::array kParts{std::pair{kAllocate, "... allocate and announce"}, std::pair{kPublish, "... publish"},
+    constexpr std::array kParts{std::pair{kAllocate, "... allocate and announce"},
+                                std::pair{kPublish, "... publish"},
                                 std::pair{kRelease, "... release"}};
-    for (const auto& [step, what] : kParts) report.add({what, setting, spread_of(figures.steps.at(i)[step]), "ns/page"});
+    for (const auto& [step, what] : kParts)
+      report.add({what, setting, spread_of(figures.steps.at(i)[step]), "ns/page"});
     report.add({"begin before it", setting, spread_of(figures.steps.at(i)[kBegin]), "ns"});
   }
-  report.add({"append + allocate + publish", fmt::format("a page of {} tokens behind 2048 cached pages", kTokensPerPage),
-              spread_of(figures.decode), "ns/page", kFloor, ratio_of(figures.decode, figures.floor)});
-  report.add({"begin, the same, release", "behind 16 cached pages", spread_of(figures.decode_once), "ns/page", kFloor,
-              ratio_of(figures.decode_once, figures.floor)});
+  report.add({"append + allocate + publish",
+              fmt::format("a page of {} tokens behind 2048 cached pages", kTokensPerPage),
+              spread_of(figures.decode), "ns/page", kFloor,
+              ratio_of(figures.decode, figures.floor)});
+  report.add({"begin, the same, release", "behind 16 cached pages", spread_of(figures.decode_once),
+              "ns/page", kFloor, ratio_of(figures.decode_once, figures.floor)});
 }
 
 }  // namespace
@@ -215,8 +243,10 @@ void report_fresh_pages(const Settings& settings, Report& report) {
   const std::uint64_t all = settings.pages / kPagesBetweenTimes * kPagesBetweenTimes;
   writer.write(kLengths.front(), all);
   writer.evict(all);
-  std::vector<std::uint32_t> long_prompt = random_tokens(~std::uint64_t{3}, std::size_t{2048} * kTokensPerPage);
-  std::vector<std::uint32_t> short_prompt = random_tokens(~std::uint64_t{4}, std::size_t{16} * kTokensPerPage);
+  std::vector<std::uint32_t> long_prompt =
+      random_tokens(~std::uint64_t{3}, std::size_t{2048} * kTokensPerPage);
+  std::vector<std::uint32_t> short_prompt =
+      random_tokens(~std::uint64_t{4}, std::size_t{16} * kTokensPerPage);
   writer.cache_and_hold(long_prompt);
   writer.cache_and_hold(short_prompt);
 
@@ -232,9 +262,11 @@ void report_fresh_pages(const Settings& settings, Report& report) {
       writer.evict(pages);
       const auto count = static_cast<double>(pages);
       for (std::uint8_t step = 0; step < kSteps; ++step) {
-        keep_figure(figures.steps.at(i)[step], times.at(step) / (step == kBegin ? count / kLengths.at(i) : count));
+        keep_figure(figures.steps.at(i)[step],
+                    times.at(step) / (step == kBegin ? count / kLengths.at(i) : count));
       }
-      keep_figure(figures.together.at(i), (times[kAllocate] + times[kPublish] + times[kRelease]) / count);
+      keep_figure(figures.together.at(i),
+                  (times[kAllocate] + times[kPublish] + times[kRelease]) / count);
     }
     keep_figure(figures.decode, writer.decode(long_prompt, decoded));
     keep_figure(figures.decode_once, writer.decode_once(short_prompt, decoded));

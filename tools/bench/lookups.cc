@@ -10,7 +10,6 @@
 
 #include "tools/bench/floors.h"
 #include "tools/bench/prompts.h"
-#include "tools/bench/spread.h"
 
 namespace kvtrie::bench {
 namespace {
@@ -20,14 +19,17 @@ constexpr std::uint32_t kMissesABlock = 1024;
 constexpr std::size_t kStride = 163;  // prime
 
 void expect_hit(std::uint32_t hit, std::uint32_t expected) {
-  if (hit != expected) throw std::runtime_error("a lookup hit other pages than it should: the run is void");
+  if (hit != expected)
+    throw std::runtime_error("a lookup hit other pages than it should: the run is void");
 }
 
 }  // namespace
 
-Lookups::Lookups(const Settings& settings, const BenchCache& cache, std::vector<Prompt> prompts)
+Lookups::Lookups(const Settings& settings, const BenchCache& cache, std::vector<Prompt> prompts,
+                 double (*now)())
     : worker_(settings, cache.own(), cache.model()),
       observer_(cache.own().name()),
+      now_(now),
       prompts_(std::move(prompts)),
       length_(static_cast<std::uint32_t>(prompts_.front().pages.size())),
       missing_(random_tokens(~std::uint64_t{7}, prompts_.front().tokens.size())),
@@ -44,7 +46,8 @@ double Lookups::time(Candidate candidate) {
     case kHalf: {
       // One token decides.
       const auto change = [&] {
-        for (Prompt& prompt : prompts_) prompt.tokens[std::size_t{length_ / 2} * kTokensPerPage] ^= 0x5555'5555;
+        for (Prompt& prompt : prompts_)
+          prompt.tokens[std::size_t{length_ / 2} * kTokensPerPage] ^= 0x5555'5555;
       };
       change();
       const double ns = time_begins(length_ / 2, 0);
@@ -72,9 +75,12 @@ void Lookups::hold() const {
 template <typename Lookup>
 double Lookups::each_ns(Lookup&& lookup) const {
   const std::size_t calls = std::max<std::size_t>(prompts_.size(), kCallsABlock * 16 / length_);
-  const double ns = time_ns([&] {
-    for (std::size_t i = 0; i < calls; ++i) lookup(i * kStride, prompts_[i * kStride % prompts_.size()]);
-  });
+  const double ns = time_ns(
+      [&] {
+        for (std::size_t i = 0; i < calls; ++i)
+          lookup(i * kStride, prompts_[i * kStride % prompts_.size()]);
+      },
+      now_);
   return ns / static_cast<double>(calls);
 }
 
@@ -85,12 +91,14 @@ double Lookups::time_begins(std::uint32_t expected, std::uint32_t flags) const {
 }
 
 double Lookups::time_misses() {
-  const double ns = time_ns([&] {
-    for (std::uint32_t i = 0; i < kMissesABlock; ++i) {
-      missing_[0] += 0x9E37'79B9;
-      expect_hit(worker_.begin_and_release(missing_, KVTRIE_TOKENS_STAY), 0);
-    }
-  });
+  const double ns = time_ns(
+      [&] {
+        for (std::uint32_t i = 0; i < kMissesABlock; ++i) {
+          missing_[0] += 0x9E37'79B9;
+          expect_hit(worker_.begin_and_release(missing_, KVTRIE_TOKENS_STAY), 0);
+        }
+      },
+      now_);
   return ns / kMissesABlock;
 }
 
@@ -99,7 +107,8 @@ double Lookups::time_stream() const {
   const std::size_t places = segment.page_count() / length_;
   return each_ns([&](std::size_t place, const Prompt& prompt) {
            const PageIndex first{static_cast<std::uint32_t>(place % places * length_)};
-           keep(stream(reinterpret_cast<const std::byte*>(&segment.descriptor(first)), in_order_, prompt.tokens.data()));
+           keep(stream(reinterpret_cast<const std::byte*>(&segment.descriptor(first)), in_order_,
+                       prompt.tokens.data()));
          }) /
          length_;
 }

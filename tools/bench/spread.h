@@ -5,6 +5,8 @@
 // machine meets all of them.
 #pragma once
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -29,11 +31,18 @@ inline double now_ns() {
   return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Of the calling thread's time on a processor: what others take of it does not count.
+inline double thread_ns() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e9 + static_cast<double>(time.tv_nsec);
+}
+
 template <typename Work>
-double time_ns(Work&& work) {
-  const double start = now_ns();
+double time_ns(Work&& work, double (*now)() = now_ns) {
+  const double start = now();
   work();
-  return now_ns() - start;
+  return now() - start;
 }
 
 // By candidate, by round: what each returned. The first round warms up and is left out.
