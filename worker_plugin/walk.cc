@@ -18,8 +18,7 @@ namespace {
 constexpr std::uint32_t kStreamAhead = 16;   // neighbours that are fetched before they are compared
 constexpr std::uint32_t kLookAhead = 12;     // where the end of a run is looked for
 constexpr std::uint32_t kResolveAhead = 6;   // before that end its index entry is read
-constexpr std::uint32_t kHashAhead = 32;     // pages hashed and their buckets fetched, at most
-constexpr std::uint32_t kEntryAhead = 16;    // pages whose entry was read and whose descriptor is fetched, at most
+constexpr std::uint32_t kHashAhead = 32;     // pages hashed and their buckets fetched, at most; half of them resolved
 constexpr std::uint32_t kShortRun = 12;      // two such in a row: neighbours are not worth trying first
 constexpr std::uint32_t kNoPageAhead = ~std::uint32_t{0};
 
@@ -42,7 +41,7 @@ class Walker {
 
   WalkEnd walk() {
     while (done_ < count_ && by_index()) {
-      while (done_ < count_ && along_run() && over_jump()) {
+      while (done_ < count_ && along_run() && !scattered_ && over_jump()) {
       }
       if (!scattered_) break;
     }
@@ -66,12 +65,14 @@ class Walker {
     return tokens_.subspan(std::size_t{position} * page_tokens_, page_tokens_);
   }
   std::uint64_t hash_here() const {
-    return at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed) : root_hash_;
+    if (!at_.is_page()) return root_hash_;
+    return segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed);
   }
 
   // Page by page through the index, several pages ahead: of those the prefix is hashed and the bucket fetched, of the
-  // nearer ones the entry is read and the descriptor fetched. Slow start, since most walks that begin here end at once or
-  // go on along a run. True: two neighbours were met (more, if runs are short here), or it was the last page.
+  // nearer half the entry is read and the descriptor fetched. Slow start, since most walks that begin here end at once
+  // or go on along a run. True: two neighbours were met (more, if runs are short here), or it was the last page. False:
+  // the index has no page that comes next, and what is not in it is nowhere (I1 of stripe_index.h).
   bool by_index() {
     std::array<std::uint64_t, kHashAhead> hashes;
     std::array<std::uint32_t, kHashAhead> found;
@@ -103,8 +104,8 @@ class Walker {
     return true;
   }
 
-  // Not the end yet when one of these is Pending: its announcer may have died before it was canonical, and the canonical
-  // page, Live, stand elsewhere.
+  // Not the end yet when one of these is Pending: its announcer may have died before it was canonical, and the
+  // canonical page, Live, stand elsewhere.
   bool enter_any(std::uint64_t hash) {
     return index_.for_each_candidate(index_.place_of(hash), [&](PageIndex page) { return enter(page, Guess::kNo); });
   }

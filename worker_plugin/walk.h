@@ -3,10 +3,17 @@
 //
 // Matching tokens against the trie: loads only, no lock, no system call (C9, rule 1).
 //
-// From the page just matched, the next one is looked for where it most likely is: the neighbouring index (pages of
-// one prompt are taken as runs), then the child hint, then the index. Each candidate is checked in this order:
-// state word, parent handle with generation, tokens. What is found is unprotected: the caller leases the deepest
-// page and believes the path only then (lease.h).
+// Three ways to the next page, taken where each is quickest:
+//
+//   along a run   the neighbouring index, since pages of one prompt are taken as runs; fetched some pages ahead
+//   over a jump   where a run ends: the child hint, then the index. The end is seen some pages ahead; then what is
+//                 behind it is fetched: the page that the hint names, the buckets, the page in them
+//   by the index  at the start, and where runs are short: hashed ahead, then buckets and descriptors fetched ahead
+//
+// What was seen ahead only saves time. Each page is checked when it is entered: state word, depth, parent handle with
+// generation, tokens. Where what was seen ahead does not hold, the index is asked anew, and a walk ends only where that
+// has no next page: it finds all that is cached, and when pages are evicted meanwhile, at least those that stay.
+// What is found is unprotected: the caller leases the deepest page and believes the path only then (lease.h).
 #pragma once
 
 #include <cstdint>
@@ -37,8 +44,8 @@ struct WalkStart {
 WalkEnd walk(const Segment& segment, const StripeIndex& index, WalkStart start,
              std::span<const std::uint32_t> tokens, std::vector<Handle>& path);
 
-// The page that `at`'s child hint names, if it is a child of `at` and begins as `tokens` do, and how far. Best effort: the only
-// place where a match inside a page is looked for. Lease it before it is believed.
+// The page that `at`'s child hint names, if it is a child of `at` and begins as `tokens` do, and how far. Best effort:
+// the only place where a match inside a page is looked for. Lease it before it is believed.
 CopySource start_in_hinted_child(const Segment& segment, Handle at,
                                  std::span<const std::uint32_t> tokens);
 

@@ -3,6 +3,9 @@
 
 #include "shm/page_table.h"
 
+#include <random>
+#include <utility>
+
 #include "tests/shm/cache_fixture.h"
 #include "tests/support/dies_at.h"
 
@@ -28,6 +31,28 @@ TEST_F(PageTableTest, NewPagesAreFree) {
   ASSERT_TRUE(fresh);
   EXPECT_EQ(PageTable(*fresh).validate(), "");
   EXPECT_EQ(PageTable(*fresh).stats().of(PageState::kFree), geometry_.pages);
+}
+
+// Each token decides, wherever the caller's tokens are in memory.
+TEST_F(PageTableTest, WordsAreEqualWhenATokenByTokenLoopSaysSo) {
+  std::mt19937 random(1);
+  alignas(16) AtomicU64 words[kUsualTokens / 2];
+  std::uint32_t mine[kUsualTokens + 3];
+  unsigned same = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::uint32_t* tokens = mine + random() % 4;
+    for (std::size_t i = 0; i < kUsualTokens; ++i) tokens[i] = static_cast<std::uint32_t>(random());
+    for (std::size_t i = 0; i < kUsualTokens; i += 2) words[i / 2].store(token_word(tokens + i));
+    if (random() % 4 != 0) tokens[random() % kUsualTokens] ^= 1U << random() % 32;
+    if (random() % 4 == 0) std::swap(tokens[random() % kUsualTokens], tokens[random() % kUsualTokens]);
+    bool equal = true;
+    for (std::size_t i = 0; i < kUsualTokens; ++i) {
+      equal = equal && static_cast<std::uint32_t>(words[i / 2].load() >> 32 * (i % 2)) == tokens[i];
+    }
+    ASSERT_EQ(equal_words<kUsualTokens>(words, tokens), equal);
+    same += equal ? 1 : 0;
+  }
+  EXPECT_GT(same, 2'000U);
 }
 
 TEST_F(PageTableTest, ValidateNamesThePageOfAnImpossibleWord) {

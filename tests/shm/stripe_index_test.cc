@@ -3,6 +3,9 @@
 
 #include "shm/stripe_index.h"
 
+#include <bit>
+#include <random>
+
 #include "shm/robust_mutex.h"
 #include "tests/shm/cache_fixture.h"
 
@@ -55,6 +58,30 @@ TEST_F(StripeIndexTest, RecoverTakesOutStaleEntriesAndLeavesTheRest) {
     (void)index_->recover(i);
   for (const PageIndex page : {a_, b_, c_, sibling_, short_, pending_, other_pending_})
     EXPECT_EQ(index_->occurrences(hash_of(page), page), 1U) << page.value;
+}
+
+// The wide comparison may name an entry too many, with the same upper half; never one too few.
+TEST_F(StripeIndexTest, EntriesOfATagAreThoseThatALoopFinds) {
+  std::mt19937_64 random(1);
+  alignas(64) IndexBucket bucket{};
+  unsigned found = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    const std::uint64_t tagged = StripeIndex::kValid | (random() & StripeIndex::kTagMask);
+    unsigned equal = 0, alike = 0;
+    for (unsigned i = 0; i < kBucketEntries; ++i) {
+      const std::uint64_t one_bit_off = tagged ^ 1ULL << random() % 64;
+      const std::uint64_t entries[] = {0, tagged, tagged | (random() & kIndexMask), one_bit_off, random()};
+      const std::uint64_t entry = entries[random() % 5];
+      bucket.entries[i].store(entry);
+      equal |= static_cast<unsigned>((entry & ~kIndexMask) == tagged) << i;
+      alike |= static_cast<unsigned>(entry >> 32 == tagged >> 32) << i;
+    }
+    const unsigned named = entries_equal(bucket, tagged);
+    ASSERT_EQ(named & equal, equal);
+    ASSERT_EQ(named & ~alike, 0U);
+    found += static_cast<unsigned>(std::popcount(equal));
+  }
+  EXPECT_GT(found, 20'000U);
 }
 
 TEST_F(StripeIndexTest, StatsSumTheStripes) {

@@ -2,7 +2,8 @@
 // Copyright The kvtrie authors
 //
 // walk() against a search over all descriptors: in random tries whose pages lie in runs of all lengths, with whatever
-// else may lie about in a segment that nobody evicts from. Where that search ends, the walk must end.
+// else may lie about in a segment. Where that search ends, the walk must end; and when pages are evicted and used again
+// in the middle of it, it must find at least those that stay.
 
 #include "worker_plugin/walk.h"
 
@@ -15,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "shm/crash_point.h"
 #include "tests/support/local_cache.h"
 
 namespace kvtrie {
@@ -129,6 +131,23 @@ class RandomTrie {
     }
   }
 
+  // Evicts, and uses the pages again for others or for the same.
+  void churn() {
+    (void)cache_.evict(1 + below(300));
+    for (std::uint32_t paths = below(6); paths > 0; --paths) {
+      const Prompt prompt = one_in(3) ? new_prompt() : prompts_[below(static_cast<std::uint32_t>(prompts_.size()))];
+      Sequence sequence;
+      BeginReport report;
+      PublishReport published;
+      const NamespaceRef name_space = LocalCache::name_space(static_cast<std::uint16_t>(below(2)));
+      ASSERT_TRUE(builder_->begin(name_space, prompt, {}, sequence, report));
+      if (builder_->allocate(sequence, prompt.size(), 0)) {
+        ASSERT_TRUE(builder_->publish_incomplete(sequence, prompt.size(), published));
+      }
+      builder_->release(sequence);
+    }
+  }
+
   // One that is there, in part or with more behind it.
   Prompt some_prompt() {
     Prompt prompt = prompts_[below(static_cast<std::uint32_t>(prompts_.size()))];
@@ -235,7 +254,8 @@ class RandomTrie {
   void spoil_hints() {
     for (std::uint32_t i = 0; i < kPages / 64; ++i) {
       const std::uint32_t page = below(kPages);
-      const std::uint32_t values[] = {0, page + 1, page + 2, below(kPages) + 1, kPages + 1, 1U << 24, ~0U, ~0U - below(8)};
+      const std::uint32_t some = below(kPages) + 1;
+      const std::uint32_t values[] = {0, page + 1, page + 2, some, kPages + 1, 1U << 24, ~0U, ~0U - below(8)};
       segment().descriptor({page}).child_hint.store(values[below(8)]);
     }
   }
@@ -312,6 +332,157 @@ TEST_P(WalkTest, FindsWhatASearchOverAllPagesFinds) {
   EXPECT_GT(seen_.pending, 50U);
   EXPECT_GT(seen_.announced, 2 * seen_.pending);
   EXPECT_GT(seen_.resumed, 100U);
+}
+
+#ifdef KVTRIE_DEV
+// Something else happens after some of the pages that a walk enters.
+class Meanwhile {
+ public:
+  explicit Meanwhile(RandomTrie& trie) {
+    trie_ = &trie;
+    times_ = 0;
+    crash_hook.store([](const char* place) {
+      if (std::string(place) != "walk.after_page" || times_ == 2 || !trie_->one_in(12)) return;
+      const CrashHook hook = crash_hook.exchange(nullptr);
+      ++times_;
+      trie_->churn();
+      crash_hook.store(hook);
+    });
+  }
+  ~Meanwhile() { crash_hook.store(nullptr); }
+  static int times() { return times_; }
+
+ private:
+  static inline RandomTrie* trie_ = nullptr;
+  static inline int times_ = 0;
+};
+
+TEST_P(WalkTest, FindsWhatStaysWhateverHappensMeanwhile) {
+  std::uint64_t stayed = 0, came = 0, lost = 0;
+  for (unsigned seed = 1; seed <= 4 && !HasFailure(); ++seed) {
+    RandomTrie trie(GetParam(), seed);
+    trie.grow();
+    for (int i = 0; i < 150 && !HasFailure(); ++i) {
+      const NamespaceId id{static_cast<std::uint16_t>(trie.below(2))};
+      const Handle root = Handle::root(id, trie.segment().name_space(id).root_generation.load());
+      const Prompt prompt = trie.some_prompt();
+      const Found before = PlainSearch(trie.segment()).search(root, prompt);
+      std::vector<Handle> path;
+      {
+        const Meanwhile meanwhile(trie);
+        const WalkStart start{root, trie.segment().name_space(id).hash_seed.load()};
+        ASSERT_FALSE(walk(trie.segment(), trie.index(), start, prompt, path).corrupt);
+      }
+      const Found after = PlainSearch(trie.segment()).search(root, prompt);
+      const auto same = std::ranges::mismatch(before.path, after.path).in1 - before.path.begin();
+      ASSERT_GE(std::ranges::mismatch(path, after.path).in1 - path.begin(), same) << "a page that stayed was missed";
+      // A lease would hold the deepest page that still is what it was: then all above it is right (rule 1).
+      const auto lives = [&](Handle page) {
+        const StateWord word{trie.segment().descriptor(page.page_index()).state.load()};
+        return word.readable() && page.same_life(word);
+      };
+      while (!path.empty() && !lives(path.back())) {
+        path.pop_back();
+        ++lost;
+      }
+      ASSERT_LE(path.size(), after.path.size());
+      ASSERT_TRUE(std::equal(path.begin(), path.end(), after.path.begin())) << "a page of another path";
+      stayed += static_cast<std::uint64_t>(same);
+      came += path.size() - static_cast<std::size_t>(same);
+    }
+  }
+  EXPECT_GT(stayed, 1000U);
+  EXPECT_GT(came, 30U);
+  EXPECT_GT(lost, 30U);
+}
+#endif
+
+// Words of other pages, small changes and garbage, in what leads from page to page.
+void damage(RandomTrie& trie) {
+  const Segment& segment = trie.segment();
+  const PageIndex page{trie.below(segment.page_count())}, other{trie.below(segment.page_count())};
+  Descriptor& here = segment.descriptor(page);
+  const Descriptor& there = segment.descriptor(other);
+  const std::uint64_t garbage = std::uint64_t{trie.below(~0U)} << 32 | trie.below(~0U);
+  switch (trie.below(8)) {
+    case 0: return here.state.store(trie.one_in(2) ? garbage : here.state.load() ^ 1U << trie.below(32));
+    case 1: return here.parent.store(Handle::page(other, StateWord{there.state.load()}).raw);
+    case 2: return here.prefix_hash.store(trie.one_in(2) ? there.prefix_hash.load() : garbage);
+    case 3: return here.depth_class.store(trie.one_in(2) ? there.depth_class.load() : trie.below(~0U));
+    case 4: return here.child_hint.store(trie.one_in(2) ? page.value : trie.below(~0U));
+    case 5: return here.token_count.store(static_cast<std::uint16_t>(trie.below(1 << 16)));
+    case 6: return segment.token_words(page)->store(segment.token_words(other)->load());
+    default: {
+      AtomicU64& entry = segment.bucket(trie.below(static_cast<std::uint32_t>(segment.layout().bucket_count)))
+                             .entries[trie.below(kBucketEntries)];
+      return entry.store(trie.one_in(2) ? garbage : (entry.load() & ~kIndexMask) | other.value);
+    }
+  }
+}
+
+TEST_P(WalkTest, EndsWithPagesOfTheSegmentWhateverItsBytes) {
+  std::uint64_t corrupt = 0, pages = 0;
+  for (unsigned seed = 1; seed <= 8 && !HasFailure(); ++seed) {
+    RandomTrie trie(GetParam(), seed);
+    trie.grow();
+    for (int i = 0; i < 400 && !HasFailure(); ++i) {
+      damage(trie);
+      const NamespaceId id{static_cast<std::uint16_t>(trie.below(2))};
+      const Prompt prompt = trie.some_prompt();
+      std::vector<Handle> path;
+      const WalkStart start{trie.some_root(id), trie.segment().name_space(id).hash_seed.load()};
+      const WalkEnd end = walk(trie.segment(), trie.index(), start, prompt, path);
+      ASSERT_LE(path.size() + end.pending_pages, prompt.size() / GetParam());
+      ASSERT_TRUE(end.pending.none() || trie.segment().has(end.pending.page_index()));
+      for (const Handle page : path) ASSERT_TRUE(trie.segment().has(page.page_index()));
+      corrupt += end.corrupt;
+      pages += path.size();
+      std::ranges::sort(path, {}, &Handle::raw);
+      ASSERT_EQ(std::ranges::adjacent_find(path), path.end()) << "a page twice";
+    }
+  }
+  EXPECT_GT(corrupt, 10U);
+  EXPECT_GT(pages, 1000U);
+}
+
+// What the index names was announced, so an impossible word there is corrupt; a neighbour or a hinted page may be
+// anybody's, and whatever stands there stops nobody (C7).
+TEST_P(WalkTest, OnlyAnImpossibleWordThatTheIndexNamesIsCorrupt) {
+  LocalCache cache({.tokens_per_page = GetParam()});
+  const StripeIndex index(cache.segment());
+  const std::unique_ptr<Worker> worker = cache.worker(1);
+  Prompt prompt = test::path(GetParam(), {1, 2, 3});
+  Sequence sequence;
+  BeginReport report;
+  PublishReport published;
+  ASSERT_TRUE(worker->begin(LocalCache::name_space(), prompt, {}, sequence, report));
+  ASSERT_TRUE(worker->allocate(sequence, prompt.size(), 0));
+  ASSERT_TRUE(worker->publish(sequence, prompt.size(), published));
+  const Prompt more = test::path(GetParam(), {4, 5});
+  prompt.insert(prompt.end(), more.begin(), more.end());
+  const auto begin = [&](std::vector<Handle>& path) {
+    const WalkStart start{Handle::root({}, 1), cache.segment().name_space({}).hash_seed.load()};
+    return walk(cache.segment(), index, start, prompt, path);
+  };
+  Descriptor& last = cache.segment().descriptor(sequence.page_at(2));
+  const std::uint32_t neighbour = sequence.page_at(2).value + 1;
+  ASSERT_LT(neighbour + 1, cache.segment().page_count());
+  cache.segment().descriptor({neighbour}).state.store(~0ULL);
+  cache.segment().descriptor({neighbour + 1}).state.store(~0ULL);
+  for (const std::uint32_t hinted : {neighbour, neighbour + 1}) {
+    last.child_hint.store(hinted + 1);
+    std::vector<Handle> path;
+    EXPECT_FALSE(begin(path).corrupt);
+    EXPECT_EQ(path.size(), 3U);
+  }
+  const std::uint64_t hash = hash_page(last.prefix_hash.load(), std::span(more).first(GetParam()));
+  const IndexPlace place = index.place_of(hash);
+  AtomicU64* slot = index.vacancy(worker->slot(), place);
+  ASSERT_NE(slot, nullptr);
+  StripeIndex::enter(*slot, place, {neighbour});
+  std::vector<Handle> path;
+  EXPECT_TRUE(begin(path).corrupt);
+  worker->release(sequence);
 }
 
 INSTANTIATE_TEST_SUITE_P(TokensOfAPage, WalkTest, ::testing::Values(1, 3, 16, 17),
