@@ -66,7 +66,8 @@ class Walker {
     return tokens_.subspan(std::size_t{position} * page_tokens_, page_tokens_);
   }
   std::uint64_t hash_here() const {
-    return at_.is_page() ? segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed) : root_hash_;
+    if (!at_.is_page()) return root_hash_;
+    return segment_.descriptor(at_.page_index()).prefix_hash.load(std::memory_order_relaxed);
   }
 
   // Page by page through the index, several pages ahead: the prefix is hashed and the bucket fetched where its entry most
