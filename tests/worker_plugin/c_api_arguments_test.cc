@@ -121,7 +121,7 @@ TEST_F(CApiArgumentsTest, GeometryIsTheCaches) {
 }
 
 TEST_F(CApiArgumentsTest, UnknownFlagsAndValuesOutOfRangeAreRefused) {
-  EXPECT_EQ(begin(worker_, space_, {}, 32).code, KVTRIE_E_INVALID);
+  EXPECT_EQ(begin(worker_, space_, {}, 64).code, KVTRIE_E_INVALID);
   EXPECT_EQ(begin(worker_, space_, {}, KVTRIE_NO_WAIT).code, KVTRIE_E_INVALID);
   auto options = sized<kvtrie_begin_options>();
   auto result = sized<kvtrie_begin_result>();
