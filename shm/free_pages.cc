@@ -23,7 +23,7 @@ namespace {
 
 constexpr std::uint32_t kRunWorthTaking = 8;  // shorter runs are left for small requests
 constexpr std::uint32_t kLookMin = 512;       // chunks that a request for a run looks at, at least
-constexpr std::uint32_t kLookPerPage = 64;
+constexpr std::uint32_t kLookPerPage = 4;
 
 constexpr std::uint64_t low_bits(std::uint32_t count) {
   return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
@@ -177,7 +177,7 @@ std::uint32_t FreePages::take_runs(WorkerId me, std::uint32_t wanted, std::uint3
   const std::uint32_t chunks = segment_.chunk_count();
   std::uint32_t got = 0;
   for (std::uint32_t looked = 0; looked < chunks && wanted - got >= kRunWorthTaking;) {
-    // A look at a chunk costs less than a hundredth of what a page costs.
+    // A look at a chunk costs about a hundredth of what a page costs.
     const std::uint64_t worth_it = std::max<std::uint64_t>(kLookMin, std::uint64_t{wanted - got} * kLookPerPage);
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(worth_it, chunks - looked));
     const std::uint32_t behind = std::min(count, chunks - cursor);

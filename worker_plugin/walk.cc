@@ -273,8 +273,11 @@ CopySource start_in_hinted_child(const Segment& segment, Handle at,
   return {.page = Handle::page(page, word), .tokens = same};
 }
 
+// What is below a page that is not cached is not cached: often all is there, else a search by intervals, of each of which
+// kWays places are looked at at once, since each look waits for memory twice.
 std::uint32_t cached_depth(const Segment& segment, const StripeIndex& index, Handle root,
                            std::span<const std::uint64_t> prefix_hashes) {
+  constexpr std::size_t kWays = 4;
   const PageTable pages(segment);
   const auto scope = scope_of(root.namespace_id(), root.generation());
   const auto is_cached = [&](std::uint64_t hash) {
@@ -285,9 +288,40 @@ std::uint32_t cached_depth(const Segment& segment, const StripeIndex& index, Han
              descriptor.scope.load(std::memory_order_relaxed) == scope;
     });
   };
-  // What is below a page that is not cached is not cached.
-  const auto end = std::ranges::partition_point(prefix_hashes, is_cached);
-  return static_cast<std::uint32_t>(end - prefix_hashes.begin());
+  if (!prefix_hashes.empty() && is_cached(prefix_hashes.back())) return static_cast<std::uint32_t>(prefix_hashes.size());
+  std::size_t first = 0, end = prefix_hashes.size();  // those before `first` are cached, those from `end` on are not
+  while (first < end) {
+    const std::size_t step = (end - first + kWays - 1) / kWays;
+    const auto each = [&](auto&& visit) {
+      for (std::size_t at = first + step - 1; at < end; at += step) {
+        if (!visit(at)) return;
+      }
+    };
+    each([&](std::size_t at) {
+      index.prefetch(index.place_of(prefix_hashes[at]));
+      return true;
+    });
+    each([&](std::size_t at) {
+      index.for_each_candidate(index.place_of(prefix_hashes[at]), [&](PageIndex page) {
+        __builtin_prefetch(&segment.descriptor(page));
+        return false;
+      });
+      return true;
+    });
+    const std::size_t start = first;
+    std::size_t not_cached = end;
+    each([&](std::size_t at) {
+      if (!is_cached(prefix_hashes[at])) {
+        not_cached = at;
+        return false;
+      }
+      first = at + 1;
+      return true;
+    });
+    end = not_cached;
+    if (first == start && end == first) break;
+  }
+  return static_cast<std::uint32_t>(first);
 }
 
 }  // namespace kvtrie

@@ -106,6 +106,7 @@ int main(int argc, char** argv) {
   settings.replay = (here / "kvtrie-replay").string();
   if (settings.plugin.empty()) settings.plugin = (here.parent_path() / "lib/libkvtrie_worker.so").string();
   try {
+    if (!page.empty()) page = std::filesystem::absolute(page).string();
     if (!page.empty()) kvtrie::bench::check_page(page, names);
     Report report;
     const double ns = kvtrie::bench::time_ns([&] { run(names, settings, report); });
