@@ -138,6 +138,11 @@ bool Worker::announce_next(Sequence& sequence, const Stamp& stamp, bool link_liv
     ++sequence.linked;
     return true;
   }
+  // Announced by the sequence of the batch that it was borrowed from, which has been released since.
+  if (own.state == OwnState::kPending) {
+    ++sequence.linked;
+    return true;
+  }
   if (own.before_other && !link_live) return false;  // looked for again at publish time
   const AnnounceResult result =
       announce(sequence, position, sequence.tokens_at(position, segment_.tokens_per_page()), hashes.of(position), stamp);
