@@ -308,7 +308,6 @@ std::uint32_t cached_depth(const Segment& segment, const StripeIndex& index, Han
       });
       return true;
     });
-    const std::size_t start = first;
     std::size_t not_cached = end;
     each([&](std::size_t at) {
       if (!is_cached(prefix_hashes[at])) {
@@ -319,7 +318,6 @@ std::uint32_t cached_depth(const Segment& segment, const StripeIndex& index, Han
       return true;
     });
     end = not_cached;
-    if (first == start && end == first) break;
   }
   return static_cast<std::uint32_t>(first);
 }

@@ -17,6 +17,7 @@ class CApiBatchTest : public CApiTest {
     other_ = cache_.attach();
     const Begun first = begin(other_, cache_.open(other_, {{"model", "a"}}), tokens_);
     EXPECT_EQ(kvtrie_allocate(first.sequence, tokens_.size(), nullptr), KVTRIE_OK);
+    announcer_ = first.sequence;
     for (kvtrie_batch_item& item : items_) {
       item = sized<kvtrie_batch_item>();
       item.name_space = space_;
@@ -49,6 +50,7 @@ class CApiBatchTest : public CApiTest {
 
   const Tokens tokens_ = path({1});
   kvtrie_worker other_{};
+  kvtrie_sequence announcer_{};  // of the other worker
   kvtrie_batch_item items_[2]{};
 };
 
@@ -62,6 +64,19 @@ TEST_F(CApiBatchTest, AloneItIsPublishedIncomplete) {
   ASSERT_EQ(kvtrie_publish_incomplete(items_[1].sequence, 2, &result), KVTRIE_OK);
   EXPECT_EQ(result.incomplete_tokens, 2U);
   EXPECT_EQ(state_of(items_[1].sequence), KVTRIE_PAGE_INCOMPLETE);
+}
+
+// The reader has not gone past that position itself when the page becomes its own.
+TEST_F(CApiBatchTest, APageThatWasAnnouncedBeforeItWasHandedOverIsPublishedByItsNewOwner) {
+  ASSERT_EQ(kvtrie_release(announcer_), KVTRIE_OK);
+  ASSERT_EQ(kvtrie_publish(items_[0].sequence, 0, nullptr), KVTRIE_OK);
+  ASSERT_EQ(state_of(items_[0].sequence), KVTRIE_PAGE_ANNOUNCED);
+  ASSERT_EQ(kvtrie_release(items_[0].sequence), KVTRIE_OK);
+  ASSERT_EQ(state_of(items_[1].sequence), KVTRIE_PAGE_ANNOUNCED);
+  auto result = sized<kvtrie_publish_result>();
+  ASSERT_EQ(kvtrie_publish(items_[1].sequence, tokens_.size(), &result), KVTRIE_OK) << kvtrie_last_error();
+  EXPECT_EQ(result.pages_published, 1U);
+  EXPECT_EQ(hits(worker_, space_, tokens_), 1U);
 }
 
 }  // namespace

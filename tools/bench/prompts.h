@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
+#include <span>
 #include <vector>
 
 #include "tools/replay/plugin.h"
@@ -22,10 +24,12 @@ inline std::vector<std::uint32_t> random_tokens(std::uint64_t seed, std::size_t 
   return tokens;
 }
 
-inline kvtrie_namespace open_namespace(const replay::Plugin& plugin, kvtrie_worker worker) {
-  const kvtrie_field field{"model", "kvtrie-bench"};
+// `model`: of prompts that others cached with the same.
+inline kvtrie_namespace open_namespace(const replay::Plugin& plugin, kvtrie_worker worker,
+                                       const char* model = "kvtrie-bench") {
+  const kvtrie_field fields[] = {{"model", model}, {"salt", "0"}};
   kvtrie_namespace name_space{};
-  plugin.expect(plugin->open_namespace(worker, &field, 1, "bench", &name_space), "open_namespace");
+  plugin.expect(plugin->open_namespace(worker, fields, std::size(fields), "bench", &name_space), "open_namespace");
   return name_space;
 }
 
@@ -35,12 +39,15 @@ struct Begun {
 };
 
 inline Begun begin(const replay::Plugin& plugin, kvtrie_worker worker, kvtrie_namespace name_space,
-                   const std::vector<std::uint32_t>& tokens) {
+                   std::span<const std::uint32_t> tokens, std::uint32_t flags = 0) {
+  kvtrie_begin_options options{};
+  options.size = sizeof options;
+  options.flags = flags;
   kvtrie_begin_result result{};
   result.size = sizeof result;
   kvtrie_sequence sequence{};
-  plugin.expect(plugin->begin(worker, name_space, tokens.data(), tokens.size(), nullptr, &result,
-                              &sequence),
+  plugin.expect(plugin->begin(worker, name_space, tokens.data(), tokens.size(), flags == 0 ? nullptr : &options,
+                              &result, &sequence),
                 "begin");
   return {result.cached_pages, sequence};
 }

@@ -3,23 +3,16 @@
 
 #include "tools/bench/workload.h"
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
 
 #include "shm/page_table.h"
-#include "shm/shared_object.h"
 #include "tools/bench/aged.h"
 #include "tools/bench/prompts.h"
-#include "tools/replay/child_process.h"
 
 namespace kvtrie::bench {
 namespace {
@@ -101,23 +94,13 @@ const char* name_of(Age age) {
 }
 
 BenchWorker::BenchWorker(const Settings& settings, const replay::OwnCache& cache, const char* model)
-    : plugin_(settings.plugin), attachment_(plugin_, cache.name(), cache.directory(), "kvtrie-bench", true) {
-  const kvtrie_field fields[] = {{"model", model}, {"salt", "0"}};
-  plugin_.expect(plugin_->open_namespace(worker(), fields, std::size(fields), "bench", &name_space_), "open_namespace");
-}
+    : plugin_(settings.plugin), attachment_(plugin_, cache.name(), cache.directory(), "kvtrie-bench", true),
+      name_space_(open_namespace(plugin_, worker(), model)) {}
 
 kvtrie_sequence BenchWorker::begin(std::span<const std::uint32_t> tokens, std::uint32_t& cached, std::uint32_t flags) const {
-  kvtrie_begin_options options{};
-  options.size = sizeof options;
-  options.flags = flags;
-  kvtrie_begin_result result{};
-  result.size = sizeof result;
-  kvtrie_sequence sequence{};
-  plugin_.expect(plugin_->begin(worker(), name_space_, tokens.data(), tokens.size(), flags == 0 ? nullptr : &options,
-                                &result, &sequence),
-                 "begin");
-  cached = result.cached_pages;
-  return sequence;
+  const Begun begun = bench::begin(plugin_, worker(), name_space_, tokens, flags);
+  cached = begun.cached_pages;
+  return begun.sequence;
 }
 
 std::uint32_t BenchWorker::begin_and_release(std::span<const std::uint32_t> tokens, std::uint32_t flags) const {
@@ -175,27 +158,9 @@ void BenchCache::fill(const Settings& settings) {
 }
 
 void BenchCache::age(const Settings& settings) {
-  const auto wanted = static_cast<std::uint64_t>(state_.turnovers * static_cast<double>(state_.pages));
-  const std::string log = cache_.directory() + "/ageing";
-  const FileDescriptor output(::open(log.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
-  for (std::uint64_t seed = 1; segment().total(Counter::kEvictions) < wanted; ++seed) {
-    replay::ChildOptions child;
-    child.program = settings.replay;
-    child.arguments = {"--cache", cache_.name(), "--dir", cache_.directory(), "--workers", "2", "--check-bytes", "0",
-                       "--plugin", settings.plugin, "--seed", fmt::format("{}", seed)};
-    if (settings.trace.empty()) {
-      child.arguments.insert(child.arguments.end(), {"--generate", fmt::format("{}", std::max<std::uint64_t>(state_.pages / 64, 1000))});
-    } else {
-      child.arguments.insert(child.arguments.end(), {"--trace", settings.trace});
-    }
-    child.standard_output = child.standard_error = output.get();
-    child.death_signal = SIGTERM;
-    const pid_t pid = replay::start_child(child);
-    int status = 0;
-    while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-    }
-    if (status != 0) throw std::runtime_error(fmt::format("kvtrie-replay, which ages a cache, {}", replay::describe_end(status)));
-  }
+  const std::uint64_t all = std::numeric_limits<std::uint32_t>::max();
+  Ageing ageing{.workers = 2, .requests = settings.trace.empty() ? std::max<std::uint64_t>(state_.pages / 64, 1000) : all};
+  while (bench::age(settings, ageing, cache_).turnovers < state_.turnovers) ++ageing.seed;
   if (!observer_->settle(std::chrono::seconds(10))) throw std::runtime_error("the evictor does not come to rest");
 }
 
