@@ -269,7 +269,7 @@ void Evictor::retire(EvictReport& report) {
 EvictReport Evictor::evict(std::uint64_t wanted, const std::function<bool()>& interrupted,
                            const std::function<void(double)>& on_pause, const EvictChoice& choice) {
   EvictReport report;
-  reserve_ = wanted_last_ = 0;
+  reserve_ = 0;
   choice_ = choice;
   scan_and_evict(wanted, 0, interrupted, on_pause, report);
   return report;
@@ -280,26 +280,15 @@ EvictReport Evictor::evict_on(std::uint64_t wanted, const std::function<bool()>&
   EvictReport report;
   const std::uint64_t reserve = wanted <= reserve_ && reserve_is_good() ? reserve_ : 0;
   if (reserve > 0) evict_ranked(wanted, interrupted, on_pause, report);
-  wanted_last_ = wanted;
   reserve_ = reserve - std::min(reserve, report.evicted);
   if (report.evicted < wanted && !report.interrupted) {
     choice_ = {};
     begin_reserve();
-    scan_and_evict(wanted, for_later(), interrupted, on_pause, report);
-    if (report.evicted >= wanted) reserve_ = for_later();
+    const std::uint64_t for_later = std::max<std::uint64_t>(segment_.page_count() / kReservePart, wanted);
+    scan_and_evict(wanted, for_later, interrupted, on_pause, report);
+    if (report.evicted >= wanted) reserve_ = for_later;
   }
-  if (report.evicted < wanted) wanted_last_ = 0;
   return report;
-}
-
-bool Evictor::look_ahead(const std::function<bool()>& interrupted) {
-  if (wanted_last_ == 0 || (reserve_ >= wanted_last_ && reserve_is_good())) return false;
-  choice_ = {};
-  begin_reserve();
-  if (!scan(interrupted)) return true;
-  mark_leased();
-  if (rank(for_later(), interrupted)) reserve_ = for_later();
-  return true;
 }
 
 bool Evictor::reserve_is_good() const {
@@ -310,10 +299,6 @@ void Evictor::begin_reserve() {
   reserve_ = 0;
   reserve_until_ = Clock::now() + kReserveFor;
   reserve_reaps_ = segment_.superblock().reaps.load(std::memory_order_relaxed);
-}
-
-std::uint64_t Evictor::for_later() const {
-  return std::max<std::uint64_t>(segment_.page_count() / kReservePart, wanted_last_);
 }
 
 void Evictor::scan_and_evict(std::uint64_t wanted, std::uint64_t for_later, const std::function<bool()>& interrupted,

@@ -26,7 +26,8 @@
 // (tests/model/reap_in_scan.pml)
 //
 // evict_on: passes that want few pages would pay for a scan of all. So a scan ranks more leaves than its call wants (a
-// 32nd of all pages) and later calls go on where that one ended, as if it had been one call with pauses in it (ADR 0015).
+// 32nd of all pages, or as many again) and later calls go on where that one ended, as if it had been one call with
+// pauses in it (ADR 0015).
 // Nothing above depends on how old a scan is:
 //   chosen by the scan, and since   touched           passed by: it is younger than all that the reserve holds
 //                                   freed, used anew  has another generation: its CAS fails
@@ -36,7 +37,7 @@
 //                                   it was leased or retained, or had a Pending child that was given up: it may be its
 //                                   turn, and it waits for the next scan. There the order is not exact, as within one
 //                                   long call
-// So a scan is good for a 32nd of the pages and a minute, and until somebody is reaped or evict() scans (flushes do).
+// So a scan is good for that many pages and a minute, and until somebody is reaped or evict() scans (flushes do).
 //
 // A reader that meets a Condemned page walks over it, and rescues it if it is the deepest: no false miss.
 //
@@ -114,8 +115,6 @@ class Evictor {
   // As evict() of all pages, but goes on with an earlier call's scan while that is good (above).
   EvictReport evict_on(std::uint64_t wanted, const std::function<bool()>& interrupted,
                        const std::function<void(double)>& on_pause);
-  // Scans for the next evict_on if that would have to: now that pages are free nobody waits for it. False: it need not.
-  bool look_ahead(const std::function<bool()>& interrupted);
   // Of evict(), by what the last call saw; means nothing when its scan was interrupted. One line of private memory a
   // page.
   EvictLeft left() const;
@@ -150,7 +149,6 @@ class Evictor {
   bool worth_ranking(std::uint32_t page) const;
   bool reserve_is_good() const;
   void begin_reserve();
-  std::uint64_t for_later() const;
   void scan_and_evict(std::uint64_t wanted, std::uint64_t for_later, const std::function<bool()>& interrupted,
                       const std::function<void(double)>& on_pause, EvictReport& report);
   void evict_ranked(std::uint64_t wanted, const std::function<bool()>& interrupted,
@@ -181,7 +179,6 @@ class Evictor {
   bool more_leaves_ = false;   // than are kept
   std::vector<Condemned> batch_;
   std::uint32_t tick_ = 0;
-  std::uint64_t wanted_last_ = 0;  // of evict_on; 0: it fell short
   std::uint64_t reserve_ = 0;      // pages that evict_on may still take by the last scan
   Clock::time_point reserve_until_;
   std::uint64_t reserve_reaps_ = 0;  // Superblock::reaps before that scan

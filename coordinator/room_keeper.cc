@@ -229,13 +229,7 @@ PassReport RoomKeeper::pass(const std::function<bool()>& interrupted) {
   if (report.shortfall == 0) block.eviction_shortfall.store(0, std::memory_order_relaxed);
   call(waiting, report.free);
   const bool unserved = block.pages_waiters.load(std::memory_order_relaxed) != 0;
-  bool looked = false;
-  if (settled && !report.interrupted) {
-    block.evictor_busy.store(1, std::memory_order_seq_cst);
-    looked = evictor_.look_ahead(interrupted);
-    block.evictor_busy.store(0, std::memory_order_seq_cst);
-  }
-  plan_next_look(report.interrupted || !settled || looked, unserved, report.shortfall > 0);
+  plan_next_look(report.interrupted || !settled, unserved, report.shortfall > 0);
   return report;
 }
 

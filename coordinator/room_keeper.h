@@ -15,9 +15,8 @@
 //   the oldest for 2 s, and no more pages  the reservation is lifted for 100 ms: whoever finds enough takes them.
 //   came free than before                  Requests hold leases while they wait, so two may wait for each other
 //
-// evictor_busy is 1 while it evicts, and while it scans for the next pass. A worker that takes pages meanwhile does not
-// ring: the count is made once more after the word is 0 again (both sides seq_cst), so a take is seen by one of the
-// two.
+// evictor_busy is 1 while it evicts. A worker that takes pages meanwhile does not ring: the count is made once more
+// after the word is 0 again (both sides seq_cst), so a take is seen by one of the two.
 //
 // Pages of a flushed namespace go as the leases on them fall (rule 18): while some are left, they are looked for again
 // and again, the sooner the cheaper a scan is (a tenth of one core at most). What a worker announces in a flushed

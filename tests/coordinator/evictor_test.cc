@@ -151,15 +151,5 @@ TEST_F(EvictorReserveTest, EndsWithAReapAndWithAScanForSomethingElse) {
   EXPECT_EQ(cached_up_to(14), (Prompts{14})) << "12 is found by a new scan";
 }
 
-TEST_F(EvictorReserveTest, LooksAheadWhenTheNextCallWouldScan) {
-  EXPECT_FALSE(evictor_.look_ahead(kNever)) << "nobody evicts";
-  EXPECT_EQ(evict_on(40), 40U);
-  EXPECT_FALSE(evictor_.look_ahead(kNever)) << "64 are left";
-  EXPECT_EQ(evict_on(40), 40U);
-  leased_during(81, [&] { EXPECT_TRUE(evictor_.look_ahead(kNever)); });
-  EXPECT_EQ(evict_on(40), 40U);
-  EXPECT_EQ(cached_up_to(122), (Prompts{81, 122})) << "81 shows that this call did not scan";
-}
-
 }  // namespace
 }  // namespace kvtrie
