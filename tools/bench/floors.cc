@@ -25,6 +25,7 @@
 #include "tools/bench/prompts.h"
 #include "tools/bench/sections.h"
 #include "tools/bench/spread.h"
+#include "tools/bench/warm.h"
 
 namespace kvtrie::bench {
 namespace {
@@ -273,6 +274,9 @@ void run_floors(const Settings& settings, Report& report) {
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     report.add({candidates[i].what, candidates[i].setting, spread_of(rounds[i]), candidates[i].unit});
   }
+  constexpr double kIdleSeconds = 5;
+  report.add({"a line of idle memory", fmt::format("of 256 MiB that nobody touched for {} s", kIdleSeconds),
+              idle_lines_us(settings.quick ? 0.01 : kIdleSeconds, 256), "us"});
   report.note("stream: per page 16 bytes of the descriptor's header, its 64 bytes of tokens and the prompt's 64 bytes, "
               "by plain 16-byte loads");
 }

@@ -16,6 +16,7 @@
 #include "tools/bench/crew.h"
 #include "tools/bench/lookups.h"
 #include "tools/bench/sections.h"
+#include "tools/bench/warm.h"
 #include "tools/bench/workload.h"
 
 namespace kvtrie::bench {
@@ -36,8 +37,10 @@ Measured measure(const Settings& settings, const BenchCache& cache,
     for (std::uint32_t round = 0; round <= settings.rounds; ++round) {
       for (std::uint8_t i = 0; i < kCandidates; ++i) {
         const auto candidate = static_cast<Candidate>(i);
+        warm_memory();
         member.meet();
         if (member.index() == 0) member.figure(lookups.time(candidate));
+        warm_memory();
         member.meet();
         member.figure(lookups.time(candidate));
       }

@@ -48,11 +48,15 @@ double time_ns(Work&& work, double (*now)() = now_ns) {
 // By candidate, by round: what each returned. The first round warms up and is left out.
 using Rounds = std::vector<std::vector<double>>;
 
-// Calls the candidates in turn, one after the other, `rounds` times and once before.
+// Reads all of this process's memory (warm.h).
+void warm_memory();
+
+// Calls the candidates in turn, one after the other, `rounds` times and once before, each with its memory warm.
 inline Rounds alternate(std::uint32_t rounds, const std::vector<std::function<double()>>& candidates) {
   Rounds results(candidates.size());
   for (std::uint32_t round = 0; round <= rounds; ++round) {
     for (std::size_t i = 0; i < candidates.size(); ++i) {
+      warm_memory();
       const double result = candidates[i]();
       if (round > 0) results[i].push_back(result);
     }
