@@ -82,10 +82,10 @@ bool Worker::root_is_current(const Sequence& sequence) const {
 }
 
 // The last one is a spare for moves (rule 7).
-std::optional<std::uint32_t> Worker::take_slot(std::uint32_t request_tag, bool spare) {
+std::optional<std::uint32_t> Worker::take_slot(std::uint32_t request_tag, std::uint32_t tick, bool spare) {
   const std::optional<std::uint32_t> slot = spare ? leases_.take_spare() : leases_.take();
   if (slot) {
-    leases_[*slot].since_tick.store(segment_.now_tick(), std::memory_order_relaxed);
+    leases_[*slot].since_tick.store(tick, std::memory_order_relaxed);
     leases_[*slot].request_tag.store(request_tag, std::memory_order_relaxed);
   }
   return slot;
@@ -108,7 +108,7 @@ bool Worker::move_lease(Sequence& sequence, Handle page, Bytes bytes) {
     leases_[sequence.lease_slot].handle.store(page.raw, std::memory_order_release);
     return true;
   }
-  const std::optional<std::uint32_t> second = take_slot(sequence.options.request_tag, true);
+  const std::optional<std::uint32_t> second = take_slot(sequence.options.request_tag, segment_.now_tick(), true);
   if (!second) return false;
   const LeaseOutcome outcome = lease_in(*second, page);
   KVTRIE_CRASH_POINT("link.after_second_lease");
@@ -130,21 +130,26 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   sequence.source = {};
   sequence.lease_slot = kNoSlot;
   report = {};
-  const std::optional<std::uint32_t> slot = take_slot(options.request_tag);
-  if (!slot) {
-    return read_root(name_space)
-               ? Status{Code::kFull,
-                        "no free lease slot: release sequences, or start kvtried with more --leases"}
-               : kGivenToAnother;
+  const std::optional<Root> root = read_root(name_space);
+  if (!root) return kGivenToAnother;
+  const std::size_t page_tokens = segment_.tokens_per_page();
+  // Where the first page would be named, before anything else: it comes while the rest is done.
+  if (options.read && tokens.size() >= page_tokens) {
+    index_.prefetch(index_.place_of(hash_page(root->hash, tokens.first(page_tokens))));
   }
+  const std::uint32_t tick = segment_.now_tick();
+  const std::optional<std::uint32_t> slot = take_slot(options.request_tag, tick);
+  if (!slot) return {Code::kFull, "no free lease slot: release sequences, or start kvtried with more --leases"};
   sequence.lease_slot = *slot;
-  if (const Status status = match(name_space, tokens, sequence, report); !status) {
+  count(Counter::kLookups);
+  count(Counter::kTokensAsked, tokens.size());
+  count(Counter::kPagesAsked, tokens.size() / page_tokens);
+  if (const Status status = match(name_space, root, tokens, tick, sequence, report); !status) {
     give_slot_back(std::exchange(sequence.lease_slot, kNoSlot));
     sequence.shared.clear();
     return status;
   }
   sequence.published = sequence.linked = report.cached_pages;
-  const std::size_t page_tokens = segment_.tokens_per_page();
   const std::size_t found = report.cached_pages * page_tokens;
   const std::span<const std::uint32_t> rest = tokens.subspan(found);
   if (options.tokens_stay) {
@@ -152,21 +157,16 @@ Status Worker::begin(const NamespaceRef& name_space, std::span<const std::uint32
   } else {
     sequence.tokens.copy(rest);
   }
-  find_partial(sequence, rest, report);
-  count(Counter::kLookups);
-  count(Counter::kTokensAsked, tokens.size());
+  find_partial(sequence, rest, tick, report);
   count(Counter::kTokensFound, found);
-  count(Counter::kPagesAsked, tokens.size() / page_tokens);
   count(Counter::kPagesHit, report.cached_pages);
   return {};
 }
 
 // The root is read again under the lease, so that nothing of a generation that was over before is a hit (rule 18).
-Status Worker::match(const NamespaceRef& name_space, std::span<const std::uint32_t> tokens,
-                     Sequence& sequence, BeginReport& report) {
-  const std::uint32_t tick = segment_.now_tick();
-  for (int i = 0; i < kRootReads; ++i) {
-    const std::optional<Root> root = read_root(name_space);
+Status Worker::match(const NamespaceRef& name_space, std::optional<Root> root, std::span<const std::uint32_t> tokens,
+                     std::uint32_t tick, Sequence& sequence, BeginReport& report) {
+  for (int i = 0; i < kRootReads; ++i, root = read_root(name_space)) {
     if (!root) return kGivenToAnother;
     sequence.root_generation = root->generation;
     sequence.root_hash = root->hash;
@@ -249,12 +249,13 @@ bool Worker::bytes_are_right(PageIndex page) const {
 }
 
 // A match inside the page after the last one, under a lease of its own until it is copied. Best effort.
-void Worker::find_partial(Sequence& sequence, std::span<const std::uint32_t> rest, BeginReport& report) {
+void Worker::find_partial(Sequence& sequence, std::span<const std::uint32_t> rest, std::uint32_t tick,
+                          BeginReport& report) {
   if (!sequence.options.partial || !sequence.options.read || rest.empty() || !health()) return;
   const auto depth = static_cast<std::uint32_t>(sequence.shared.size());
   CopySource found = start_in_hinted_child(segment_, sequence.parent_of(depth), rest);
   if (!found.any()) return;
-  const std::optional<std::uint32_t> slot = take_slot(sequence.options.request_tag);
+  const std::optional<std::uint32_t> slot = take_slot(sequence.options.request_tag, tick);
   if (!slot) return;
   if (!KVTRIE_MUTANT(partial_without_lease) && lease_in(*slot, found.page) == LeaseOutcome::kLost) {
     give_slot_back(*slot);
@@ -268,7 +269,7 @@ void Worker::find_partial(Sequence& sequence, std::span<const std::uint32_t> res
   found.position = depth;
   found.lease_slot = *slot;
   sequence.source = found;
-  touch_page(found.page.page_index(), segment_.now_tick(), sequence.options.hint);
+  touch_page(found.page.page_index(), tick, sequence.options.hint);
   report.partial_tokens = found.tokens;
   count(Counter::kPartialMatches);
   count(Counter::kPartialTokens, found.tokens);

@@ -157,17 +157,17 @@ class Worker {
   // worker.cc
   std::optional<Root> read_root(const NamespaceRef& name_space) const;
   bool root_is_current(const Sequence& sequence) const;
-  std::optional<std::uint32_t> take_slot(std::uint32_t request_tag, bool spare = false);
+  std::optional<std::uint32_t> take_slot(std::uint32_t request_tag, std::uint32_t tick, bool spare = false);
   void give_slot_back(std::uint32_t slot);
   LeaseOutcome lease_in(std::uint32_t slot, Handle page);
   enum class Bytes : std::uint8_t { kAsTheyAre, kCompare };  // with the page's checksum, under the lease
   bool move_lease(Sequence& sequence, Handle page, Bytes bytes = Bytes::kAsTheyAre);
-  Status match(const NamespaceRef& name_space, std::span<const std::uint32_t> tokens,
-               Sequence& sequence, BeginReport& report);
+  Status match(const NamespaceRef& name_space, std::optional<Root> root, std::span<const std::uint32_t> tokens,
+               std::uint32_t tick, Sequence& sequence, BeginReport& report);
   Status walk_on(Sequence& sequence, std::span<const std::uint32_t> tokens, BeginReport& report);
   std::uint32_t lease_deepest(std::uint32_t slot, std::span<const Handle> path, std::uint32_t above);
   std::uint32_t lease_any(std::uint32_t slot, std::span<const Handle> path, std::uint32_t above);
-  void find_partial(Sequence& sequence, std::span<const std::uint32_t> rest, BeginReport& report);
+  void find_partial(Sequence& sequence, std::span<const std::uint32_t> rest, std::uint32_t tick, BeginReport& report);
   void drop_source(Sequence& sequence);
 
   // worker_fork.cc

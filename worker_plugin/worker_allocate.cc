@@ -77,7 +77,7 @@ std::uint32_t Worker::incomplete_tokens(const Sequence& sequence) const {
 // on it becomes the source's, and the sequence's own stands on its parent: acquired in a second slot first (rule 7).
 Status Worker::leave_incomplete(Sequence& sequence, PageIndex page) {
   const std::uint32_t position = sequence.published;
-  const std::optional<std::uint32_t> second = take_slot(sequence.options.request_tag);
+  const std::optional<std::uint32_t> second = take_slot(sequence.options.request_tag, segment_.now_tick());
   if (!second) {
     return {Code::kFull, "no free lease slot to go on from an incomplete page: release sequences, or "
                          "start kvtried with more --leases"};

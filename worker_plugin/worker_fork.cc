@@ -55,7 +55,7 @@ Status Worker::fork(Sequence& parent, std::uint32_t request_tag, std::int64_t wa
     }
   }
   const BatchLock lock(parent);
-  const std::optional<std::uint32_t> slot = lock.status() ? take_slot(request_tag) : std::nullopt;
+  const std::optional<std::uint32_t> slot = lock.status() ? take_slot(request_tag, segment_.now_tick()) : std::nullopt;
   if (!slot || (parent.published > 0 && !fork_lease(*slot, parent.node_at(parent.published - 1)))) {
     if (slot) give_slot_back(*slot);
     free_own(taken);
@@ -105,7 +105,7 @@ void Worker::fill_child(const Sequence& parent, std::uint32_t request_tag, std::
   }
   // What the parent would have copied into a page that it has not yet.
   if (parent.source.any() && parent.source.position >= child.positions()) {
-    const std::optional<std::uint32_t> second = take_slot(request_tag);
+    const std::optional<std::uint32_t> second = take_slot(request_tag, segment_.now_tick());
     if (second && lease_in(*second, parent.source.page) != LeaseOutcome::kLost) {
       child.source = parent.source;
       child.source.lease_slot = *second;

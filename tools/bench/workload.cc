@@ -197,4 +197,10 @@ std::vector<Prompt> BenchCache::prompts(std::uint32_t pages, std::size_t most) c
 
 double BenchCache::mean_run() const { return mean_run_length(segment()); }
 
+Segment open_writable(const std::string& cache) {
+  Result<Segment> segment = open_segment(cache, Access::kReadWrite);
+  if (!segment) throw std::runtime_error("the cache's segment cannot be opened");
+  return std::move(*segment);
+}
+
 }  // namespace kvtrie::bench

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "tools/bench/sections.h"
@@ -65,6 +66,9 @@ class BenchWorker {
   const replay::Attachment attachment_;
   kvtrie_namespace name_space_;
 };
+
+// The segment of a cache, as its coordinator has it.
+Segment open_writable(const std::string& cache);
 
 class BenchCache {
  public:
