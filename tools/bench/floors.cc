@@ -197,6 +197,26 @@ std::uint64_t stream_prefetched(const std::byte* descriptors, std::span<const st
   return different[0] | different[1];
 }
 
+std::uint64_t stream_by_index(const std::byte* descriptors, std::span<const std::uint32_t> pages,
+                              const std::uint32_t* tokens, const std::byte* index,
+                              std::span<const std::uint32_t> index_lines) {
+  Words different{};
+  std::uint64_t entries = 0;
+  for (std::size_t i = 0; i < pages.size(); ++i, tokens += kTokensPerPage) {
+    const std::size_t next = std::min(i + kAhead, pages.size() - 1);
+    __builtin_prefetch(index + index_lines[next] * kLineBytes);
+    const std::byte* ahead = descriptors + pages[next] * kDescriptorBytes;
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead + sizeof(Descriptor));
+    std::uint64_t entry;
+    std::memcpy(&entry, index + index_lines[i] * kLineBytes, sizeof entry);
+    entries += entry;
+    different |= difference(descriptors + pages[i] * kDescriptorBytes, tokens);
+  }
+  keep(entries);
+  return different[0] | different[1];
+}
+
 RandomLines::RandomLines(std::uint32_t count) : order_(count), lines_(count) {
   // Sattolo's shuffle: what comes out is one cycle.
   for (std::uint32_t i = 0; i < count; ++i) order_[i] = i;

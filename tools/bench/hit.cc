@@ -113,6 +113,7 @@ void report_lookups(const Settings& settings, const BenchCache& cache, const std
     add("full hit", kFull, hit_target(cache.state(), length));
     add("full hit, tokens stay", kFullTokensStay, hit_target(cache.state(), length));
     add("half hit", kHalf);
+    if (cache.state().age == Age::kShuffled) add("the lines of a full hit, known before", kIndexStream);
     report.add({"miss at the first page",
                 setting,
                 spread_of(measured.alone[kMiss]),

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "shm/stripe_index.h"
 #include "tools/bench/floors.h"
 #include "tools/bench/prompts.h"
 
@@ -38,6 +39,14 @@ Lookups::Lookups(const Settings& settings, const BenchCache& cache, std::vector<
       missing_(random_tokens(~std::uint64_t{7}, prompts_.front().tokens.size())),
       in_order_(length_) {
   std::iota(in_order_.begin(), in_order_.end(), 0U);
+  const StripeIndex index(observer_.segment());
+  for (const Prompt& prompt : prompts_) {
+    std::vector<std::uint32_t>& buckets = buckets_.emplace_back();
+    for (const std::uint32_t page : prompt.pages) {
+      const IndexPlace place = index.place_of(observer_.segment().descriptor({page}).prefix_hash.load());
+      buckets.push_back(static_cast<std::uint32_t>(place.bucket[index.first_candidate(place, 0) == page ? 0 : 1]));
+    }
+  }
 }
 
 double Lookups::time(Candidate candidate) {
@@ -61,6 +70,8 @@ double Lookups::time(Candidate candidate) {
       return time_misses();
     case kStream:
       return time_stream();
+    case kIndexStream:
+      return time_index_stream();
     case kCandidates:
       break;
   }
@@ -97,6 +108,18 @@ double Lookups::time_misses() {
         expect_hit(worker_.begin_and_release(missing_, KVTRIE_TOKENS_STAY), 0);
       },
       now_);
+}
+
+double Lookups::time_index_stream() const {
+  const Segment& segment = observer_.segment();
+  std::uint64_t different = 0;
+  const double ns = each_ns([&](std::size_t, const Prompt& prompt) {
+    different |= stream_by_index(reinterpret_cast<const std::byte*>(&segment.descriptor({0})), prompt.pages,
+                                 prompt.tokens.data(), reinterpret_cast<const std::byte*>(&segment.bucket(0)),
+                                 buckets_[static_cast<std::size_t>(&prompt - prompts_.data())]);
+  });
+  if (different != 0) throw std::runtime_error("the floor compared other pages than it should: the run is void");
+  return ns / length_;
 }
 
 double Lookups::time_stream() const {

@@ -15,7 +15,7 @@ namespace kvtrie::bench {
 
 inline constexpr std::uint64_t kPagesABlock = 1U << 17;  // of one timing: some milliseconds
 
-enum Candidate : std::uint8_t { kFull, kFullTokensStay, kHalf, kMiss, kStream, kCandidates };
+enum Candidate : std::uint8_t { kFull, kFullTokensStay, kHalf, kMiss, kStream, kIndexStream, kCandidates };
 
 class Lookups {
  public:
@@ -33,6 +33,7 @@ class Lookups {
   double time_begins(std::uint32_t expected, std::uint32_t flags) const;  // ns a call
   double time_misses();                                                   // ns a call
   double time_stream() const;                                             // ns a page
+  double time_index_stream() const;                                       // ns a page
   // ns a call of lookup(prompt), for all prompts in an order in which neighbours do not follow each
   // other.
   template <typename Lookup>
@@ -45,6 +46,7 @@ class Lookups {
   const std::uint32_t length_;
   std::vector<std::uint32_t> missing_;   // tokens that nobody has cached
   std::vector<std::uint32_t> in_order_;  // 0, 1, 2 ...
+  std::vector<std::vector<std::uint32_t>> buckets_;  // by prompt: where its pages are entered in the index
 };
 
 }  // namespace kvtrie::bench
