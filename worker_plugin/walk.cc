@@ -96,19 +96,26 @@ class Walker {
           index_.prefetch(place, 1);
         }
       }
-      for (const std::uint32_t to = std::min(hashed, done_ + ahead / 4); resolved < to; ++resolved) {
+      for (const std::uint32_t to = std::min(hashed, done_ + ahead * 3 / 8); resolved < to; ++resolved) {
         std::uint32_t& page = found[resolved % kHashAhead];
         if (page != kNoPageAhead) continue;
         page = index_.first_candidate(places[resolved % kHashAhead], 1);
         if (page != kNoPageAhead) fetch(segment_, page);
       }
+      // Some at a time, so that the three loops above have something to loop over.
+      const std::uint32_t block = std::min(count_, done_ + std::max(ahead / 8, 1U));
       ahead = std::min(2 * ahead, kHashAhead);
-      const std::uint32_t before = at_.is_page() ? at_.page_index().value : kNoPageAhead;
-      const std::uint32_t page = found[done_ % kHashAhead];
-      // What was read ahead may be another's with an equal tag, or not be there yet.
-      if ((page == kNoPageAhead || !enter({page}, Guess::kNo)) && !enter_any(places[done_ % kHashAhead])) return false;
-      neighbours = at_.page_index().value == before + 1 ? neighbours + 1 : 0;
-      if (neighbours >= enough) break;
+      while (done_ < block) {
+        const std::uint32_t before = at_.is_page() ? at_.page_index().value : kNoPageAhead;
+        const std::uint32_t page = found[done_ % kHashAhead];
+        // What was read ahead may be another's with an equal tag, or not be there yet.
+        if ((page == kNoPageAhead || !enter({page}, Guess::kNo)) && !enter_any(places[done_ % kHashAhead])) return false;
+        neighbours = at_.page_index().value == before + 1 ? neighbours + 1 : 0;
+        if (neighbours >= enough) {
+          scattered_ = false;
+          return true;
+        }
+      }
     }
     scattered_ = false;
     return true;
