@@ -2,8 +2,8 @@
 # Copyright The kvtrie authors
 
 # The llama.cpp that tools/install-llama fetched, as targets:
-#   kvtrie_llama_headers  what the adapter and the preload library include; they link no libllama, they find the one that is loaded
-#   kvtrie_llama_library  what programs of our own link
+#   kvtrie_llamacpp_headers  what the adapter and the preload library include; they link no libllama, they find the one that is loaded
+#   kvtrie_llamacpp  what programs of our own link
 # KVTRIE_LLAMA says whether it is there. Without it, and under a sanitizer (libllama has none), these parts are left out.
 
 set(KVTRIE_LLAMA_DIR "${PROJECT_SOURCE_DIR}/.cache/llama" CACHE PATH "Where tools/install-llama put llama.cpp")
@@ -17,10 +17,10 @@ else()
   file(READ "${KVTRIE_LLAMA_DIR}/STAMP" stamp)
   string(STRIP "${stamp}" stamp)
   message(STATUS "kvtrie: llama.cpp ${stamp} in ${KVTRIE_LLAMA_DIR}")
-  add_library(kvtrie_llama_headers INTERFACE)
-  target_include_directories(kvtrie_llama_headers SYSTEM INTERFACE "${KVTRIE_LLAMA_DIR}/include")
-  add_library(kvtrie_llama_library INTERFACE)
-  target_link_libraries(kvtrie_llama_library INTERFACE kvtrie_llama_headers
+  add_library(kvtrie_llamacpp_headers INTERFACE)
+  target_include_directories(kvtrie_llamacpp_headers SYSTEM INTERFACE "${KVTRIE_LLAMA_DIR}/include")
+  add_library(kvtrie_llamacpp INTERFACE)
+  target_link_libraries(kvtrie_llamacpp INTERFACE kvtrie_llamacpp_headers
     "${KVTRIE_LLAMA_DIR}/lib/libllama.v0.5.0.so" "${KVTRIE_LLAMA_DIR}/lib/libggml.v0.5.0.so"
     "${KVTRIE_LLAMA_DIR}/lib/libggml-base.so")
 endif()

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include <algorithm>
+#include <array>
+
+#include "worker_plugin/llama/kvtrie_llama.h"
+#include "worker_plugin/llama/timer.h"
+
+namespace kvtrie::llama {
+namespace {
+
+constexpr std::uint32_t kSequencesMax = 256;  // LLAMA_MAX_SEQ, which its public headers do not have
+
+std::string plugin_says(const char* call, kvtrie_code code) {
+  return std::string(call) + ": " + kvtrie_code_name(code) + ": " + kvtrie_last_error();
+}
+
+}  // namespace
+
+std::vector<std::pair<const char*, std::uint64_t>> list(const Counters& c) {
+  return {{"begins", c.begins},
+          {"hits", c.hits},
+          {"pages_imported", c.pages_imported},
+          {"tokens_imported", c.tokens_imported},
+          {"tokens_decoded", c.tokens_decoded},
+          {"pages_published", c.pages_published},
+          {"pages_private", c.pages_private},
+          {"import_failures", c.import_failures},
+          {"layout_failures", c.layout_failures},
+          {"export_failures", c.export_failures},
+          {"no_free_pages", c.no_free_pages},
+          {"other_failures", c.other_failures},
+          {"diverged", c.diverged},
+          {"begin_ns", c.begin_ns},
+          {"allocate_ns", c.allocate_ns},
+          {"import_ns", c.import_ns},
+          {"export_ns", c.export_ns},
+          {"publish_ns", c.publish_ns},
+          {"release_ns", c.release_ns}};
+}
+
+SharedCache::SharedCache(const std::string& cache, const std::string& directory, const std::string& name) {
+  kvtrie_attach_options options{};
+  options.size = sizeof options;
+  options.cache = cache.c_str();
+  options.directory = directory.empty() ? nullptr : directory.c_str();
+  options.name = name.empty() ? nullptr : name.c_str();
+  if (const kvtrie_code code = kvtrie_attach(&options, &worker_); code != KVTRIE_OK) {
+    throw Refused("cache " + cache + ": " + plugin_says("attach", code));
+  }
+  geometry_.size = sizeof geometry_;
+  if (const kvtrie_code code = kvtrie_get_geometry(worker_, &geometry_); code != KVTRIE_OK) {
+    const std::string text = plugin_says("geometry", code);
+    (void)kvtrie_detach(worker_);
+    throw Refused("cache " + cache + ": " + text);
+  }
+  if (geometry_.planes != 1) {
+    (void)kvtrie_detach(worker_);
+    throw Refused("cache " + cache + " has " + std::to_string(geometry_.planes) + " planes; llama.cpp needs 1");
+  }
+}
+
+SharedCache::~SharedCache() { (void)kvtrie_detach(worker_); }
+
+llama_context_params shareable_params(llama_context_params params, bool unify) {
+  const std::uint32_t sequences = std::max(1U, params.n_seq_max);
+  if (sequences > 1 && !params.kv_unified && !unify) {
+    throw Refused("it has " + std::to_string(sequences) + " sequences with KV caches of their own (kv_unified is off)");
+  }
+  if (sequences + 1 > kSequencesMax) throw Refused("no sequence id is free for carrying pages");
+  // llama.cpp asserts room for one output of each sequence.
+  const std::uint32_t outputs = params.n_outputs_max == 0 ? params.n_batch : params.n_outputs_max;
+  if (outputs < sequences + 1) throw Refused("its batches are too small for one more sequence id");
+  params.n_seq_max = sequences + 1;
+  params.kv_unified = true;
+  return params;
+}
+
+StateShape probe_state(const Calls& calls, llama_context* context) {
+  const llama_memory_t memory = calls.llama_get_memory(context);
+  if (memory == nullptr || calls.llama_n_seq_max(context) < 2) throw Refused("no sequence id is free for carrying pages");
+  llama_seq_id scratch = static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1;
+  if (calls.llama_memory_seq_pos_max(memory, scratch) >= 0) throw Refused("its last sequence id is in use");
+
+  std::array<llama_token, 2> tokens{0, 1};
+  std::array<llama_pos, 2> positions{0, 1};
+  std::array<std::int32_t, 2> counts{1, 1};
+  std::array<llama_seq_id*, 2> sequences{&scratch, &scratch};
+  std::array<std::int8_t, 2> outputs{0, 0};
+  const llama_batch batch{2,           tokens.data(),    nullptr,       positions.data(),
+                          counts.data(), sequences.data(), outputs.data()};
+  std::string problem = "it computes no two tokens";
+  StateShape shape;
+  if (calls.llama_decode(context, batch) == 0) {
+    const std::size_t bytes_of_two = calls.llama_state_seq_get_size(context, scratch);
+    (void)calls.llama_memory_seq_rm(memory, scratch, 1, -1);
+    std::vector<std::byte> one(calls.llama_state_seq_get_size(context, scratch));
+    const std::size_t written =
+        calls.llama_state_seq_get_data(context, reinterpret_cast<std::uint8_t*>(one.data()), one.size(), scratch);
+    problem = written == one.size() ? read_shape(one, bytes_of_two, shape) : "its KV state cannot be read";
+  }
+  (void)calls.llama_memory_seq_rm(memory, scratch, -1, -1);
+  calls.llama_perf_context_reset(context);
+  if (!problem.empty()) throw Refused(problem);
+  return shape;
+}
+
+SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_context* context,
+                             const llama_context_params& params, const ModelSource& source,
+                             const FingerprintOptions& options)
+    : cache_(cache),
+      calls_(calls),
+      context_(context),
+      memory_(calls.llama_get_memory(context)),
+      scratch_(static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1) {
+  if (const std::string reason = reason_not_to_share(calls_, context, params); !reason.empty()) throw Refused(reason);
+  if (!params.kv_unified) throw Refused("its KV cache is not unified");
+  shape_ = probe_state(calls_, context);
+  const std::uint64_t bytes = shape_.bytes(tokens_per_page());
+  if (bytes > cache_.geometry().page_bytes) {
+    throw Refused("the cache has pages of " + std::to_string(cache_.geometry().page_bytes) + " bytes, and " +
+                  std::to_string(tokens_per_page()) + " tokens of this model have " + std::to_string(bytes) +
+                  ": start kvtried with --page-bytes " + std::to_string((bytes + 63) / 64 * 64));
+  }
+  fields_ = fingerprint(calls_, source, context, params, options);
+  if (!open_namespace()) throw Refused(last_failure_);
+}
+
+bool SharedContext::open_namespace() {
+  std::vector<kvtrie_field> fields;
+  for (const auto& [key, value] : fields_) fields.push_back({key.c_str(), value.c_str()});
+  std::array<char, 64> label{};
+  (void)calls_.llama_model_meta_val_str(calls_.llama_get_model(context_), "general.name", label.data(), label.size());
+  const kvtrie_code code =
+      kvtrie_open_namespace(cache_.worker(), fields.data(), fields.size(), label.data(), &namespace_);
+  if (code != KVTRIE_OK) note_failure(counters_.other_failures, "open namespace", code);
+  return code == KVTRIE_OK;
+}
+
+void SharedContext::note_failure(std::uint64_t& counter, const char* what, kvtrie_code code) {
+  ++counter;
+  last_failure_ = plugin_says(what, code);
+}
+
+std::byte* SharedContext::page(std::uint32_t index) const {
+  void* address = nullptr;
+  const bool there = kvtrie_page_address(cache_.worker(), index, 0, &address) == KVTRIE_OK;
+  return there ? static_cast<std::byte*>(address) : nullptr;
+}
+
+bool SharedContext::import_page(llama_seq_id sequence, std::uint32_t index, std::size_t first, std::size_t from,
+                                std::size_t to) {
+  const Timer timer(counters_.import_ns);
+  const std::byte* const bytes = page(index);
+  const std::size_t count = shape_.bytes(tokens_per_page());
+  if (bytes == nullptr ||
+      !state_fits({bytes, count}, shape_, static_cast<std::int32_t>(first), tokens_per_page())) {
+    ++counters_.layout_failures;
+    last_failure_ = "a page is not what its place says";
+    return false;
+  }
+  if (calls_.llama_state_seq_set_data(context_, reinterpret_cast<const std::uint8_t*>(bytes), count, scratch_) != count) {
+    ++counters_.import_failures;
+    last_failure_ = "llama.cpp did not take a page's state";
+    return false;
+  }
+  calls_.llama_memory_seq_cp(memory_, scratch_, sequence, static_cast<llama_pos>(from), static_cast<llama_pos>(to));
+  ++counters_.pages_imported;
+  counters_.tokens_imported += to - from;
+  return true;
+}
+
+bool SharedContext::export_page(llama_seq_id sequence, std::uint32_t index, std::size_t first) {
+  const Timer timer(counters_.export_ns);
+  std::byte* const bytes = page(index);
+  const std::size_t count = shape_.bytes(tokens_per_page());
+  const auto begin = static_cast<llama_pos>(first);
+  calls_.llama_memory_seq_cp(memory_, sequence, scratch_, begin, begin + static_cast<llama_pos>(tokens_per_page()));
+  const bool written = bytes != nullptr && calls_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(bytes),
+                                                                           count, scratch_) == count;
+  (void)calls_.llama_memory_seq_rm(memory_, scratch_, -1, -1);
+  if (written && state_fits({bytes, count}, shape_, begin, tokens_per_page())) return true;
+  ++counters_.export_failures;
+  last_failure_ = "llama.cpp did not give the state of a page";
+  return false;
+}
+
+}  // namespace kvtrie::llama
