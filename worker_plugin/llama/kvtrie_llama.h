@@ -86,8 +86,8 @@ class SharedCache {
 // several sequences with caches of their own, which would become one (`unify` allows it), or too small a batch.
 llama_context_params shareable_params(llama_context_params params, bool unify);
 
-// How many bytes the state of a page of this context has. Computes two tokens in the last sequence id, which is empty
-// before and after. Throws Refused.
+// What states of this context look like, and so how many bytes a page has. Computes one token in the last sequence id, which
+// is empty before and after. Throws Refused.
 StateShape probe_state(const Calls& calls, llama_context* context);
 
 class SharedContext {
@@ -106,9 +106,15 @@ class SharedContext {
   friend class SharedSequence;
   bool open_namespace();
   std::byte* page(std::uint32_t index) const;
-  // Cells [from, to) of positions become the sequence's, from the page that begins at position `first`.
-  bool import_page(llama_seq_id sequence, std::uint32_t index, std::size_t first, std::size_t from, std::size_t to);
-  bool export_page(llama_seq_id sequence, std::uint32_t index, std::size_t first);
+  // Pages of positions from `first` on. How many were brought in, or written, before something failed. Of those brought in
+  // the sequence gets the cells at [from, to).
+  std::size_t import_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first,
+                           std::size_t from, std::size_t to);
+  std::size_t export_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first);
+  bool import_run(llama_seq_id sequence, std::span<const std::byte* const> pages, std::size_t first, std::size_t from,
+                  std::size_t to);
+  bool export_run(llama_seq_id sequence, std::span<std::byte* const> pages, std::size_t first);
+  std::span<std::byte> buffer(std::size_t bytes);
   void note_failure(std::uint64_t& counter, const char* what, kvtrie_code code);
 
   SharedCache& cache_;
@@ -119,6 +125,8 @@ class SharedContext {
   Fields fields_;
   StateShape shape_;
   kvtrie_namespace namespace_{};
+  std::unique_ptr<std::byte[]> buffer_;  // of states of several pages
+  std::size_t buffer_bytes_ = 0;
   Counters counters_;
   std::string last_failure_;
 };

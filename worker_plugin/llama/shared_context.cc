@@ -10,10 +10,17 @@
 namespace kvtrie::llama {
 namespace {
 
+constexpr std::size_t kRunBytesMax = 32U << 20;
+constexpr std::size_t kRunTokensMax = 512;  // longer rows gain nothing
 constexpr std::uint32_t kSequencesMax = 256;  // LLAMA_MAX_SEQ, which its public headers do not have
 
 std::string plugin_says(const char* call, kvtrie_code code) {
   return std::string(call) + ": " + kvtrie_code_name(code) + ": " + kvtrie_last_error();
+}
+
+std::size_t pages_in_a_run(const StateShape& shape, std::size_t tokens_per_page) {
+  const std::size_t by_bytes = kRunBytesMax / shape.bytes(tokens_per_page);
+  return std::max<std::size_t>(1, std::min(by_bytes, kRunTokensMax / tokens_per_page));
 }
 
 }  // namespace
@@ -83,22 +90,18 @@ StateShape probe_state(const Calls& calls, llama_context* context) {
   llama_seq_id scratch = static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1;
   if (calls.llama_memory_seq_pos_max(memory, scratch) >= 0) throw Refused("its last sequence id is in use");
 
-  std::array<llama_token, 2> tokens{0, 1};
-  std::array<llama_pos, 2> positions{0, 1};
-  std::array<std::int32_t, 2> counts{1, 1};
-  std::array<llama_seq_id*, 2> sequences{&scratch, &scratch};
-  std::array<std::int8_t, 2> outputs{0, 0};
-  const llama_batch batch{2,           tokens.data(),    nullptr,       positions.data(),
-                          counts.data(), sequences.data(), outputs.data()};
-  std::string problem = "it computes no two tokens";
+  llama_token token = 0;
+  llama_pos position = 0;
+  std::int32_t count = 1;
+  std::int8_t output = 0;
+  llama_seq_id* sequences = &scratch;
   StateShape shape;
-  if (calls.llama_decode(context, batch) == 0) {
-    const std::size_t bytes_of_two = calls.llama_state_seq_get_size(context, scratch);
-    (void)calls.llama_memory_seq_rm(memory, scratch, 1, -1);
-    std::vector<std::byte> one(calls.llama_state_seq_get_size(context, scratch));
+  std::string problem = "it computes no token";
+  if (calls.llama_decode(context, {1, &token, nullptr, &position, &count, &sequences, &output}) == 0) {
+    std::vector<std::byte> state(calls.llama_state_seq_get_size(context, scratch));
     const std::size_t written =
-        calls.llama_state_seq_get_data(context, reinterpret_cast<std::uint8_t*>(one.data()), one.size(), scratch);
-    problem = written == one.size() ? read_shape(one, bytes_of_two, shape) : "its KV state cannot be read";
+        calls.llama_state_seq_get_data(context, reinterpret_cast<std::uint8_t*>(state.data()), state.size(), scratch);
+    problem = written == state.size() ? shape.read(state) : "its KV state cannot be read";
   }
   (void)calls.llama_memory_seq_rm(memory, scratch, -1, -1);
   calls.llama_perf_context_reset(context);
@@ -149,41 +152,100 @@ std::byte* SharedContext::page(std::uint32_t index) const {
   return there ? static_cast<std::byte*>(address) : nullptr;
 }
 
-bool SharedContext::import_page(llama_seq_id sequence, std::uint32_t index, std::size_t first, std::size_t from,
-                                std::size_t to) {
-  const Timer timer(counters_.import_ns);
-  const std::byte* const bytes = page(index);
-  const std::size_t count = shape_.bytes(tokens_per_page());
-  if (bytes == nullptr ||
-      !state_fits({bytes, count}, shape_, static_cast<std::int32_t>(first), tokens_per_page())) {
-    ++counters_.layout_failures;
-    last_failure_ = "a page is not what its place says";
-    return false;
+std::span<std::byte> SharedContext::buffer(std::size_t bytes) {
+  if (bytes > buffer_bytes_) {
+    buffer_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    buffer_bytes_ = bytes;
   }
-  if (calls_.llama_state_seq_set_data(context_, reinterpret_cast<const std::uint8_t*>(bytes), count, scratch_) != count) {
+  return {buffer_.get(), bytes};
+}
+
+bool SharedContext::import_run(llama_seq_id sequence, std::span<const std::byte* const> pages, std::size_t first,
+                               std::size_t from, std::size_t to) {
+  const std::uint32_t tokens = tokens_per_page();
+  const std::size_t bytes = shape_.bytes(pages.size() * tokens);
+  const std::byte* state = pages[0];
+  if (pages.size() > 1) {
+    const std::span<std::byte> all = buffer(bytes);
+    shape_.gather(pages, static_cast<std::int32_t>(first), tokens, all);
+    state = all.data();
+  }
+  if (calls_.llama_state_seq_set_data(context_, reinterpret_cast<const std::uint8_t*>(state), bytes, scratch_) != bytes) {
     ++counters_.import_failures;
-    last_failure_ = "llama.cpp did not take a page's state";
+    last_failure_ = "llama.cpp did not take the state of pages";
     return false;
   }
   calls_.llama_memory_seq_cp(memory_, scratch_, sequence, static_cast<llama_pos>(from), static_cast<llama_pos>(to));
-  ++counters_.pages_imported;
+  counters_.pages_imported += pages.size();
   counters_.tokens_imported += to - from;
   return true;
 }
 
-bool SharedContext::export_page(llama_seq_id sequence, std::uint32_t index, std::size_t first) {
-  const Timer timer(counters_.export_ns);
-  std::byte* const bytes = page(index);
-  const std::size_t count = shape_.bytes(tokens_per_page());
-  const auto begin = static_cast<llama_pos>(first);
-  calls_.llama_memory_seq_cp(memory_, sequence, scratch_, begin, begin + static_cast<llama_pos>(tokens_per_page()));
-  const bool written = bytes != nullptr && calls_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(bytes),
-                                                                           count, scratch_) == count;
+std::size_t SharedContext::import_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first,
+                                        std::size_t from, std::size_t to) {
+  const Timer timer(counters_.import_ns);
+  const std::size_t tokens = tokens_per_page();
+  const std::size_t run_max = pages_in_a_run(shape_, tokens);
+  std::vector<const std::byte*> pages;
+  std::size_t done = 0;
+  bool good = true;
+  while (good && done < indices.size()) {
+    pages.clear();
+    const std::size_t begin = first + done * tokens;
+    while (good && pages.size() < run_max && done + pages.size() < indices.size()) {
+      const std::byte* const bytes = page(indices[done + pages.size()]);
+      const auto position = static_cast<std::int32_t>(begin + pages.size() * tokens);
+      good = bytes != nullptr && shape_.fits({bytes, shape_.bytes(tokens)}, position, tokens_per_page());
+      if (good) pages.push_back(bytes);
+    }
+    if (!good) {
+      ++counters_.layout_failures;
+      last_failure_ = "a page is not what its place says";
+    }
+    if (pages.empty()) break;
+    const std::size_t end = std::min(to, begin + pages.size() * tokens);
+    if (!import_run(sequence, pages, begin, std::max(from, begin), end)) break;
+    done += pages.size();
+  }
   (void)calls_.llama_memory_seq_rm(memory_, scratch_, -1, -1);
-  if (written && state_fits({bytes, count}, shape_, begin, tokens_per_page())) return true;
-  ++counters_.export_failures;
-  last_failure_ = "llama.cpp did not give the state of a page";
-  return false;
+  return done;
+}
+
+bool SharedContext::export_run(llama_seq_id sequence, std::span<std::byte* const> pages, std::size_t first) {
+  const std::uint32_t tokens = tokens_per_page();
+  const std::size_t bytes = shape_.bytes(pages.size() * tokens);
+  const auto begin = static_cast<llama_pos>(first);
+  const auto get = [&](std::byte* to) {
+    return calls_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(to), bytes, scratch_) == bytes;
+  };
+  calls_.llama_memory_seq_cp(memory_, sequence, scratch_, begin, begin + static_cast<llama_pos>(pages.size() * tokens));
+  // One page goes straight to its place, unless its cells do not lie in order.
+  bool good = pages.size() == 1 && get(pages[0]) && shape_.fits({pages[0], bytes}, begin, tokens);
+  if (!good) {
+    const std::span<std::byte> all = buffer(bytes);
+    good = get(all.data()) && shape_.split(all, begin, tokens, pages);
+  }
+  (void)calls_.llama_memory_seq_rm(memory_, scratch_, -1, -1);
+  if (!good) {
+    ++counters_.export_failures;
+    last_failure_ = "llama.cpp did not give the state of pages";
+  }
+  return good;
+}
+
+std::size_t SharedContext::export_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first) {
+  const Timer timer(counters_.export_ns);
+  const std::size_t tokens = tokens_per_page();
+  const std::size_t run_max = pages_in_a_run(shape_, tokens);
+  std::vector<std::byte*> pages;
+  std::size_t done = 0;
+  while (done < indices.size()) {
+    pages.clear();
+    for (std::size_t i = done; i < std::min(done + run_max, indices.size()); ++i) pages.push_back(page(indices[i]));
+    if (std::ranges::find(pages, nullptr) != pages.end() || !export_run(sequence, pages, first + done * tokens)) break;
+    done += pages.size();
+  }
+  return done;
 }
 
 }  // namespace kvtrie::llama

@@ -76,13 +76,9 @@ void SharedSequence::import_pages(std::size_t limit) {
     context_.note_failure(context_.counters_.other_failures, "get pages", code);
     return;
   }
-  for (std::uint32_t i = 0; i < pages.size(); ++i) {
-    const std::size_t first = (first_page + i) * per_page;
-    const std::size_t end = std::min(limit, first + per_page);
-    if (!context_.import_page(id_, pages[i], first, size_, end)) break;
-    size_ = end;
-  }
-  (void)context_.calls_.llama_memory_seq_rm(context_.memory_, context_.scratch_, -1, -1);
+  const std::size_t first = first_page * per_page;
+  const std::size_t done = context_.import_pages(id_, pages, first, size_, limit);
+  if (done > 0) size_ = std::min(limit, first + done * per_page);
 }
 
 bool SharedSequence::allocate(std::size_t whole) {
@@ -116,11 +112,9 @@ bool SharedSequence::write_pages(std::uint32_t full) {
     context_.note_failure(context_.counters_.other_failures, "get pages", code);
     return false;
   }
-  for (std::size_t i = 0; i < pages.size(); ++i) {
-    if (!context_.export_page(id_, pages[i], std::size_t{written_} * context_.tokens_per_page())) return false;
-    ++written_;
-  }
-  return true;
+  const std::size_t done = context_.export_pages(id_, pages, std::size_t{written_} * context_.tokens_per_page());
+  written_ += static_cast<std::uint32_t>(done);
+  return done == pages.size();
 }
 
 void SharedSequence::publish() {
