@@ -116,7 +116,7 @@ Answer Engine::answer(const std::vector<llama_token>& prompt, std::size_t count)
   Answer answer;
   answer.prompt_tokens = prompt.size();
   const auto start = Clock::now();
-  std::size_t done = sequence ? sequence->import(prompt, prompt.size() - 1) : 0;
+  std::size_t done = sequence ? sequence->import(prompt, prompt.size() - std::min(kDecodedAtLeast, prompt.size())) : 0;
   answer.cached_tokens = done;
   while (done < prompt.size()) {
     const std::size_t end = std::min<std::size_t>(prompt.size(), done + options_.batch);

@@ -46,7 +46,8 @@ LoadedLibrary find_loaded_llama(const void* not_in) {
     }
     if (found_object != nullptr) {
       ::dlclose(handle);
-      return {nullptr, {}, "two copies of libllama are loaded: " + found.path + " and " + name};
+      found.problem = "two copies of libllama are loaded: " + found.path + " and " + name;
+      continue;
     }
     found_object = object;
     found.handle = handle;

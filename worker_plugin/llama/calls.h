@@ -64,12 +64,12 @@ inline Calls linked_calls() {
 
 // The libllama that is in this process, whoever loaded it and with whatever scope.
 struct LoadedLibrary {
-  void* handle = nullptr;  // for dlsym; never closed. NULL: none is loaded, or one that cannot be used
+  void* handle = nullptr;  // for dlsym; never closed. NULL: none is loaded
   std::string path;
-  std::string problem;  // why there is no handle
+  std::string problem;  // not empty: why nothing should be shared through it
 };
 // `not_in`: an address in the object that asks, whose own definitions of the same names do not count. Several copies of
-// libllama in one process are a problem: nobody could say which one a context belongs to.
+// libllama in one process are a problem: nobody could say which one a context belongs to; the handle is of the first.
 LoadedLibrary find_loaded_llama(const void* not_in);
 
 // From such a handle. False: one is missing, whose name is in `missing`: another version of llama.cpp.

@@ -9,7 +9,7 @@
 //
 // The cycle of a request, on an empty sequence:
 //
-//   done = sequence.import(prompt, prompt.size() - 1)    KV of the first `done` tokens is in the llama_context now
+//   done = sequence.import(prompt, prompt.size() - kDecodedAtLeast)   KV of the first `done` tokens is in the llama_context
 //   llama_decode(prompt[done..])                         the caller's, in as many batches as it likes
 //   sequence.decoded(prompt[done..])                     pages that they filled are published
 //   loop { llama_decode(token); sequence.decoded(token) }
@@ -42,6 +42,10 @@
 #include "worker_plugin/llama/page_state.h"
 
 namespace kvtrie::llama {
+
+// Of a prompt that is wholly cached, so many tokens are computed all the same: its logits are wanted, and a batch of one
+// token goes through other kernels, whose last bits differ, than the batch of several that it stands for.
+inline constexpr std::size_t kDecodedAtLeast = 2;
 
 // Nothing can be shared here, and why.
 struct Refused : std::runtime_error {

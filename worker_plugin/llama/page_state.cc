@@ -171,20 +171,24 @@ bool StateShape::split(std::span<const std::byte> state, std::int32_t first, std
 }
 
 void StateShape::gather(std::span<const std::byte* const> pages, std::int32_t first, std::uint32_t tokens,
-                        std::span<std::byte> state) const {
-  const std::size_t count = pages.size() * tokens;
-  std::byte* to = write_head(state.data(), first, count);
-  std::size_t from = head_bytes(tokens);
+                        std::int32_t from, std::size_t count, std::span<std::byte> state) const {
+  std::byte* to = write_head(state.data(), from, count);
+  std::size_t offset = head_bytes(tokens);
+  const auto skipped = static_cast<std::size_t>(from - first);
   for (const StateSection& section : sections_) {
-    const std::size_t bytes = std::size_t{tokens} * section.cell_bytes;
+    const std::size_t cell = section.cell_bytes;
     std::memcpy(to, section.header.data(), section.header.size());
     to += section.header.size();
-    from += section.header.size();
-    for (std::size_t i = 0; i < pages.size(); ++i) {
-      copy_rows(to + i * bytes, pages.size() * bytes, pages[i] + from, bytes, section.rows, bytes);
+    offset += section.header.size();
+    std::size_t done = 0;
+    for (std::size_t i = skipped / tokens; done < count; ++i) {
+      const std::size_t begin = (skipped + done) % tokens;
+      const std::size_t part = std::min(tokens - begin, count - done);
+      copy_rows(to + done * cell, count * cell, pages[i] + offset + begin * cell, tokens * cell, section.rows, part * cell);
+      done += part;
     }
-    to += section.rows * pages.size() * bytes;
-    from += section.rows * bytes;
+    to += section.rows * count * cell;
+    offset += section.rows * tokens * cell;
   }
 }
 

@@ -46,9 +46,10 @@ class StateShape {
   // bytes(tokens). False: it is no such state; then pages have any bytes.
   [[nodiscard]] bool split(std::span<const std::byte> state, std::int32_t first, std::uint32_t tokens,
                            std::span<std::byte* const> pages) const;
-  // The other way; every page fits().
-  void gather(std::span<const std::byte* const> pages, std::int32_t first, std::uint32_t tokens,
-              std::span<std::byte> state) const;
+  // The other way: of `count` positions from `from` on, which lie in pages whose first one begins at `first`; every page
+  // fits().
+  void gather(std::span<const std::byte* const> pages, std::int32_t first, std::uint32_t tokens, std::int32_t from,
+              std::size_t count, std::span<std::byte> state) const;
 
  private:
   [[nodiscard]] std::vector<std::uint32_t> cells_of(std::span<const std::byte> state, std::int32_t first,

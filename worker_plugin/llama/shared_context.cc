@@ -163,11 +163,12 @@ std::span<std::byte> SharedContext::buffer(std::size_t bytes) {
 bool SharedContext::import_run(llama_seq_id sequence, std::span<const std::byte* const> pages, std::size_t first,
                                std::size_t from, std::size_t to) {
   const std::uint32_t tokens = tokens_per_page();
-  const std::size_t bytes = shape_.bytes(pages.size() * tokens);
+  const std::size_t bytes = shape_.bytes(to - from);
   const std::byte* state = pages[0];
-  if (pages.size() > 1) {
+  // Cells that are not wanted would leave a hole, and what is computed behind it other last bits.
+  if (pages.size() > 1 || to - from < tokens) {
     const std::span<std::byte> all = buffer(bytes);
-    shape_.gather(pages, static_cast<std::int32_t>(first), tokens, all);
+    shape_.gather(pages, static_cast<std::int32_t>(first), tokens, static_cast<std::int32_t>(from), to - from, all);
     state = all.data();
   }
   if (calls_.llama_state_seq_set_data(context_, reinterpret_cast<const std::uint8_t*>(state), bytes, scratch_) != bytes) {
