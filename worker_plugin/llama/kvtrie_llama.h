@@ -152,6 +152,8 @@ class SharedSequence {
   std::size_t import(std::span<const llama_token> next, std::size_t most);
   // The caller decoded these at positions size() and up. Publishes pages that are full.
   void decoded(std::span<const llama_token> tokens);
+  // The caller took the KV of the last `tokens` that import() brought out again: they are to be computed after all.
+  void undo_import(std::size_t tokens);
   // KV at positions from `size` on was removed; with 0 the sequence is as new.
   void truncated(std::size_t size);
   // KV at positions from `size` on was changed, moved, or is of something else than tokens.

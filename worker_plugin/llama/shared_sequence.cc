@@ -160,6 +160,11 @@ void SharedSequence::decoded(std::span<const llama_token> tokens) {
   publish();
 }
 
+void SharedSequence::undo_import(std::size_t tokens) {
+  context_.counters_.tokens_imported -= tokens;
+  truncated(size_ - tokens);
+}
+
 void SharedSequence::truncated(std::size_t size) {
   if (size > size_) return;
   size_ = size;

@@ -83,9 +83,9 @@ void TrackedContext::leave_one_more(std::vector<Part>& parts) {
   if (part == parts.end()) part = std::ranges::find_if(parts, [](const Part& p) { return p.imported > 0; });
   if (part == parts.end()) return;
   --part->imported;
-  const std::size_t size = part->size_before + part->imported;
-  (void)real_.llama_memory_seq_rm(memory_, part->id, static_cast<llama_pos>(size), -1);
-  part->sequence->truncated(size);
+  const auto size = static_cast<llama_pos>(part->size_before + part->imported);
+  (void)real_.llama_memory_seq_rm(memory_, part->id, size, -1);
+  part->sequence->undo_import(1);
 }
 
 void TrackedContext::import(std::vector<Part>& parts, std::int32_t tokens) {
@@ -145,7 +145,7 @@ void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
       // As before the program's call, which had nothing imported.
       if (part.imported > 0) {
         (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
-        part.sequence->truncated(part.size_before);
+        part.sequence->undo_import(part.imported);
       }
       continue;
     }
