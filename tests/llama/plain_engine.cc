@@ -137,6 +137,18 @@ void context_shift(Engine& engine) {
   llama_memory_clear(engine.memory, true);
 }
 
+// What is computed behind a hole must not be taken for what stands behind the whole.
+void hole(Engine& engine) {
+  engine.prefill("before_hole", words(12, 240), 0, 0);
+  (void)llama_memory_seq_rm(engine.memory, 0, 64, 128);
+  engine.prefill("behind_hole", words(13, 100), 240, 0);
+  llama_memory_clear(engine.memory, true);
+  Tokens whole = words(12, 240);
+  for (const llama_token token : words(13, 100)) whole.push_back(token);
+  engine.prefill("no_hole", whole, 0, 0);
+  llama_memory_clear(engine.memory, true);
+}
+
 void state_from_elsewhere(Engine& engine) {
   engine.prefill("saved", words(7, 100), 0, 0);
   std::vector<std::uint8_t> state(llama_state_seq_get_size(engine.context, 0));
@@ -206,7 +218,7 @@ int main(int argc, char** argv) {
     llama_batch_free(engine.batch);
     llama_free(engine.context);
   };
-  with_context(1, one_conversation, outputs_in_the_middle, simplest_batch, context_shift, state_from_elsewhere);
+  with_context(1, one_conversation, outputs_in_the_middle, simplest_batch, context_shift, hole, state_from_elsewhere);
   with_context(2, two_sequences);
   llama_model_free(engine.model);
   return 0;
