@@ -156,6 +156,15 @@ void state_from_elsewhere(Engine& engine) {
   (void)llama_memory_seq_rm(engine.memory, 0, -1, -1);
   if (llama_state_seq_set_data(engine.context, state.data(), state.size(), 0) == 0) fail("set state");
   engine.prefill("loaded", words(8, 60), 100, 0);
+  // Over something of the same length, which it must not be taken for.
+  llama_memory_clear(engine.memory, true);
+  engine.prefill("replaced", words(14, 100), 0, 0);
+  if (llama_state_seq_set_data(engine.context, state.data(), state.size(), 0) == 0) fail("set state");
+  engine.prefill("behind_loaded", words(15, 60), 100, 0);
+  llama_memory_clear(engine.memory, true);
+  Tokens whole = words(14, 100);
+  for (const llama_token token : words(15, 60)) whole.push_back(token);
+  engine.prefill("not_loaded", whole, 0, 0);
   llama_memory_clear(engine.memory, true);
 }
 
