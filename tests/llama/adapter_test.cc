@@ -23,7 +23,8 @@ TEST_F(LlamaAdapterTest, AHitIsBitExactInASecondProcess) {
     for (const Json* shared : {&first, &second}) {
       EXPECT_EQ((*shared)["tokens"], alone["tokens"]) << count;
       EXPECT_EQ((*shared)["logits_hash"], alone["logits_hash"]) << count;
-      EXPECT_EQ((*shared)["cached_tokens"].get<std::uint64_t>() + (*shared)["prefilled_tokens"].get<std::uint64_t>(), count);
+      EXPECT_EQ((*shared)["cached_tokens"].get<std::uint64_t>() + (*shared)["prefilled_tokens"].get<std::uint64_t>(),
+                count);
       EXPECT_FALSE(shared->contains("last_failure")) << (*shared)["last_failure"];
     }
     EXPECT_EQ(first["cached_tokens"], std::min<std::uint64_t>(before, count - 2)) << count;
@@ -49,11 +50,14 @@ INSTANTIATE_TEST_SUITE_P(Tokens, LlamaPageSizeTest, testing::Values(1U, 7U, 100U
 
 TEST_F(LlamaAdapterTest, PublishesGeneratedTokensToo) {
   serve(16);
-  // Generated one by one they went through other kernels than in a batch, but in this back end, which has only one kind.
+  // Generated one by one they went through other kernels than in a batch, but in this back end, which has only one
+  // kind.
   for (const std::string back_end : {"x64", "haswell"}) {
     if (back_end == "haswell" && this->back_end() != back_end) continue;
     const std::string same = "--model " + model() + " --json --back-end " + back_end + " ";
-    const auto ask = [&](const std::string& more) { return Json::parse(run(program("kvtrie-llama") + " " + same + more).out); };
+    const auto ask = [&](const std::string& more) {
+      return Json::parse(run(program("kvtrie-llama") + " " + same + more).out);
+    };
     const Json first = ask(tokens(40) + "-n 60 " + cached());
     ASSERT_EQ(first["tokens"].size(), 60U);
     EXPECT_EQ(first["counters"]["pages_published"], (40 + 59) / 16);  // the last one was never decoded
@@ -157,7 +161,8 @@ TEST_F(LlamaAdapterTest, GoesOnWhenItsCoordinatorIsKilled) {
   daemon_.reset();
   std::ifstream file(out);
   std::string last;  // whole line
-  for (std::string line; std::getline(file, line) && !file.eof();) last = line;
+  for (std::string line; std::getline(file, line) && !file.eof();)
+    last = line;
   EXPECT_EQ(Json::parse(last)["logits_hash"], alone["logits_hash"]);
   EXPECT_EQ(Json::parse(last)["cached_tokens"], 96);
 }

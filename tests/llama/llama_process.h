@@ -55,7 +55,8 @@ class LlamaTest : public testing::Test {
     std::FILE* const pipe = ::popen((environment + " " + command + " 2>" + err).c_str(), "re");
     if (pipe == nullptr) return ran;
     std::array<char, 4096> buffer{};
-    for (std::size_t got = 0; (got = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) ran.out.append(buffer.data(), got);
+    for (std::size_t got = 0; (got = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
+      ran.out.append(buffer.data(), got);
     const int status = ::pclose(pipe);
     ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
     std::ifstream file(err);
@@ -80,9 +81,9 @@ class LlamaTest : public testing::Test {
   void serve(std::uint32_t tokens_per_page, std::uint32_t pages = 512, std::uint64_t bytes = 0) {
     if (bytes == 0) bytes = page_bytes(tokens_per_page);
     daemon_ = std::make_unique<KvtriedProcess>(
-        cache_, std::vector<std::string>{"--pages", std::to_string(pages), "--tokens-per-page",
-                                         std::to_string(tokens_per_page), "--page-bytes", std::to_string(bytes), "--metrics",
-                                         "off"});
+        cache_,
+        std::vector<std::string>{"--pages", std::to_string(pages), "--tokens-per-page", std::to_string(tokens_per_page),
+                                 "--page-bytes", std::to_string(bytes), "--metrics", "off"});
     ASSERT_TRUE(daemon_->ready()) << daemon_->err();
     page_bytes_ = bytes;
     pages_ = pages;
@@ -95,7 +96,8 @@ class LlamaTest : public testing::Test {
       state = state * 1664525U + 1013904223U;
       text += std::to_string(300 + (state >> 8) % 30000) + ",";
     }
-    for (const int token : more) text += std::to_string(token) + ",";
+    for (const int token : more)
+      text += std::to_string(token) + ",";
     text.pop_back();
     return text + " ";
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A program on node-llama-cpp that knows nothing of kvtrie: two questions behind one long system prompt, greedily, with the
-// package's chat session; then a text completion and an erased sequence. Prints JSON: what was answered, and when.
+// A program on node-llama-cpp that knows nothing of kvtrie: two questions behind one long system prompt, greedily, with
+// the package's chat session; then a text completion and an erased sequence. Prints JSON: what was answered, and when.
 //   node node_program.mjs MODEL [WORDS_OF_SYSTEM_PROMPT] [QUESTION]
 import {getLlama, LlamaChatSession, LlamaCompletion} from "node-llama-cpp";
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A program on llama.cpp that knows nothing of kvtrie and uses its sequences in every way that the preload library follows.
-// A line for each step: its name, the token that came out, and a hash of its logits. With and without the library they are
-// the same.
+// A program on llama.cpp that knows nothing of kvtrie and uses its sequences in every way that the preload library
+// follows. A line for each step: its name, the token that came out, and a hash of its logits. With and without the
+// library they are the same.
 //   plain_engine MODEL BACK_END_LIBRARY
 #include <ggml-backend.h>
 #include <llama.h>
@@ -144,7 +144,8 @@ void hole(Engine& engine) {
   engine.prefill("behind_hole", words(13, 100), 240, 0);
   llama_memory_clear(engine.memory, true);
   Tokens whole = words(12, 240);
-  for (const llama_token token : words(13, 100)) whole.push_back(token);
+  for (const llama_token token : words(13, 100))
+    whole.push_back(token);
   engine.prefill("no_hole", whole, 0, 0);
   llama_memory_clear(engine.memory, true);
 }
@@ -163,7 +164,8 @@ void state_from_elsewhere(Engine& engine) {
   engine.prefill("behind_loaded", words(15, 60), 100, 0);
   llama_memory_clear(engine.memory, true);
   Tokens whole = words(14, 100);
-  for (const llama_token token : words(15, 60)) whole.push_back(token);
+  for (const llama_token token : words(15, 60))
+    whole.push_back(token);
   engine.prefill("not_loaded", whole, 0, 0);
   llama_memory_clear(engine.memory, true);
 }
@@ -173,8 +175,10 @@ void two_sequences(Engine& engine) {
   const Tokens common = words(1, 100);
   Tokens a = common;
   Tokens b = common;
-  for (const llama_token token : words(9, 30)) a.push_back(token);
-  for (const llama_token token : words(10, 40)) b.push_back(token);
+  for (const llama_token token : words(9, 30))
+    a.push_back(token);
+  for (const llama_token token : words(10, 40))
+    b.push_back(token);
   engine.batch.n_tokens = 0;
   std::int32_t last_of_a = 0;
   for (std::size_t i = 0; i < b.size(); ++i) {
@@ -194,7 +198,8 @@ void two_sequences(Engine& engine) {
   (void)llama_memory_seq_rm(engine.memory, 1, -1, -1);
   llama_memory_seq_cp(engine.memory, 0, 1, -1, -1);
   engine.batch.n_tokens = 0;
-  for (std::size_t i = 0; i < 20; ++i) engine.add(words(11, 20)[i], static_cast<llama_pos>(130 + i), 1, i == 19);
+  for (std::size_t i = 0; i < 20; ++i)
+    engine.add(words(11, 20)[i], static_cast<llama_pos>(130 + i), 1, i == 19);
   engine.run();
   std::printf("copied %d sequences %u\n", token(19), llama_n_seq_max(engine.context));
   llama_memory_seq_keep(engine.memory, 1);

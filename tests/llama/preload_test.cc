@@ -14,8 +14,9 @@ class LlamaPreloadTest : public LlamaTest {
   }
   std::string report_path() const { return cache_.directory() + "/report"; }
   std::string preloaded(const std::string& more = "") const {
-    return "KVTRIE_CACHE=" + cache_.name() + " KVTRIE_DIR=" + cache_.directory() + " KVTRIE_LLAMA_HASHES= " +
-           "KVTRIE_LLAMA_REPORT=" + report_path() + " " + more + " LD_PRELOAD=" KVTRIE_TEST_PRELOAD;
+    return "KVTRIE_CACHE=" + cache_.name() + " KVTRIE_DIR=" + cache_.directory() +
+           " KVTRIE_LLAMA_HASHES= " + "KVTRIE_LLAMA_REPORT=" + report_path() + " " + more +
+           " LD_PRELOAD=" KVTRIE_TEST_PRELOAD;
   }
   Json report() const {
     std::ifstream file(report_path());

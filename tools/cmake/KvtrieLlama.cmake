@@ -2,16 +2,18 @@
 # Copyright The kvtrie authors
 
 # The llama.cpp that tools/install-llama fetched, as targets:
-#   kvtrie_llamacpp_headers  what the adapter and the preload library include; they link no libllama, they find the one that is loaded
-#   kvtrie_llamacpp  what programs of our own link
-# KVTRIE_LLAMA says whether it is there. Without it, and under a sanitizer (libllama has none), these parts are left out.
+#   kvtrie_llamacpp_headers  what the adapter and the preload library include: they link no libllama, they find the one
+#                            that is loaded
+#   kvtrie_llamacpp          what programs of our own link
+# KVTRIE_LLAMA says whether it is there. Without it, and under a sanitizer (libllama has none), these are left out.
 
 set(KVTRIE_LLAMA_DIR "${PROJECT_SOURCE_DIR}/.cache/llama" CACHE PATH "Where tools/install-llama put llama.cpp")
 set(KVTRIE_LLAMA OFF)
 if(KVTRIE_SANITIZE)
   message(STATUS "kvtrie: no llama.cpp adapter in a build with sanitizers")
 elseif(NOT EXISTS "${KVTRIE_LLAMA_DIR}/STAMP")
-  message(STATUS "kvtrie: no llama.cpp in ${KVTRIE_LLAMA_DIR}, so its adapter is left out; to have it: tools/install-llama")
+  message(STATUS
+    "kvtrie: no llama.cpp in ${KVTRIE_LLAMA_DIR}, so its adapter is left out; to have it: tools/install-llama")
 else()
   set(KVTRIE_LLAMA ON)
   file(READ "${KVTRIE_LLAMA_DIR}/STAMP" stamp)

@@ -75,8 +75,8 @@ Engine::Engine(const EngineOptions& options) : options_(options) {
 std::vector<llama_token> Engine::tokenize(const std::string& text) const {
   const llama_vocab* const vocabulary = llama_model_get_vocab(model_.get());
   std::vector<llama_token> tokens(text.size() + 2);
-  const std::int32_t count = llama_tokenize(vocabulary, text.data(), static_cast<std::int32_t>(text.size()), tokens.data(),
-                                            static_cast<std::int32_t>(tokens.size()), true, true);
+  const std::int32_t count = llama_tokenize(vocabulary, text.data(), static_cast<std::int32_t>(text.size()),
+                                            tokens.data(), static_cast<std::int32_t>(tokens.size()), true, true);
   if (count < 0) throw EngineError("the prompt cannot be tokenized");
   tokens.resize(static_cast<std::size_t>(count));
   return tokens;
@@ -100,7 +100,8 @@ std::int32_t Engine::vocabulary() const { return llama_vocab_n_tokens(llama_mode
 void Engine::decode(const std::vector<llama_token>& tokens, std::size_t from, std::size_t to) {
   std::vector<llama_token> part(tokens.begin() + static_cast<std::ptrdiff_t>(from),
                                 tokens.begin() + static_cast<std::ptrdiff_t>(to));
-  const std::int32_t code = llama_decode(context_.get(), llama_batch_get_one(part.data(), static_cast<std::int32_t>(part.size())));
+  const std::int32_t code =
+      llama_decode(context_.get(), llama_batch_get_one(part.data(), static_cast<std::int32_t>(part.size())));
   if (code != 0) throw EngineError(fmt::format("llama_decode: {}", code));
 }
 

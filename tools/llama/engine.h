@@ -23,14 +23,14 @@ struct EngineError : std::runtime_error {
 
 struct EngineOptions {
   std::string model;
-  std::string back_end;            // "haswell", ...: libggml-cpu-NAME.so; empty: the best for this CPU
-  std::uint32_t context = 4096;    // tokens
-  std::uint32_t batch = 512;       // tokens a llama_decode
+  std::string back_end;          // "haswell", ...: libggml-cpu-NAME.so; empty: the best for this CPU
+  std::uint32_t context = 4096;  // tokens
+  std::uint32_t batch = 512;     // tokens a llama_decode
   int threads = 1;
   bool flash_attention = false;
-  std::string kv_type = "f16";     // f16, f32, q8_0 (that one with flash attention)
-  std::string cache;               // empty: none
-  std::string directory;           // of kvtried --dir; empty: the default one
+  std::string kv_type = "f16";  // f16, f32, q8_0 (that one with flash attention)
+  std::string cache;            // empty: none
+  std::string directory;        // of kvtried --dir; empty: the default one
   std::string hash_memory;
   std::string tenant;
 };
@@ -38,11 +38,11 @@ struct EngineOptions {
 struct Answer {
   std::vector<llama_token> tokens;
   std::size_t prompt_tokens = 0;
-  std::size_t cached_tokens = 0;   // of the prompt: not computed
-  double first_token_ms = 0;       // from begin to the first token chosen
+  std::size_t cached_tokens = 0;  // of the prompt: not computed
+  double first_token_ms = 0;      // from begin to the first token chosen
   double total_ms = 0;
-  double decode_ms = 0;            // inside llama_decode, up to the first token
-  std::uint64_t logits_hash = 0;   // of the logits that the last token was chosen from
+  double decode_ms = 0;           // inside llama_decode, up to the first token
+  std::uint64_t logits_hash = 0;  // of the logits that the last token was chosen from
 };
 
 class Engine {

@@ -53,11 +53,14 @@ void add_options(CLI::App& app, Options& options) {
       ->type_name("N");
   app.add_option("--repeat", options.repeat, "Answer the prompt that many times (1)")->type_name("N");
   app.add_option("--context", engine.context, "Tokens that the context holds (4096)")->type_name("N");
-  app.add_option("--batch", engine.batch, "Tokens computed at a time (512)")->check(CLI::Range(2, 1 << 20))->type_name("N");
+  app.add_option("--batch", engine.batch, "Tokens computed at a time (512)")
+      ->check(CLI::Range(2, 1 << 20))
+      ->type_name("N");
   app.add_option("--threads", engine.threads, "Of the engine (1)")->check(CLI::Range(1, 1024))->type_name("N");
   app.add_option("--back-end", engine.back_end, "CPU back end: x64, haswell, icelake, ... (the best one for this CPU)")
       ->type_name("NAME");
-  app.add_flag("--flash-attention", engine.flash_attention, "On; off by default, since with it a hit differs in last bits");
+  app.add_flag("--flash-attention", engine.flash_attention,
+               "On; off by default, since with it a hit differs in last bits");
   app.add_option("--kv-type", engine.kv_type, "f16, f32, q8_0 (f16)")->check(CLI::IsMember({"f16", "f32", "q8_0"}));
   app.add_option("--hash-memory", engine.hash_memory, "Folder where hashes of model files are remembered (none)")
       ->type_name("DIR");
@@ -96,7 +99,8 @@ nlohmann::json to_json(const Answer& answer, const Engine& engine) {
       {"logits_hash", fmt::format("{:016x}", answer.logits_hash)},
   };
   if (const SharedContext* shared = engine.shared()) {
-    for (const auto& [name, value] : list(shared->counters())) out["counters"][name] = value;
+    for (const auto& [name, value] : list(shared->counters()))
+      out["counters"][name] = value;
     if (!shared->last_failure().empty()) out["last_failure"] = shared->last_failure();
   }
   return out;
@@ -104,16 +108,19 @@ nlohmann::json to_json(const Answer& answer, const Engine& engine) {
 
 void print(const Answer& answer, const Engine& engine) {
   fmt::print("{}\n", engine.text(answer.tokens));
-  fmt::print(stderr, "prompt {} tokens, {} of them cached; first token after {:.1f} ms, all {} after {:.1f} ms; logits {:016x}\n",
-             answer.prompt_tokens, answer.cached_tokens, answer.first_token_ms, answer.tokens.size(), answer.total_ms,
-             answer.logits_hash);
+  fmt::print(
+      stderr,
+      "prompt {} tokens, {} of them cached; first token after {:.1f} ms, all {} after {:.1f} ms; logits {:016x}\n",
+      answer.prompt_tokens, answer.cached_tokens, answer.first_token_ms, answer.tokens.size(), answer.total_ms,
+      answer.logits_hash);
   if (const SharedContext* shared = engine.shared(); shared != nullptr && !shared->last_failure().empty()) {
     fmt::print(stderr, "last failure: {}\n", shared->last_failure());
   }
 }
 
 int run(int argc, const char* const* argv) {
-  CLI::App app{"Answers a prompt with llama.cpp, with the prompt's cached beginning taken from kvtrie.", "kvtrie-llama"};
+  CLI::App app{"Answers a prompt with llama.cpp, with the prompt's cached beginning taken from kvtrie.",
+               "kvtrie-llama"};
   app.footer("exit codes: 0 answered, 1 failed, 2 usage, 3 the cache cannot be used with this model");
   app.set_version_flag("--version", KVTRIE_VERSION);
   Options options;

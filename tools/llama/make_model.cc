@@ -16,7 +16,8 @@ constexpr int kExitUsage = 2;
 
 std::string preset_names() {
   std::string names;
-  for (const Preset& preset : presets()) names += (names.empty() ? "" : ", ") + std::string(preset.name);
+  for (const Preset& preset : presets())
+    names += (names.empty() ? "" : ", ") + std::string(preset.name);
   return names;
 }
 
@@ -42,7 +43,8 @@ int run(int argc, const char* const* argv) {
   app.add_option("--heads", shape.heads, "... attention heads")->type_name("N");
   app.add_option("--kv-heads", shape.kv_heads, "... heads of keys and values (as --heads, where that is given)")
       ->type_name("N");
-  app.add_option("--feed-forward", shape.feed_forward, "... elements inside the feed-forward (3 x --width, where given)")
+  app.add_option("--feed-forward", shape.feed_forward,
+                 "... elements inside the feed-forward (3 x --width, where given)")
       ->type_name("N");
   app.add_option("--context", shape.context, "... tokens that it says it was trained for")->type_name("N");
   app.add_option("--type", type, "Of the weights: f16, f32 (f16)")->check(CLI::IsMember({"f16", "f32"}));

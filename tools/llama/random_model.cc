@@ -49,16 +49,19 @@ void fill(ggml_tensor* tensor, float deviation, Random& random) {
   const auto count = static_cast<std::size_t>(ggml_nelements(tensor));
   if (tensor->type == GGML_TYPE_F32) {
     auto* values = static_cast<float*>(ggml_get_data(tensor));
-    for (std::size_t i = 0; i < count; ++i) values[i] = deviation * random.normal();
+    for (std::size_t i = 0; i < count; ++i)
+      values[i] = deviation * random.normal();
   } else {
     auto* values = static_cast<ggml_fp16_t*>(ggml_get_data(tensor));
-    for (std::size_t i = 0; i < count; ++i) values[i] = ggml_fp32_to_fp16(deviation * random.normal());
+    for (std::size_t i = 0; i < count; ++i)
+      values[i] = ggml_fp32_to_fp16(deviation * random.normal());
   }
 }
 
 void fill_with_ones(ggml_tensor* tensor) {
   auto* values = static_cast<float*>(ggml_get_data(tensor));
-  for (std::int64_t i = 0; i < ggml_nelements(tensor); ++i) values[i] = 1.0F;
+  for (std::int64_t i = 0; i < ggml_nelements(tensor); ++i)
+    values[i] = 1.0F;
 }
 
 void check_shape(const ModelShape& shape) {
@@ -85,7 +88,8 @@ void set_metadata(gguf_context* file, const gguf_context* vocabulary, const Rand
     const std::string_view key = gguf_get_key(file, i);
     if (!key.starts_with("tokenizer.")) others.emplace_back(key);
   }
-  for (const std::string& key : others) gguf_remove_key(file, key.c_str());
+  for (const std::string& key : others)
+    gguf_remove_key(file, key.c_str());
   const ModelShape& shape = options.shape;
   gguf_set_val_str(file, "general.architecture", "llama");
   gguf_set_val_str(file, "general.name", options.name.c_str());

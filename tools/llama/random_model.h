@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A model file with the vocabulary of a real model and weights that a seed decides: it answers nonsense, in the time and
-// with the memory of a trained model of its shape. The same shape and seed give the same file, byte for byte.
+// A model file with the vocabulary of a real model and weights that a seed decides: it answers nonsense, in the time
+// and with the memory of a trained model of its shape. The same shape and seed give the same file, byte for byte.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +12,15 @@
 
 namespace kvtrie::llama {
 
-// A decoder of the Llama family: RMS norm, rotary positions, grouped heads, a gated feed-forward, the output tied to the
-// token embedding.
+// A decoder of the Llama family: RMS norm, rotary positions, grouped heads, a gated feed-forward, the output tied to
+// the token embedding.
 struct ModelShape {
   std::uint32_t layers = 2;
-  std::uint32_t width = 64;       // a multiple of heads
-  std::uint32_t heads = 2;        // a multiple of kv_heads; width / heads is even
+  std::uint32_t width = 64;  // a multiple of heads
+  std::uint32_t heads = 2;   // a multiple of kv_heads; width / heads is even
   std::uint32_t kv_heads = 2;
   std::uint32_t feed_forward = 192;
-  std::uint32_t context = 8192;   // tokens it says it was trained for
+  std::uint32_t context = 8192;  // tokens it says it was trained for
 };
 
 struct Preset {
@@ -36,7 +36,7 @@ struct RandomModelOptions {
   ModelShape shape;
   std::string vocabulary;  // a GGUF file with tokenizer.* metadata
   std::string output;
-  std::string name;        // general.name
+  std::string name;  // general.name
   WeightType type = WeightType::kF16;
   std::uint64_t seed = 1;
 };
@@ -45,7 +45,8 @@ struct RandomModelError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Writes options.output by way of a temporary file beside it; returns the number of parameters. Throws RandomModelError.
+// Writes options.output by way of a temporary file beside it; returns the number of parameters. Throws
+// RandomModelError.
 std::uint64_t write_random_model(const RandomModelOptions& options);
 
 }  // namespace kvtrie::llama

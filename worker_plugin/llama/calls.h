@@ -2,8 +2,9 @@
 // Copyright The kvtrie authors
 //
 // The functions of llama.cpp that the adapter calls, as a table. The adapter links no libllama: a process that shares
-// prefixes has one already, often loaded by somebody else with RTLD_LOCAL (a node addon), and a second copy of the library
-// would know nothing of its contexts. Programs that link libllama take linked_calls(); others find_loaded_calls().
+// prefixes has one already, often loaded by somebody else with RTLD_LOCAL (a node addon), and a second copy of the
+// library would know nothing of its contexts. Programs that link libllama take linked_calls(); others
+// find_loaded_llama() and find_calls().
 #pragma once
 
 #include <llama.h>
@@ -11,38 +12,38 @@
 #include <string>
 
 // Name by name, for the table and for those who fill it.
-#define KVTRIE_LLAMA_CALLS(CALL)         \
-  CALL(llama_version)                    \
-  CALL(llama_decode)                     \
-  CALL(llama_synchronize)                \
-  CALL(llama_get_model)                  \
-  CALL(llama_get_memory)                 \
-  CALL(llama_n_ctx)                      \
-  CALL(llama_n_seq_max)                  \
-  CALL(llama_memory_seq_rm)              \
-  CALL(llama_memory_seq_cp)              \
-  CALL(llama_memory_seq_pos_max)         \
-  CALL(llama_state_seq_get_size)         \
-  CALL(llama_state_seq_get_data)         \
-  CALL(llama_state_seq_set_data)         \
-  CALL(llama_perf_context_reset)         \
-  CALL(llama_model_desc)                 \
-  CALL(llama_model_size)                 \
-  CALL(llama_model_n_params)             \
-  CALL(llama_model_n_layer)              \
-  CALL(llama_model_n_swa)                \
-  CALL(llama_model_rope_type)            \
-  CALL(llama_model_ftype)                \
-  CALL(llama_model_meta_val_str)         \
-  CALL(llama_model_has_encoder)          \
-  CALL(llama_model_has_decoder)          \
-  CALL(llama_model_is_recurrent)         \
-  CALL(llama_model_is_hybrid)            \
-  CALL(llama_model_is_diffusion)         \
-  CALL(ggml_type_name)                   \
-  CALL(ggml_backend_dev_name)            \
-  CALL(ggml_backend_reg_count)           \
-  CALL(ggml_backend_reg_get)             \
+#define KVTRIE_LLAMA_CALLS(CALL) \
+  CALL(llama_version)            \
+  CALL(llama_decode)             \
+  CALL(llama_synchronize)        \
+  CALL(llama_get_model)          \
+  CALL(llama_get_memory)         \
+  CALL(llama_n_ctx)              \
+  CALL(llama_n_seq_max)          \
+  CALL(llama_memory_seq_rm)      \
+  CALL(llama_memory_seq_cp)      \
+  CALL(llama_memory_seq_pos_max) \
+  CALL(llama_state_seq_get_size) \
+  CALL(llama_state_seq_get_data) \
+  CALL(llama_state_seq_set_data) \
+  CALL(llama_perf_context_reset) \
+  CALL(llama_model_desc)         \
+  CALL(llama_model_size)         \
+  CALL(llama_model_n_params)     \
+  CALL(llama_model_n_layer)      \
+  CALL(llama_model_n_swa)        \
+  CALL(llama_model_rope_type)    \
+  CALL(llama_model_ftype)        \
+  CALL(llama_model_meta_val_str) \
+  CALL(llama_model_has_encoder)  \
+  CALL(llama_model_has_decoder)  \
+  CALL(llama_model_is_recurrent) \
+  CALL(llama_model_is_hybrid)    \
+  CALL(llama_model_is_diffusion) \
+  CALL(ggml_type_name)           \
+  CALL(ggml_backend_dev_name)    \
+  CALL(ggml_backend_reg_count)   \
+  CALL(ggml_backend_reg_get)     \
   CALL(ggml_backend_reg_name)
 
 namespace kvtrie::llama {

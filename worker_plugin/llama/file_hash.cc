@@ -20,7 +20,8 @@
 namespace kvtrie::llama {
 namespace {
 
-constexpr std::time_t kSettledAfter = 2;  // s: a file changed since then may change again without another time of change
+constexpr std::time_t kSettledAfter =
+    2;  // s: a file changed since then may change again without another time of change
 
 std::string hex(XXH128_hash_t hash) {
   char text[33];
@@ -110,7 +111,8 @@ std::string hash_of_file(const std::string& path, const std::string& memory) {
 std::string hash_of_files(const std::vector<std::string>& paths, const std::string& memory) {
   if (paths.size() == 1) return hash_of_file(paths[0], memory);
   std::string all;
-  for (const std::string& path : paths) all += hash_of_file(path, memory);
+  for (const std::string& path : paths)
+    all += hash_of_file(path, memory);
   return hex(XXH3_128bits(all.data(), all.size()));
 }
 

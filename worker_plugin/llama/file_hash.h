@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Which file it is, by all of its bytes: two models that differ in one weight must not share pages. XXH3, 128 bits: some
-// 10 GB/s from the page cache, so results are remembered in a folder by device, inode, size and time of change.
+// Which file it is, by all of its bytes: two models that differ in one weight must not share pages. XXH3, 128 bits:
+// some 10 GB/s from the page cache, so results are remembered in a folder by device, inode, size and time of change.
 #pragma once
 
 #include <string>

@@ -98,10 +98,18 @@ std::string positions(const llama_context_params& params) {
 void add_override(std::string& all, const llama_model_kv_override& one) {
   all += one.key;
   switch (one.tag) {
-    case LLAMA_KV_OVERRIDE_TYPE_INT: all += text("=i%" PRId64 ";", one.val_i64); break;
-    case LLAMA_KV_OVERRIDE_TYPE_FLOAT: all += text("=f%a;", one.val_f64); break;
-    case LLAMA_KV_OVERRIDE_TYPE_BOOL: all += one.val_bool ? "=true;" : "=false;"; break;
-    case LLAMA_KV_OVERRIDE_TYPE_STR: all += text("=s%s;", one.val_str); break;
+    case LLAMA_KV_OVERRIDE_TYPE_INT:
+      all += text("=i%" PRId64 ";", one.val_i64);
+      break;
+    case LLAMA_KV_OVERRIDE_TYPE_FLOAT:
+      all += text("=f%a;", one.val_f64);
+      break;
+    case LLAMA_KV_OVERRIDE_TYPE_BOOL:
+      all += one.val_bool ? "=true;" : "=false;";
+      break;
+    case LLAMA_KV_OVERRIDE_TYPE_STR:
+      all += text("=s%s;", one.val_str);
+      break;
   }
 }
 
@@ -123,7 +131,8 @@ std::vector<std::string> parts_of_model(const std::string& path) {
 ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params) {
   ModelSource source{paths, params, {}};
   if (params.kv_overrides != nullptr) {
-    for (const auto* one = params.kv_overrides; one->key[0] != '\0'; ++one) add_override(source.overrides, *one);
+    for (const auto* one = params.kv_overrides; one->key[0] != '\0'; ++one)
+      add_override(source.overrides, *one);
   }
   if (params.tensor_buft_overrides != nullptr) {
     for (const auto* one = params.tensor_buft_overrides; one->pattern != nullptr; ++one) {
@@ -145,8 +154,8 @@ Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_co
       {"back_ends", back_ends(calls)},
       {"kv", text("%s %s unified offload=%d", calls.ggml_type_name(params.type_k), calls.ggml_type_name(params.type_v),
                   params.offload_kqv ? 1 : 0)},
-      {"attention", text("flash=%d type=%d", static_cast<int>(params.flash_attn_type),
-                         static_cast<int>(params.attention_type))},
+      {"attention",
+       text("flash=%d type=%d", static_cast<int>(params.flash_attn_type), static_cast<int>(params.attention_type))},
       {"positions", positions(params)},
   };
   if (!options.tenant.empty()) fields.emplace_back("tenant", options.tenant);
@@ -169,7 +178,9 @@ std::string reason_not_to_share(const Calls& calls, const llama_context* context
   if (params.embeddings || params.attention_type == LLAMA_ATTENTION_TYPE_NON_CAUSAL) {
     return "it computes embeddings, for which every token counts";
   }
-  if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || params.ctx_other != nullptr) return "it belongs to another context";
+  if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || params.ctx_other != nullptr)
+    return "it belongs to another context";
+  if (params.cb_eval != nullptr) return "it watches what is computed, so nothing may be left out";
   if (params.n_samplers != 0) return "it samples in the back end";
   return {};
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// All that must be equal before two llama.cpp contexts may share pages, as the fields of a namespace: the model's files,
-// what overrides them, the engine's build and back ends, the kind of KV, attention and positions, and the tenant.
+// All that must be equal before two llama.cpp contexts may share pages, as the fields of a namespace: the model's
+// files, what overrides them, the engine's build and back ends, the kind of KV, attention and positions, and the
+// tenant.
 #pragma once
 
 #include <llama.h>

@@ -9,7 +9,7 @@
 //
 // The cycle of a request, on an empty sequence:
 //
-//   done = sequence.import(prompt, prompt.size() - kDecodedAtLeast)   KV of the first `done` tokens is in the llama_context
+//   done = sequence.import(prompt, prompt.size() - kDecodedAtLeast)   KV of the first `done` tokens is there now
 //   llama_decode(prompt[done..])                         the caller's, in as many batches as it likes
 //   sequence.decoded(prompt[done..])                     pages that they filled are published
 //   loop { llama_decode(token); sequence.decoded(token) }
@@ -18,9 +18,9 @@
 // A context that takes part has a unified KV cache (kv_unified) and one sequence id more than the caller uses: the last
 // one, n_seq_max - 1, carries pages in and out and is empty between calls. shareable_params() makes such parameters.
 //
-// Never wrong: what does not fit, fails or is gone costs computing it, and is counted; no call throws but those that say so,
-// and none fails. KV of a page is imported only when the tokens of its whole path are the sequence's, in a namespace of all
-// that fingerprint.h names.
+// Never wrong: what does not fit, fails or is gone costs computing it, and is counted; no call throws but those that
+// say so, and none fails. KV of a page is imported only when the tokens of its whole path are the sequence's, in a
+// namespace of all that fingerprint.h names.
 //
 // Threads: a SharedContext and its sequences are as a llama_context: one call at a time. A SharedCache may be used by
 // several contexts in several threads.
@@ -43,8 +43,8 @@
 
 namespace kvtrie::llama {
 
-// Of a prompt that is wholly cached, so many tokens are computed all the same: its logits are wanted, and a batch of one
-// token goes through other kernels, whose last bits differ, than the batch of several that it stands for.
+// Of a prompt that is wholly cached, so many tokens are computed all the same: its logits are wanted, and a batch of
+// one token goes through other kernels, whose last bits differ, than the batch of several that it stands for.
 inline constexpr std::size_t kDecodedAtLeast = 2;
 
 // Nothing can be shared here, and why.
@@ -61,9 +61,9 @@ struct Counters {
   std::uint64_t import_failures = 0;  // llama.cpp refused a page: its tokens were computed instead
   std::uint64_t layout_failures = 0;  // a page was not what its place says: computed instead
   std::uint64_t export_failures = 0;
-  std::uint64_t no_free_pages = 0;  // allocate said not now: not published
+  std::uint64_t no_free_pages = 0;   // allocate said not now: not published
   std::uint64_t other_failures = 0;  // of the plugin: its last text is in SharedContext::last_failure
-  std::uint64_t diverged = 0;  // context shift and the like: not shared from there on
+  std::uint64_t diverged = 0;        // context shift and the like: not shared from there on
   std::uint64_t begin_ns = 0, allocate_ns = 0, import_ns = 0, export_ns = 0, publish_ns = 0, release_ns = 0;
 };
 
@@ -90,8 +90,8 @@ class SharedCache {
 // several sequences with caches of their own, which would become one (`unify` allows it), or too small a batch.
 llama_context_params shareable_params(llama_context_params params, bool unify);
 
-// What states of this context look like, and so how many bytes a page has. Computes one token in the last sequence id, which
-// is empty before and after. Throws Refused.
+// What states of this context look like, and so how many bytes a page has. Computes one token in the last sequence id,
+// which is empty before and after. Throws Refused.
 StateShape probe_state(const Calls& calls, llama_context* context);
 
 class SharedContext {
@@ -110,8 +110,8 @@ class SharedContext {
   friend class SharedSequence;
   bool open_namespace();
   std::byte* page(std::uint32_t index) const;
-  // Pages of positions from `first` on. How many were brought in, or written, before something failed. Of those brought in
-  // the sequence gets the cells at [from, to).
+  // Pages of positions from `first` on. How many were brought in, or written, before something failed. Of those brought
+  // in the sequence gets the cells at [from, to).
   std::size_t import_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first,
                            std::size_t from, std::size_t to);
   std::size_t export_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first);

@@ -46,14 +46,24 @@ class Reader {
 void copy_rows(std::byte* to, std::size_t to_stride, const std::byte* from, std::size_t from_stride, std::size_t rows,
                std::size_t bytes) {
   const auto all = [&](auto copy) {
-    for (std::size_t row = 0; row < rows; ++row) copy(to + row * to_stride, from + row * from_stride);
+    for (std::size_t row = 0; row < rows; ++row)
+      copy(to + row * to_stride, from + row * from_stride);
   };
   switch (bytes) {
-    case 16: all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 16); }); break;
-    case 32: all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 32); }); break;
-    case 64: all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 64); }); break;
-    case 128: all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 128); }); break;
-    default: all([bytes](std::byte* a, const std::byte* b) { std::memcpy(a, b, bytes); });
+    case 16:
+      all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 16); });
+      break;
+    case 32:
+      all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 32); });
+      break;
+    case 64:
+      all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 64); });
+      break;
+    case 128:
+      all([](std::byte* a, const std::byte* b) { std::memcpy(a, b, 128); });
+      break;
+    default:
+      all([bytes](std::byte* a, const std::byte* b) { std::memcpy(a, b, bytes); });
   }
 }
 
@@ -65,7 +75,8 @@ std::string StateShape::read(std::span<const std::byte> one_token) {
   magic_ = reader.word();
   reader.skip(4);
   if (reader.word() != 1) return "its KV cache is not unified";
-  if (reader.word() != 1 || reader.word() != 0 || reader.word() != 1) return "its KV state has cells that are not known";
+  if (reader.word() != 1 || reader.word() != 0 || reader.word() != 1)
+    return "its KV state has cells that are not known";
   reader.skip(4);
   v_transposed_ = reader.word();
   layers_ = reader.word();
@@ -90,7 +101,8 @@ std::string StateShape::read(std::span<const std::byte> one_token) {
 
 std::size_t StateShape::bytes(std::size_t cells) const {
   std::size_t all = head_bytes(cells);
-  for (const StateSection& section : sections_) all += section.header.size() + section.rows * cells * section.cell_bytes;
+  for (const StateSection& section : sections_)
+    all += section.header.size() + section.rows * cells * section.cell_bytes;
   return all;
 }
 
@@ -184,7 +196,8 @@ void StateShape::gather(std::span<const std::byte* const> pages, std::int32_t fi
     for (std::size_t i = skipped / tokens; done < count; ++i) {
       const std::size_t begin = (skipped + done) % tokens;
       const std::size_t part = std::min(tokens - begin, count - done);
-      copy_rows(to + done * cell, count * cell, pages[i] + offset + begin * cell, tokens * cell, section.rows, part * cell);
+      copy_rows(to + done * cell, count * cell, pages[i] + offset + begin * cell, tokens * cell, section.rows,
+                part * cell);
       done += part;
     }
     to += section.rows * count * cell;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What llama.cpp writes for tokens of one sequence (llama_state_seq_get_data). A page in the pool has such a state of its
-// tokens in the order of their positions, so that the engine can take it as it is. Little-endian:
+// What llama.cpp writes for tokens of one sequence (llama_state_seq_get_data). A page in the pool has such a state of
+// its tokens in the order of their positions, so that the engine can take it as it is. Little-endian:
 //
 //   magic u32 | sequence i32 | streams u32 = 1 | cells u32
-//   cells x { position i32 | sequences u32 = 1 | sequence i32 }           in the order in which they lie in the KV cache
+//   cells x { position i32 | sequences u32 = 1 | sequence i32 }         in the order in which they lie in the cache
 //   V transposed u32 (flash attention off) | layers u32
-//   layers x { type i32 | row bytes u64 | cells x row }                   K
+//   layers x { type i32 | row bytes u64 | cells x row }                 K
 //   layers x the same, or { type i32 | element bytes u32 | rows u32 | rows x cells x element }   V, transposed
 //
-// States of one page at a time cost a cache miss for each row of V. So pages of a run go through one state of all of them:
-// split() makes pages of it, gather() makes it of pages.
+// States of one page at a time cost a cache miss for each row of V. So pages of a run go through one state of all of
+// them: split() makes pages of it, gather() makes it of pages.
 //
 // Pages were written by other processes, and the engine believes counts and asserts on positions: fits() first.
 #pragma once
@@ -42,12 +42,12 @@ class StateShape {
   // Whether `state` is of the `tokens` positions from `first` on, in order.
   [[nodiscard]] bool fits(std::span<const std::byte> state, std::int32_t first, std::uint32_t tokens) const;
 
-  // From a state of pages.size() * tokens positions from `first` on, in any order, to a state of `tokens` in each page, of
-  // bytes(tokens). False: it is no such state; then pages have any bytes.
+  // From a state of pages.size() * tokens positions from `first` on, in any order, to a state of `tokens` in each page,
+  // of bytes(tokens). False: it is no such state; then pages have any bytes.
   [[nodiscard]] bool split(std::span<const std::byte> state, std::int32_t first, std::uint32_t tokens,
                            std::span<std::byte* const> pages) const;
-  // The other way: of `count` positions from `from` on, which lie in pages whose first one begins at `first`; every page
-  // fits().
+  // The other way: of `count` positions from `from` on, which lie in pages whose first one begins at `first`; every
+  // page fits().
   void gather(std::span<const std::byte* const> pages, std::int32_t first, std::uint32_t tokens, std::int32_t from,
               std::size_t count, std::span<std::byte> state) const;
 

@@ -11,7 +11,7 @@ namespace kvtrie::llama {
 namespace {
 
 constexpr std::size_t kRunBytesMax = 32U << 20;
-constexpr std::size_t kRunTokensMax = 512;  // longer rows gain nothing
+constexpr std::size_t kRunTokensMax = 512;    // longer rows gain nothing
 constexpr std::uint32_t kSequencesMax = 256;  // LLAMA_MAX_SEQ, which its public headers do not have
 
 std::string plugin_says(const char* call, kvtrie_code code) {
@@ -86,7 +86,8 @@ llama_context_params shareable_params(llama_context_params params, bool unify) {
 
 StateShape probe_state(const Calls& calls, llama_context* context) {
   const llama_memory_t memory = calls.llama_get_memory(context);
-  if (memory == nullptr || calls.llama_n_seq_max(context) < 2) throw Refused("no sequence id is free for carrying pages");
+  if (memory == nullptr || calls.llama_n_seq_max(context) < 2)
+    throw Refused("no sequence id is free for carrying pages");
   llama_seq_id scratch = static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1;
   if (calls.llama_memory_seq_pos_max(memory, scratch) >= 0) throw Refused("its last sequence id is in use");
 
@@ -132,7 +133,8 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
 
 bool SharedContext::open_namespace() {
   std::vector<kvtrie_field> fields;
-  for (const auto& [key, value] : fields_) fields.push_back({key.c_str(), value.c_str()});
+  for (const auto& [key, value] : fields_)
+    fields.push_back({key.c_str(), value.c_str()});
   std::array<char, 64> label{};
   (void)calls_.llama_model_meta_val_str(calls_.llama_get_model(context_), "general.name", label.data(), label.size());
   const kvtrie_code code =
@@ -171,7 +173,8 @@ bool SharedContext::import_run(llama_seq_id sequence, std::span<const std::byte*
     shape_.gather(pages, static_cast<std::int32_t>(first), tokens, static_cast<std::int32_t>(from), to - from, all);
     state = all.data();
   }
-  if (calls_.llama_state_seq_set_data(context_, reinterpret_cast<const std::uint8_t*>(state), bytes, scratch_) != bytes) {
+  if (calls_.llama_state_seq_set_data(context_, reinterpret_cast<const std::uint8_t*>(state), bytes, scratch_) !=
+      bytes) {
     ++counters_.import_failures;
     last_failure_ = "llama.cpp did not take the state of pages";
     return false;
@@ -182,8 +185,8 @@ bool SharedContext::import_run(llama_seq_id sequence, std::span<const std::byte*
   return true;
 }
 
-std::size_t SharedContext::import_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first,
-                                        std::size_t from, std::size_t to) {
+std::size_t SharedContext::import_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices,
+                                        std::size_t first, std::size_t from, std::size_t to) {
   const Timer timer(counters_.import_ns);
   const std::size_t tokens = tokens_per_page();
   const std::size_t run_max = pages_in_a_run(shape_, tokens);
@@ -234,7 +237,8 @@ bool SharedContext::export_run(llama_seq_id sequence, std::span<std::byte* const
   return good;
 }
 
-std::size_t SharedContext::export_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices, std::size_t first) {
+std::size_t SharedContext::export_pages(llama_seq_id sequence, std::span<const std::uint32_t> indices,
+                                        std::size_t first) {
   const Timer timer(counters_.export_ns);
   const std::size_t tokens = tokens_per_page();
   const std::size_t run_max = pages_in_a_run(shape_, tokens);
@@ -242,7 +246,8 @@ std::size_t SharedContext::export_pages(llama_seq_id sequence, std::span<const s
   std::size_t done = 0;
   while (done < indices.size()) {
     pages.clear();
-    for (std::size_t i = done; i < std::min(done + run_max, indices.size()); ++i) pages.push_back(page(indices[i]));
+    for (std::size_t i = done; i < std::min(done + run_max, indices.size()); ++i)
+      pages.push_back(page(indices[i]));
     if (std::ranges::find(pages, nullptr) != pages.end() || !export_run(sequence, pages, first + done * tokens)) break;
     done += pages.size();
   }

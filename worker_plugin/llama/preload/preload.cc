@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What stands before libllama's functions when this library is loaded with LD_PRELOAD. Each goes straight on to the one it
-// stands for when nothing is shared, and when llama.cpp calls it from within another of these.
+// What stands before libllama's functions when this library is loaded with LD_PRELOAD. Each goes straight on to the one
+// it stands for when nothing is shared, and when llama.cpp calls it from within another of these.
 //
-// Preloaded libraries are in the global scope, which is searched first for a library that was loaded with RTLD_LOCAL, too (a
-// node addon); the functions that they stand for are found through the loader's list of objects (find_loaded_llama).
+// Preloaded libraries are in the global scope, which is searched first for a library that was loaded with RTLD_LOCAL,
+// too (a node addon); the functions that they stand for are found through the loader's list of objects
+// (find_loaded_llama).
 
 #include <llama.h>
 
@@ -24,9 +25,7 @@ const Real& real() { return Process::get().real(); }
 bool looked_at() { return !Inside::already() && Process::get().on(); }
 
 // The context of a call that is looked at, else NULL.
-TrackedContext* tracked(const llama_context* context) {
-  return looked_at() ? Process::get().find(context) : nullptr;
-}
+TrackedContext* tracked(const llama_context* context) { return looked_at() ? Process::get().find(context) : nullptr; }
 TrackedContext* tracked(llama_memory_t memory) { return looked_at() ? Process::get().find(memory) : nullptr; }
 
 // Of an output in the program's last batch, in the one that llama.cpp saw.
@@ -58,8 +57,9 @@ llama_context* init_from_model(llama_model* model, llama_context_params params) 
   return Process::get().make_context(model, params);
 }
 
-// A structure by value has another size in another llama.cpp. So these three jump, with the program's arguments untouched,
-// to what a route says: the function above, or the real one where that is another llama.cpp or nothing is shared.
+// A structure by value has another size in another llama.cpp. So these three jump, with the program's arguments
+// untouched, to what a route says: the function above, or the real one where that is another llama.cpp or nothing is
+// shared.
 using Function = void (*)();
 template <typename Ours, typename Theirs>
 Function route(Ours* ours, Theirs* theirs) {
@@ -80,18 +80,20 @@ __attribute__((used, visibility("hidden"))) Function kvtrie_route_init_from_mode
   return route(&init_from_model, real().llama_init_from_model);
 }
 
-#define KVTRIE_JUMP(name, routed)        \
-  __asm__(".text\n.globl " #name "\n"    \
-          ".type " #name ", @function\n" \
-          #name ":\n"                    \
-          "  push %rdi\n"                \
-          "  push %rsi\n"                \
-          "  sub $8, %rsp\n"             \
-          "  call " #routed "\n"         \
-          "  add $8, %rsp\n"             \
-          "  pop %rsi\n"                 \
-          "  pop %rdi\n"                 \
-          "  jmp *%rax\n"                \
+#define KVTRIE_JUMP(name, routed)              \
+  __asm__(".text\n.globl " #name               \
+          "\n"                                 \
+          ".type " #name ", @function\n" #name \
+          ":\n"                                \
+          "  push %rdi\n"                      \
+          "  push %rsi\n"                      \
+          "  sub $8, %rsp\n"                   \
+          "  call " #routed                    \
+          "\n"                                 \
+          "  add $8, %rsp\n"                   \
+          "  pop %rsi\n"                       \
+          "  pop %rdi\n"                       \
+          "  jmp *%rax\n"                      \
           ".size " #name ", .-" #name "\n")
 KVTRIE_JUMP(llama_model_load_from_file, kvtrie_route_load_from_file);
 KVTRIE_JUMP(llama_load_model_from_file, kvtrie_route_load_from_file);
@@ -201,7 +203,8 @@ std::size_t llama_state_seq_load_file(llama_context* context, const char* path, 
 
 std::int32_t llama_set_adapters_lora(llama_context* context, llama_adapter_lora** adapters, std::size_t count,
                                      float* scales) {
-  if (TrackedContext* const found = tracked(context); found != nullptr && count > 0) found->stop("a LoRA adapter is set");
+  if (TrackedContext* const found = tracked(context); found != nullptr && count > 0)
+    found->stop("a LoRA adapter is set");
   return real().llama_set_adapters_lora(context, adapters, count, scales);
 }
 
@@ -214,7 +217,8 @@ std::int32_t llama_set_adapter_cvec(llama_context* context, const float* data, s
 }
 
 void llama_set_causal_attn(llama_context* context, bool causal) {
-  if (TrackedContext* const found = tracked(context); found != nullptr && !causal) found->stop("attention is not causal");
+  if (TrackedContext* const found = tracked(context); found != nullptr && !causal)
+    found->stop("attention is not causal");
   real().llama_set_causal_attn(context, causal);
 }
 
@@ -231,10 +235,8 @@ llama_token llama_sampler_sample(llama_sampler* sampler, llama_context* context,
   return real().llama_sampler_sample(sampler, context, index);
 }
 
-#define KVTRIE_BY_INDEX(type, name)                                      \
-  type name(llama_context* context, std::int32_t index) {                \
-    return real().name(context, place(context, index));                  \
-  }
+#define KVTRIE_BY_INDEX(type, name) \
+  type name(llama_context* context, std::int32_t index) { return real().name(context, place(context, index)); }
 KVTRIE_BY_INDEX(float*, llama_get_logits_ith)
 KVTRIE_BY_INDEX(float*, llama_get_embeddings_ith)
 KVTRIE_BY_INDEX(llama_token, llama_get_sampled_token_ith)

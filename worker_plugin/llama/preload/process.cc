@@ -48,7 +48,8 @@ std::string report_of(const TrackedContext& context) {
   add("tokens_given", batches.tokens_given);
   add("tokens_seen", batches.tokens_seen);
   if (const SharedContext* shared = context.shared()) {
-    for (const auto& [name, value] : list(shared->counters())) add(name, value);
+    for (const auto& [name, value] : list(shared->counters()))
+      add(name, value);
     if (!shared->last_failure().empty()) out += ", \"last_failure\": " + quoted(shared->last_failure());
   }
   return out + "}";
@@ -211,8 +212,10 @@ void Process::write_report() {
     std::fprintf(file, "%s\n%s", between, report.c_str());
     between = ",";
   };
-  for (const std::string& report : ended_) put(report);
-  for (const auto& [context, tracked] : contexts_) put(report_of(*tracked));
+  for (const std::string& report : ended_)
+    put(report);
+  for (const auto& [context, tracked] : contexts_)
+    put(report_of(*tracked));
   std::fprintf(file, "]}\n");
   if (std::fclose(file) == 0) (void)std::rename(temporary.c_str(), settings_.report.c_str());
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The preload library's state in this process: settings from the environment, the libllama that it stands before, models
-// and contexts of the program, and the report.
+// The preload library's state in this process: settings from the environment, the libllama that it stands before,
+// models and contexts of the program, and the report.
 //
 //   KVTRIE_CACHE          cache to share prefixes through; without it every call goes straight to llama.cpp
 //   KVTRIE_DIR            its directory, of kvtried --dir (the default one)
@@ -10,8 +10,8 @@
 //   KVTRIE_LLAMA_UNIFY    1: contexts whose sequences have KV caches of their own get one for all of them
 //   KVTRIE_LLAMA_HASHES   folder where hashes of model files are remembered; empty: none ($XDG_CACHE_HOME/kvtrie,
 //                         ~/.cache/kvtrie)
-//   KVTRIE_LLAMA_REPORT   file for counters as JSON, %p in it stands for the process id; written when a context is freed and
-//                         at the end
+//   KVTRIE_LLAMA_REPORT   file for counters as JSON, %p in it stands for the process id; written when a context is
+//                         freed and at the end
 #pragma once
 
 #include <llama.h>

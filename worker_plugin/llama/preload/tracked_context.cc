@@ -26,7 +26,8 @@ bool output_asked(const llama_batch& batch, std::int32_t i) {
 
 void TrackedContext::stop(const std::string& reason) {
   if (reason_.empty()) reason_ = reason;
-  for (auto& [id, sequence] : sequences_) sequence->diverged_at(0);
+  for (auto& [id, sequence] : sequences_)
+    sequence->diverged_at(0);
   stopped_ = true;
 }
 
@@ -45,7 +46,8 @@ void TrackedContext::diverge_all(const llama_batch& batch) {
   if (batch.seq_id == nullptr) sequence(0).diverged_at(kEnd);
   for (std::int32_t i = 0; batch.seq_id != nullptr && i < batch.n_tokens; ++i) {
     const std::int32_t count = batch.n_seq_id == nullptr ? 1 : batch.n_seq_id[i];
-    for (std::int32_t s = 0; s < count; ++s) sequence(batch.seq_id[i][s]).diverged_at(kEnd);
+    for (std::int32_t s = 0; s < count; ++s)
+      sequence(batch.seq_id[i][s]).diverged_at(kEnd);
   }
 }
 
@@ -104,7 +106,8 @@ std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<P
   }
   place_.assign(static_cast<std::size_t>(batch.n_tokens), 0);
   for (const Part& part : parts) {
-    for (std::size_t i = 0; i < part.imported; ++i) place_[static_cast<std::size_t>(part.places[i])] = kNotComputed;
+    for (std::size_t i = 0; i < part.imported; ++i)
+      place_[static_cast<std::size_t>(part.places[i])] = kNotComputed;
   }
   std::vector<llama_token> tokens;
   std::vector<llama_pos> positions;
@@ -112,14 +115,13 @@ std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<P
   std::vector<llama_seq_id> ids;
   std::vector<std::int8_t> outputs;
   std::map<llama_seq_id, llama_pos> next;
-  for (const Part& part : parts) next[part.id] = static_cast<llama_pos>(part.sequence->diverged() ? -1 : static_cast<llama_pos>(part.sequence->size()));
+  for (const Part& part : parts) next[part.id] = calls_.llama_memory_seq_pos_max(memory_, part.id) + 1;
   for (std::int32_t i = 0; i < batch.n_tokens; ++i) {
     std::int32_t& place = place_[static_cast<std::size_t>(i)];
     if (place == kNotComputed) continue;
     place = static_cast<std::int32_t>(tokens.size());
     ids.push_back(batch.seq_id == nullptr ? 0 : batch.seq_id[i][0]);
     llama_pos& position = next[ids.back()];
-    if (position < 0) position = calls_.llama_memory_seq_pos_max(memory_, ids.back()) + 1;
     positions.push_back(batch.pos == nullptr ? position : batch.pos[i]);
     ++position;
     tokens.push_back(batch.token[i]);
@@ -131,10 +133,11 @@ std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<P
     return 0;
   }
   std::vector<llama_seq_id*> id_at;
-  for (llama_seq_id& id : ids) id_at.push_back(&id);
+  for (llama_seq_id& id : ids)
+    id_at.push_back(&id);
   counters_.tokens_seen += tokens.size();
-  return real_.llama_decode(context_, {static_cast<std::int32_t>(tokens.size()), tokens.data(), nullptr, positions.data(),
-                                       counts.data(), id_at.data(), outputs.data()});
+  return real_.llama_decode(context_, {static_cast<std::int32_t>(tokens.size()), tokens.data(), nullptr,
+                                       positions.data(), counts.data(), id_at.data(), outputs.data()});
 }
 
 void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
@@ -171,7 +174,8 @@ std::int32_t TrackedContext::decode(const llama_batch& batch) {
   }
   import(parts, batch.n_tokens);
   std::size_t imported = 0;
-  for (const Part& part : parts) imported += part.imported;
+  for (const Part& part : parts)
+    imported += part.imported;
   const std::int32_t code = decode_rest(batch, parts, imported);
   settle(parts, code);
   return code;
@@ -218,7 +222,8 @@ void TrackedContext::keep(llama_seq_id id) {
 }
 
 void TrackedContext::clear() {
-  for (auto& [known, sequence] : sequences_) sequence->truncated(0);
+  for (auto& [known, sequence] : sequences_)
+    sequence->truncated(0);
 }
 
 void TrackedContext::shifted(llama_seq_id id, llama_pos from, llama_pos delta) {
@@ -236,7 +241,8 @@ void TrackedContext::loaded(llama_seq_id id) {
     return;
   }
   const auto count = static_cast<llama_seq_id>(calls_.llama_n_seq_max(context_)) - 1;
-  for (llama_seq_id any = 0; any < count; ++any) sequence(any).diverged_at(0);
+  for (llama_seq_id any = 0; any < count; ++any)
+    sequence(any).diverged_at(0);
 }
 
 }  // namespace kvtrie::llama

@@ -5,8 +5,8 @@
 // batches, of which llama_decode sees what is not cached.
 //
 // A batch whose tokens were partly brought in from the cache is passed on without them, so places in it are others than
-// the program's: place() translates. A token whose output is asked for is always computed, and never alone where it was not
-// (kDecodedAtLeast).
+// the program's: place() translates. A token whose output is asked for is always computed, and never alone where it was
+// not (kDecodedAtLeast).
 #pragma once
 
 #include <llama.h>
