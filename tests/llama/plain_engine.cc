@@ -4,7 +4,7 @@
 // A program on llama.cpp that knows nothing of kvtrie and uses its sequences in every way that the preload library
 // follows. A line for each step: its name, the token that came out, and a hash of its logits. With and without the
 // library they are the same.
-//   plain_engine MODEL BACK_END_LIBRARY
+//   plain_engine MODEL BACK_END_LIBRARY [own_caches]
 #include <ggml-backend.h>
 #include <llama.h>
 #include <xxhash.h>
@@ -206,10 +206,24 @@ void two_sequences(Engine& engine) {
   llama_memory_clear(engine.memory, true);
 }
 
+// Sequences with KV caches of their own; tokens alone, as above.
+void own_caches(Engine& engine) {
+  for (llama_seq_id sequence = 0; sequence < 2; ++sequence) {
+    engine.batch.n_tokens = 0;
+    const Tokens tokens = words(1, 200);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      engine.add(tokens[i], static_cast<llama_pos>(i), sequence, i + 1 == tokens.size());
+    }
+    engine.run();
+    const float* const logits = llama_get_logits_ith(engine.context, 199);
+    std::printf("own %d\n", static_cast<int>(std::max_element(logits, logits + engine.vocabulary) - logits));
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) fail("usage: plain_engine MODEL BACK_END_LIBRARY");
+  if (argc < 3) fail("usage: plain_engine MODEL BACK_END_LIBRARY [own_caches]");
   llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   if (ggml_backend_load(argv[2]) == nullptr) fail("no such back end");
   Engine engine;
@@ -222,7 +236,7 @@ int main(int argc, char** argv) {
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
   const auto with_context = [&](std::uint32_t sequences, auto... steps) {
     params.n_seq_max = sequences;
-    params.kv_unified = sequences > 1;
+    params.kv_unified = sequences > 1 && argc == 3;
     engine.context = llama_init_from_model(engine.model, params);
     if (engine.context == nullptr) fail("no context");
     engine.memory = llama_get_memory(engine.context);
@@ -232,8 +246,12 @@ int main(int argc, char** argv) {
     llama_batch_free(engine.batch);
     llama_free(engine.context);
   };
-  with_context(1, one_conversation, outputs_in_the_middle, simplest_batch, context_shift, hole, state_from_elsewhere);
-  with_context(2, two_sequences);
+  if (argc > 3) {
+    with_context(2, own_caches);
+  } else {
+    with_context(1, one_conversation, outputs_in_the_middle, simplest_batch, context_shift, hole, state_from_elsewhere);
+    with_context(2, two_sequences);
+  }
   llama_model_free(engine.model);
   return 0;
 }

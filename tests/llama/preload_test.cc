@@ -75,5 +75,19 @@ TEST_F(LlamaPreloadTest, WhatItCannotShareItPassesThroughAndSaysSoOnce) {
   EXPECT_NE(small.err.find("--page-bytes " + std::to_string(page_bytes(16))), std::string::npos) << small.err;
 }
 
+TEST_F(LlamaPreloadTest, CachesOfSequencesBecomeOneOnlyWhereThatIsAllowed) {
+  serve(16);
+  const Ran alone = run(plain() + " own_caches");
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  const Ran kept = run(plain() + " own_caches", preloaded());
+  EXPECT_EQ(kept.out, alone.out);
+  EXPECT_NE(kept.err.find("kv_unified"), std::string::npos) << kept.err;
+  EXPECT_EQ(report()[0]["tokens_seen"], 400);
+  const Ran unified = run(plain() + " own_caches", preloaded("KVTRIE_LLAMA_UNIFY=1"));
+  EXPECT_EQ(unified.out, alone.out);
+  EXPECT_EQ(unified.err, "");
+  EXPECT_EQ(report()[0]["tokens_seen"], 208);  // of the second sequence those behind its 12 whole pages
+}
+
 }  // namespace
 }  // namespace kvtrie::test
