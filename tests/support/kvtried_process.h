@@ -76,7 +76,10 @@ class KvtriedProcess {
     }
     return {};
   }
-  void send(int signal_number) const { ::kill(pid_, signal_number); }
+  // Nothing once it ended: -1 would be everybody.
+  void send(int signal_number) const {
+    if (pid_ > 0) ::kill(pid_, signal_number);
+  }
   // Exit status, or -signal.
   int wait() {
     if (pid_ <= 0) return status_;

@@ -22,6 +22,12 @@ if(TARGET kvtrie-manual)
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/docs/json-schema" DESTINATION "${CMAKE_INSTALL_DATADIR}/kvtrie")
 endif()
 
+# kvtrie-llama and kvtrie-make-model belong to the llama.cpp of the build tree; this finds the program's own.
+if(TARGET kvtrie_llama_preload)
+  set_target_properties(kvtrie_llama_preload PROPERTIES INSTALL_RPATH "$ORIGIN")
+  install(TARGETS kvtrie_llama_preload LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+endif()
+
 get_target_property(kvtrie_worker_type kvtrie_worker TYPE)
 if(kvtrie_worker_type STREQUAL "SHARED_LIBRARY")
   set(kvtrie_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kvtrie")

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tests/llama/llama_process.h"
+
+namespace kvtrie::test {
+namespace {
+
+class LlamaPreloadTest : public LlamaTest {
+ protected:
+  std::string plain() const {
+    return std::string(KVTRIE_TEST_PLAIN_ENGINE) + " " + model() + " " KVTRIE_TEST_LLAMA_DIR "/lib/libggml-cpu-" +
+           back_end() + ".so";
+  }
+  std::string report_path() const { return cache_.directory() + "/report"; }
+  std::string preloaded(const std::string& more = "") const {
+    return "KVTRIE_CACHE=" + cache_.name() + " KVTRIE_DIR=" + cache_.directory() +
+           " KVTRIE_LLAMA_HASHES= " + "KVTRIE_LLAMA_REPORT=" + report_path() + " " + more +
+           " LD_PRELOAD=" KVTRIE_TEST_PRELOAD;
+  }
+  Json report() const {
+    std::ifstream file(report_path());
+    return Json::parse(file)["contexts"];
+  }
+};
+
+TEST_F(LlamaPreloadTest, AnUnmodifiedProgramSaysTheSameAndComputesLess) {
+  serve(16);
+  const Ran alone = run(plain());
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  const Ran first = run(plain(), preloaded());
+  EXPECT_EQ(first.code, 0);
+  EXPECT_EQ(first.out, alone.out);
+  EXPECT_EQ(first.err, "");
+  const Json cold = report();
+  const Ran second = run(plain(), preloaded());
+  EXPECT_EQ(second.out, alone.out);
+  const Json warm = report();
+  ASSERT_EQ(warm.size(), 2U);
+  for (const Json& context : warm) {
+    EXPECT_EQ(context["sharing"], true);
+    EXPECT_GT(context["pages_imported"], 0);
+    EXPECT_EQ(context["tokens_given"].get<int>() - context["tokens_seen"].get<int>(), context["tokens_imported"]);
+    for (const char* failure : {"import_failures", "layout_failures", "export_failures", "other_failures"}) {
+      EXPECT_EQ(context[failure], 0) << context.dump();
+    }
+  }
+  EXPECT_GT(cold[0]["tokens_seen"], warm[0]["tokens_seen"].get<int>() * 2);
+  EXPECT_GT(warm[0]["diverged"], 0);  // context shift, a state from elsewhere
+}
+
+TEST_F(LlamaPreloadTest, IsOffWithoutItsVariable) {
+  serve(16);
+  const Ran alone = run(plain());
+  const Ran off = run(plain(), "KVTRIE_LLAMA_REPORT=" + report_path() + " LD_PRELOAD=" KVTRIE_TEST_PRELOAD);
+  EXPECT_EQ(off.code, 0);
+  EXPECT_EQ(off.out, alone.out);
+  EXPECT_EQ(off.err, "");
+  EXPECT_FALSE(std::filesystem::exists(report_path()));
+  EXPECT_EQ(run("/bin/echo hello", preloaded()).out, "hello\n");  // a program without llama.cpp
+}
+
+TEST_F(LlamaPreloadTest, WhatItCannotShareItPassesThroughAndSaysSoOnce) {
+  const Ran alone = run(plain());
+  const Ran nobody = run(plain(), preloaded());  // no kvtried serves the cache
+  EXPECT_EQ(nobody.code, 0);
+  EXPECT_EQ(nobody.out, alone.out);
+  EXPECT_NE(nobody.err.find("not shared"), std::string::npos) << nobody.err;
+  EXPECT_EQ(std::count(nobody.err.begin(), nobody.err.end(), '\n'), 1) << nobody.err;
+  EXPECT_EQ(report()[0]["sharing"], false);
+
+  serve(16, 64, 256);
+  const Ran small = run(plain(), preloaded());
+  EXPECT_EQ(small.out, alone.out);
+  EXPECT_NE(small.err.find("--page-bytes " + std::to_string(page_bytes(16))), std::string::npos) << small.err;
+}
+
+TEST_F(LlamaPreloadTest, CachesOfSequencesBecomeOneOnlyWhereThatIsAllowed) {
+  serve(16);
+  const Ran alone = run(plain() + " own_caches");
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  const Ran kept = run(plain() + " own_caches", preloaded());
+  EXPECT_EQ(kept.out, alone.out);
+  EXPECT_NE(kept.err.find("kv_unified"), std::string::npos) << kept.err;
+  EXPECT_EQ(report()[0]["tokens_seen"], 400);
+  const Ran unified = run(plain() + " own_caches", preloaded("KVTRIE_LLAMA_UNIFY=1"));
+  EXPECT_EQ(unified.out, alone.out);
+  EXPECT_EQ(unified.err, "");
+  EXPECT_EQ(report()[0]["tokens_seen"], 208);  // of the second sequence those behind its 12 whole pages
+}
+
+}  // namespace
+}  // namespace kvtrie::test

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "worker_plugin/llama/fingerprint.h"
+
+#include <dlfcn.h>
+#include <xxhash.h>
+
+#include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <regex>
+#include <utility>
+
+#include "worker_plugin/llama/file_hash.h"
+
+namespace kvtrie::llama {
+namespace {
+
+__attribute__((format(printf, 1, 2))) std::string text(const char* format, ...) {
+  char buffer[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(buffer, sizeof buffer, format, arguments);
+  va_end(arguments);
+  return buffer;
+}
+
+std::string short_hash(const std::string& of) { return text("%016" PRIx64, XXH3_64bits(of.data(), of.size())); }
+
+std::string object_path(const void* address) {
+  Dl_info info{};
+  return ::dladdr(address, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
+}
+
+// "libggml-cpu-haswell.so:0123456789abcdef": libraries do not change while a process has them.
+std::string library(const void* address) {
+  static std::mutex mutex;
+  static std::map<std::string, std::string> known;
+  const std::string path = object_path(address);
+  const std::lock_guard lock(mutex);
+  std::string& name = known[path];
+  if (name.empty()) {
+    const std::size_t slash = path.rfind('/');
+    name = path.substr(slash == std::string::npos ? 0 : slash + 1);
+    if (!path.empty()) name += ":" + hash_of_files({path}, {}).substr(0, 16);
+  }
+  return name;
+}
+
+std::string engine(const Calls& calls) {
+  return std::string(calls.llama_version()) + " " + library(reinterpret_cast<const void*>(calls.llama_decode)) + " " +
+         library(reinterpret_cast<const void*>(calls.ggml_type_name));
+}
+
+// Every registered back end, since any of them may compute a part; the CPU's is one library for each kind of CPU.
+std::string back_ends(const Calls& calls) {
+  std::string all;
+  for (std::size_t i = 0; i < calls.ggml_backend_reg_count(); ++i) {
+    const ggml_backend_reg_t reg = calls.ggml_backend_reg_get(i);
+    all += (all.empty() ? "" : " ") + std::string(calls.ggml_backend_reg_name(reg)) + "=" + library(reg);
+  }
+  return all.size() <= 160 ? all : all.substr(0, 120) + "... " + short_hash(all);
+}
+
+std::string meta(const Calls& calls, const llama_model* model, const char* key) {
+  char buffer[64] = "";
+  return calls.llama_model_meta_val_str(model, key, buffer, sizeof buffer) >= 0 ? buffer : "";
+}
+
+std::string loaded_with(const Calls& calls, const ModelSource& source) {
+  std::string devices;
+  if (source.params.devices != nullptr) {
+    for (const ggml_backend_dev_t* device = source.params.devices; *device != nullptr; ++device) {
+      devices += std::string(calls.ggml_backend_dev_name(*device)) + " ";
+    }
+  }
+  const llama_model_params& params = source.params;
+  std::string all = text("gpu_layers=%d split=%d main_gpu=%d extra_bufts=%d", params.n_gpu_layers,
+                         static_cast<int>(params.split_mode), params.main_gpu, params.use_extra_bufts ? 1 : 0);
+  if (params.no_host) all += " no_host";
+  const std::string rest = source.overrides + devices;
+  return rest.empty() ? all : all + " " + short_hash(rest);
+}
+
+std::string positions(const llama_context_params& params) {
+  // Exact: %a. 0 and negative numbers stand for the model's own values.
+  return text("%d %a %a %a %a %a %a %u", static_cast<int>(params.rope_scaling_type),
+              static_cast<double>(params.rope_freq_base), static_cast<double>(params.rope_freq_scale),
+              static_cast<double>(params.yarn_ext_factor), static_cast<double>(params.yarn_attn_factor),
+              static_cast<double>(params.yarn_beta_fast), static_cast<double>(params.yarn_beta_slow),
+              params.yarn_orig_ctx);
+}
+
+void add_override(std::string& all, const llama_model_kv_override& one) {
+  all += one.key;
+  switch (one.tag) {
+    case LLAMA_KV_OVERRIDE_TYPE_INT:
+      all += text("=i%" PRId64 ";", one.val_i64);
+      break;
+    case LLAMA_KV_OVERRIDE_TYPE_FLOAT:
+      all += text("=f%a;", one.val_f64);
+      break;
+    case LLAMA_KV_OVERRIDE_TYPE_BOOL:
+      all += one.val_bool ? "=true;" : "=false;";
+      break;
+    case LLAMA_KV_OVERRIDE_TYPE_STR:
+      all += text("=s%s;", one.val_str);
+      break;
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> parts_of_model(const std::string& path) {
+  static const std::regex pattern("(.*)-([0-9]{5})-of-([0-9]{5})\\.gguf");
+  std::smatch match;
+  if (!std::regex_match(path, match, pattern)) return {path};
+  std::vector<std::string> parts;
+  for (int part = 1, parts_count = std::atoi(match[3].str().c_str()); part <= parts_count; ++part) {
+    char number[16];
+    std::snprintf(number, sizeof number, "-%05d-of-", part);
+    parts.push_back(match[1].str() + number + match[3].str() + ".gguf");
+  }
+  return parts;
+}
+
+ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params) {
+  ModelSource source{paths, params, {}};
+  if (params.kv_overrides != nullptr) {
+    for (const auto* one = params.kv_overrides; one->key[0] != '\0'; ++one)
+      add_override(source.overrides, *one);
+  }
+  if (params.tensor_buft_overrides != nullptr) {
+    for (const auto* one = params.tensor_buft_overrides; one->pattern != nullptr; ++one) {
+      source.overrides += std::string("buffer of ") + one->pattern + ";";
+    }
+  }
+  return source;
+}
+
+Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_context* context,
+                   const llama_context_params& params, const FingerprintOptions& options) {
+  const llama_model* const model = calls.llama_get_model(context);
+  Fields fields = {
+      {"engine", "llama.cpp " + engine(calls)},
+      {"model", meta(calls, model, "general.architecture") + " " + text("%" PRIu64 " ", calls.llama_model_size(model)) +
+                    hash_of_files(source.paths, options.hash_memory)},
+      {"tensors", text("ftype %d", static_cast<int>(calls.llama_model_ftype(model)))},
+      {"loaded", loaded_with(calls, source)},
+      {"back_ends", back_ends(calls)},
+      {"kv", text("%s %s unified offload=%d", calls.ggml_type_name(params.type_k), calls.ggml_type_name(params.type_v),
+                  params.offload_kqv ? 1 : 0)},
+      {"attention",
+       text("flash=%d type=%d", static_cast<int>(params.flash_attn_type), static_cast<int>(params.attention_type))},
+      {"positions", positions(params)},
+  };
+  if (!options.tenant.empty()) fields.emplace_back("tenant", options.tenant);
+  return fields;
+}
+
+std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params) {
+  const llama_model* const model = calls.llama_get_model(context);
+  if (calls.llama_get_memory(context) == nullptr) return "it has no KV cache";
+  if (calls.llama_model_is_recurrent(model) || calls.llama_model_is_hybrid(model)) {
+    return "its model keeps a recurrent state, which is no pages";
+  }
+  if (calls.llama_model_is_diffusion(model)) return "its model is a diffusion model";
+  if (calls.llama_model_has_encoder(model) || !calls.llama_model_has_decoder(model)) return "its model has an encoder";
+  if (calls.llama_model_n_swa(model) > 0) return "its model has layers with a sliding window, whose cells disappear";
+  const llama_rope_type rope = calls.llama_model_rope_type(model);
+  if (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE || rope == LLAMA_ROPE_TYPE_VISION) {
+    return "its model has several positions for a token";
+  }
+  if (params.embeddings || params.attention_type == LLAMA_ATTENTION_TYPE_NON_CAUSAL) {
+    return "it computes embeddings, for which every token counts";
+  }
+  if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || params.ctx_other != nullptr)
+    return "it belongs to another context";
+  if (params.cb_eval != nullptr) return "it watches what is computed, so nothing may be left out";
+  if (params.n_samplers != 0) return "it samples in the back end";
+  return {};
+}
+
+}  // namespace kvtrie::llama

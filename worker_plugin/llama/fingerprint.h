@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// All that must be equal before two llama.cpp contexts may share pages, as the fields of a namespace: the model's
+// files, what overrides them, the engine's build and back ends, the kind of KV, attention and positions, and the
+// tenant.
+#pragma once
+
+#include <llama.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "worker_plugin/llama/calls.h"
+
+namespace kvtrie::llama {
+
+// All parts of a model that is split into files NAME-00001-of-00003.gguf, given one of them; else the path alone.
+std::vector<std::string> parts_of_model(const std::string& path);
+
+// What cannot be asked of a llama_model: it is told by who loaded it.
+struct ModelSource {
+  std::vector<std::string> paths;  // its files
+  llama_model_params params{};     // it was loaded with; pointers in it may be gone, so see below
+  std::string overrides;           // text of params.kv_overrides and tensor_buft_overrides while they were there
+};
+ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params);
+
+struct FingerprintOptions {
+  std::string tenant;       // salt: pages are shared among equal ones only
+  std::string hash_memory;  // folder for hashes of model files; empty: none
+};
+
+using Fields = std::vector<std::pair<std::string, std::string>>;
+
+// Throws std::system_error: a file of the model cannot be read.
+Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_context* context,
+                   const llama_context_params& params, const FingerprintOptions& options);
+
+// Empty, or why pages of this context cannot be shared.
+std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params);
+
+}  // namespace kvtrie::llama

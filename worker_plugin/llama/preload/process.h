@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// The preload library's state in this process: settings from the environment, the libllama that it stands before,
+// models and contexts of the program, and the report.
+//
+//   KVTRIE_CACHE          cache to share prefixes through; without it every call goes straight to llama.cpp
+//   KVTRIE_DIR            its directory, of kvtried --dir (the default one)
+//   KVTRIE_TENANT         share among processes with the same value only
+//   KVTRIE_LLAMA_UNIFY    1: contexts whose sequences have KV caches of their own get one for all of them
+//   KVTRIE_LLAMA_HASHES   folder where hashes of model files are remembered; empty: none ($XDG_CACHE_HOME/kvtrie,
+//                         ~/.cache/kvtrie)
+//   KVTRIE_LLAMA_REPORT   file for counters as JSON, %p in it stands for the process id; written when a context is
+//                         freed and at the end
+#pragma once
+
+#include <llama.h>
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "worker_plugin/llama/preload/real.h"
+#include "worker_plugin/llama/preload/tracked_context.h"
+
+namespace kvtrie::llama {
+
+struct PreloadSettings {
+  std::string cache;
+  std::string directory;
+  std::string tenant;
+  std::string hashes;
+  std::string report;
+  bool unify = false;
+};
+PreloadSettings settings_from_environment();
+
+// Whether this thread is inside a call of the preload library: what llama.cpp then calls of itself goes straight on.
+class Inside {
+ public:
+  Inside() { ++depth_; }
+  ~Inside() { --depth_; }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+  static bool already() { return depth_ > 0; }
+
+ private:
+  static thread_local int depth_;
+};
+
+class Process {
+ public:
+  static Process& get();
+  // NULL: no call of llama.cpp came yet.
+  static Process* existing();
+
+  [[nodiscard]] const Real& real() const { return real_; }
+  // Whether calls are looked at at all: a cache is named, and the libllama is the one that this was built for.
+  [[nodiscard]] bool on() const { return on_; }
+
+  void add_model(const llama_model* model, const std::vector<std::string>& paths, const llama_model_params& params);
+  void remove_model(const llama_model* model);
+  llama_context* make_context(llama_model* model, const llama_context_params& params);
+  // Before llama_free.
+  void remove_context(const llama_context* context);
+  // NULL: not one that is looked at. Valid until it is freed, as the llama_context.
+  TrackedContext* find(const llama_context* context);
+  TrackedContext* find(llama_memory_t memory);
+  void write_report();
+
+ private:
+  Process();
+  void say_once(const std::string& what);
+  SharedCache* cache();
+  llama_context* share_context(llama_model* model, const llama_context_params& params);
+
+  const PreloadSettings settings_;
+  Real real_;
+  Calls calls_;
+  bool on_ = false;
+
+  std::mutex making_;  // of these; may be held long: files are hashed
+  std::set<std::string> said_;
+  std::map<const llama_model*, ModelSource> models_;
+  std::optional<SharedCache> cache_;
+  std::mutex mutex_;  // of these; taken last
+  std::map<const llama_context*, std::unique_ptr<TrackedContext>> contexts_;
+  std::vector<std::string> ended_;  // reports of contexts that are gone
+};
+
+}  // namespace kvtrie::llama

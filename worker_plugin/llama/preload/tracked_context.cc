@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "worker_plugin/llama/preload/tracked_context.h"
+
+#include <algorithm>
+#include <limits>
+#include <span>
+
+namespace kvtrie::llama {
+namespace {
+
+constexpr llama_pos kEnd = std::numeric_limits<llama_pos>::max();
+constexpr std::int32_t kNotComputed = std::numeric_limits<std::int32_t>::max();  // no place: llama.cpp answers NULL
+
+std::size_t tokens_before(llama_pos position) { return static_cast<std::size_t>(std::max(position, 0)); }
+
+// llama_decode's codes after which the KV cache is as before the call.
+bool restored(std::int32_t code) { return code == 1 || code == -1; }
+
+bool output_asked(const llama_batch& batch, std::int32_t i) {
+  return batch.logits == nullptr ? i == batch.n_tokens - 1 : batch.logits[i] != 0;
+}
+
+}  // namespace
+
+void TrackedContext::stop(const std::string& reason) {
+  if (reason_.empty()) reason_ = reason;
+  for (auto& [id, sequence] : sequences_)
+    sequence->diverged_at(0);
+  stopped_ = true;
+}
+
+SharedSequence& TrackedContext::sequence(llama_seq_id id) {
+  std::unique_ptr<SharedSequence>& found = sequences_[id];
+  if (!found) found = std::make_unique<SharedSequence>(*shared_, id);
+  return *found;
+}
+
+std::int32_t TrackedContext::place(std::int32_t index) const {
+  if (index < 0 || place_.empty() || static_cast<std::size_t>(index) >= place_.size()) return index;
+  return place_[static_cast<std::size_t>(index)];
+}
+
+void TrackedContext::diverge_all(const llama_batch& batch) {
+  if (batch.seq_id == nullptr) sequence(0).diverged_at(kEnd);
+  for (std::int32_t i = 0; batch.seq_id != nullptr && i < batch.n_tokens; ++i) {
+    const std::int32_t count = batch.n_seq_id == nullptr ? 1 : batch.n_seq_id[i];
+    for (std::int32_t s = 0; s < count; ++s)
+      sequence(batch.seq_id[i][s]).diverged_at(kEnd);
+  }
+}
+
+// The batch by sequences. False: some of it is nothing that could be looked up; then its sequences have diverged.
+bool TrackedContext::sort_out(const llama_batch& batch, std::vector<Part>& parts) {
+  if (batch.token == nullptr || batch.embd != nullptr) return false;
+  const auto sequences_max = static_cast<llama_seq_id>(calls_.llama_n_seq_max(context_)) - 1;
+  for (std::int32_t i = 0; i < batch.n_tokens; ++i) {
+    if (batch.seq_id != nullptr && batch.n_seq_id != nullptr && batch.n_seq_id[i] != 1) return false;
+    const llama_seq_id id = batch.seq_id == nullptr ? 0 : batch.seq_id[i][0];
+    if (id < 0 || id >= sequences_max) return false;
+    auto part = std::ranges::find(parts, id, &Part::id);
+    if (part == parts.end()) {
+      parts.emplace_back().id = id;
+      part = std::prev(parts.end());
+      part->sequence = &sequence(id);
+      // What it has should be what was seen; else something changed it in a way that is not known here.
+      const std::size_t there = tokens_before(calls_.llama_memory_seq_pos_max(memory_, id) + 1);
+      if (there > part->sequence->size()) part->sequence->diverged_at(there);
+      if (there <= part->sequence->size()) part->sequence->truncated(there);
+      part->size_before = part->sequence->size();
+    }
+    const std::size_t position = part->size_before + part->tokens.size();
+    if (batch.pos != nullptr && !part->sequence->diverged() && tokens_before(batch.pos[i]) != position) return false;
+    if (part->leading == part->tokens.size() && !embeddings_ && !output_asked(batch, i)) ++part->leading;
+    part->places.push_back(i);
+    part->tokens.push_back(batch.token[i]);
+  }
+  return true;
+}
+
+void TrackedContext::leave_one_more(std::vector<Part>& parts) {
+  // Rather the one whose token is left.
+  auto part = std::ranges::find_if(parts, [](const Part& p) { return p.imported > 0 && p.imported < p.tokens.size(); });
+  if (part == parts.end()) part = std::ranges::find_if(parts, [](const Part& p) { return p.imported > 0; });
+  if (part == parts.end()) return;
+  --part->imported;
+  const auto size = static_cast<llama_pos>(part->size_before + part->imported);
+  (void)real_.llama_memory_seq_rm(memory_, part->id, size, -1);
+  part->sequence->undo_import(1);
+}
+
+void TrackedContext::import(std::vector<Part>& parts, std::int32_t tokens) {
+  std::size_t left = static_cast<std::size_t>(tokens);
+  for (Part& part : parts) {
+    part.imported = part.sequence->import(part.tokens, part.leading);
+    left -= part.imported;
+  }
+  if (left == 1 && tokens > 1) leave_one_more(parts);
+}
+
+std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<Part>& parts, std::size_t imported) {
+  if (imported == 0) {
+    counters_.tokens_seen += static_cast<std::uint64_t>(batch.n_tokens);
+    return real_.llama_decode(context_, batch);
+  }
+  place_.assign(static_cast<std::size_t>(batch.n_tokens), 0);
+  for (const Part& part : parts) {
+    for (std::size_t i = 0; i < part.imported; ++i)
+      place_[static_cast<std::size_t>(part.places[i])] = kNotComputed;
+  }
+  std::vector<llama_token> tokens;
+  std::vector<llama_pos> positions;
+  std::vector<std::int32_t> counts;
+  std::vector<llama_seq_id> ids;
+  std::vector<std::int8_t> outputs;
+  std::map<llama_seq_id, llama_pos> next;
+  for (const Part& part : parts) next[part.id] = calls_.llama_memory_seq_pos_max(memory_, part.id) + 1;
+  for (std::int32_t i = 0; i < batch.n_tokens; ++i) {
+    std::int32_t& place = place_[static_cast<std::size_t>(i)];
+    if (place == kNotComputed) continue;
+    place = static_cast<std::int32_t>(tokens.size());
+    ids.push_back(batch.seq_id == nullptr ? 0 : batch.seq_id[i][0]);
+    llama_pos& position = next[ids.back()];
+    positions.push_back(batch.pos == nullptr ? position : batch.pos[i]);
+    ++position;
+    tokens.push_back(batch.token[i]);
+    counts.push_back(1);
+    outputs.push_back(output_asked(batch, i) ? 1 : 0);
+  }
+  if (tokens.empty()) {
+    ++counters_.batches_spared;
+    return 0;
+  }
+  std::vector<llama_seq_id*> id_at;
+  for (llama_seq_id& id : ids)
+    id_at.push_back(&id);
+  counters_.tokens_seen += tokens.size();
+  return real_.llama_decode(context_, {static_cast<std::int32_t>(tokens.size()), tokens.data(), nullptr,
+                                       positions.data(), counts.data(), id_at.data(), outputs.data()});
+}
+
+void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
+  for (Part& part : parts) {
+    const std::size_t size = part.size_before + part.imported;
+    std::size_t computed = part.tokens.size() - part.imported;
+    if (restored(code)) {
+      // As before the program's call, which had nothing imported.
+      if (part.imported > 0) {
+        (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
+        part.sequence->undo_import(part.imported);
+      }
+      continue;
+    }
+    if (code != 0) {  // aborted: what was computed stays
+      const std::size_t there = tokens_before(calls_.llama_memory_seq_pos_max(memory_, part.id) + 1);
+      computed = there < size ? 0 : std::min(computed, there - size);
+    }
+    part.sequence->decoded(std::span(part.tokens).subspan(part.imported, computed));
+  }
+  if (restored(code)) place_.clear();
+}
+
+std::int32_t TrackedContext::decode(const llama_batch& batch) {
+  place_.clear();
+  ++counters_.batches;
+  counters_.tokens_given += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
+  std::vector<Part> parts;
+  if (!shared_ || stopped_ || batch.n_tokens <= 0 || !sort_out(batch, parts)) {
+    if (shared_ && !stopped_ && batch.n_tokens > 0) diverge_all(batch);
+    ++counters_.batches_passed;
+    counters_.tokens_seen += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
+    return real_.llama_decode(context_, batch);
+  }
+  import(parts, batch.n_tokens);
+  std::size_t imported = 0;
+  for (const Part& part : parts)
+    imported += part.imported;
+  const std::int32_t code = decode_rest(batch, parts, imported);
+  settle(parts, code);
+  return code;
+}
+
+bool TrackedContext::remove(llama_seq_id id, llama_pos from, llama_pos to) {
+  if (!shared_) return real_.llama_memory_seq_rm(memory_, id, from, to);
+  from = std::max(from, 0);
+  if (to < 0) to = kEnd;
+  std::vector<std::pair<SharedSequence*, llama_pos>> touched;
+  for (auto& [known, sequence] : sequences_) {
+    if (id < 0 || known == id) touched.emplace_back(sequence.get(), calls_.llama_memory_seq_pos_max(memory_, known));
+  }
+  if (!real_.llama_memory_seq_rm(memory_, id, from, to)) return false;
+  for (auto& [sequence, last] : touched) {
+    if (from > last || from >= to) continue;
+    if (to > last) {
+      sequence->truncated(tokens_before(from));
+    } else if (tokens_before(from) < sequence->size()) {
+      sequence->diverged_at(tokens_before(from));
+    }
+  }
+  return true;
+}
+
+void TrackedContext::copy(llama_seq_id from_id, llama_seq_id to_id, llama_pos from, llama_pos to) {
+  if (shared_ && from_id != to_id && from_id >= 0 && to_id >= 0) {
+    SharedSequence& target = sequence(to_id);
+    const bool empty = calls_.llama_memory_seq_pos_max(memory_, to_id) < 0;
+    if (empty && from <= 0) {
+      target.copied_from(sequence(from_id), to < 0 ? SIZE_MAX : tokens_before(to));
+    } else {
+      target.diverged_at(empty ? 0 : std::min(target.size(), tokens_before(from)));
+    }
+  }
+  real_.llama_memory_seq_cp(memory_, from_id, to_id, from, to);
+}
+
+void TrackedContext::keep(llama_seq_id id) {
+  real_.llama_memory_seq_keep(memory_, id);
+  for (auto& [known, sequence] : sequences_) {
+    if (known != id) sequence->truncated(0);
+  }
+}
+
+void TrackedContext::clear() {
+  for (auto& [known, sequence] : sequences_)
+    sequence->truncated(0);
+}
+
+void TrackedContext::shifted(llama_seq_id id, llama_pos from, llama_pos delta) {
+  if (!shared_) return;
+  for (auto& [known, sequence] : sequences_) {
+    const std::size_t first = tokens_before(std::min(std::max(from, 0), std::max(from, 0) + delta));
+    if ((id < 0 || known == id) && first < sequence->size()) sequence->diverged_at(first);
+  }
+}
+
+void TrackedContext::loaded(llama_seq_id id) {
+  if (!shared_) return;
+  if (id >= 0) {
+    sequence(id).diverged_at(0);
+    return;
+  }
+  const auto count = static_cast<llama_seq_id>(calls_.llama_n_seq_max(context_)) - 1;
+  for (llama_seq_id any = 0; any < count; ++any)
+    sequence(any).diverged_at(0);
+}
+
+}  // namespace kvtrie::llama

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include <algorithm>
+
+#include "worker_plugin/llama/kvtrie_llama.h"
+#include "worker_plugin/llama/timer.h"
+
+namespace kvtrie::llama {
+
+void SharedSequence::release() {
+  if (sequence_.id != 0) {
+    const Timer timer(context_.counters_.release_ns);
+    (void)kvtrie_release(sequence_);
+  }
+  sequence_ = {};
+  handed_ = 0;
+  cached_ = written_ = 0;
+}
+
+// Behind size_ these come now: what was known of that place holds as far as it is the same.
+void SharedSequence::take_in(std::span<const llama_token> next) {
+  for (std::size_t i = 0; i < next.size(); ++i) {
+    const auto token = static_cast<std::uint32_t>(next[i]);
+    const std::size_t place = size_ + i;
+    if (place < tokens_.size() && tokens_[place] == token) continue;
+    if (place < handed_) release();
+    tokens_.resize(place);
+    tokens_.push_back(token);
+  }
+}
+
+// Matches whole pages of the first `total` of tokens_, unless that was done and nothing much came.
+bool SharedSequence::begin(std::size_t total) {
+  const std::size_t per_page = context_.tokens_per_page();
+  const std::size_t whole = total / per_page * per_page;
+  if (sequence_.id != 0 && (whole <= handed_ || total - size_ < per_page)) return true;
+  if (whole <= size_) return false;  // no page is filled by what comes
+  const Timer timer(context_.counters_.begin_ns);
+  kvtrie_begin_options options{};
+  options.size = sizeof options;
+  options.flags = keep_private_ ? std::uint32_t{KVTRIE_NO_PUBLISH} : 0U;
+  options.request_tag = static_cast<std::uint32_t>(id_);
+  kvtrie_begin_result hit{};
+  hit.size = sizeof hit;
+  kvtrie_sequence fresh{};
+  const auto ask = [&] {
+    return kvtrie_begin(context_.cache_.worker(), context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
+  };
+  kvtrie_code code = ask();
+  if (code == KVTRIE_E_STALE && context_.open_namespace()) code = ask();
+  if (code != KVTRIE_OK) {
+    context_.note_failure(context_.counters_.other_failures, "begin", code);
+    release();
+    return false;
+  }
+  // Its old lease still stands, so what is missing now went by a flush (or, had it none, perhaps by eviction).
+  if (hit.cached_tokens < std::min(shared_, size_)) keep_private_ = true;
+  release();
+  sequence_ = fresh;
+  handed_ = whole;
+  cached_ = written_ = hit.cached_pages;
+  shared_ = hit.cached_tokens;
+  ++context_.counters_.begins;
+  context_.counters_.hits += hit.cached_tokens > size_ ? 1 : 0;
+  return true;
+}
+
+void SharedSequence::import_pages(std::size_t limit) {
+  const std::size_t per_page = context_.tokens_per_page();
+  const auto first_page = static_cast<std::uint32_t>(size_ / per_page);
+  std::vector<std::uint32_t> pages((limit + per_page - 1) / per_page - first_page);
+  const kvtrie_code code =
+      kvtrie_get_pages(sequence_, first_page, static_cast<std::uint32_t>(pages.size()), pages.data());
+  if (code != KVTRIE_OK) {
+    context_.note_failure(context_.counters_.other_failures, "get pages", code);
+    return;
+  }
+  const std::size_t first = first_page * per_page;
+  const std::size_t done = context_.import_pages(id_, pages, first, size_, limit);
+  if (done > 0) size_ = std::min(limit, first + done * per_page);
+}
+
+bool SharedSequence::allocate(std::size_t whole) {
+  const Timer timer(context_.counters_.allocate_ns);
+  const kvtrie_code code = kvtrie_allocate(sequence_, whole, nullptr);
+  if (code == KVTRIE_E_NOT_NOW || code == KVTRIE_E_NEVER) {
+    context_.note_failure(context_.counters_.no_free_pages, "allocate", code);
+  } else if (code != KVTRIE_OK) {
+    context_.note_failure(context_.counters_.other_failures, "allocate", code);
+  }
+  return code == KVTRIE_OK;
+}
+
+std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_t most) {
+  if (diverged_ || next.empty()) return 0;
+  take_in(next);
+  const std::size_t before = size_;
+  const std::size_t total = before + next.size();
+  if (!begin(total)) return 0;
+  const std::size_t limit =
+      std::min(before + std::min(most, next.size()), std::size_t{cached_} * context_.tokens_per_page());
+  if (limit > before) import_pages(limit);
+  if (!keep_private_ && handed_ / context_.tokens_per_page() > written_) (void)allocate(handed_);
+  return size_ - before;
+}
+
+bool SharedSequence::write_pages(std::uint32_t full) {
+  std::vector<std::uint32_t> pages(full - written_);
+  const kvtrie_code code = kvtrie_get_pages(sequence_, written_, full - written_, pages.data());
+  if (code != KVTRIE_OK) {
+    context_.note_failure(context_.counters_.other_failures, "get pages", code);
+    return false;
+  }
+  const std::size_t done = context_.export_pages(id_, pages, std::size_t{written_} * context_.tokens_per_page());
+  written_ += static_cast<std::uint32_t>(done);
+  return done == pages.size();
+}
+
+void SharedSequence::publish() {
+  const auto full = static_cast<std::uint32_t>(size_ / context_.tokens_per_page());
+  if (sequence_.id == 0 || keep_private_ || full <= written_) return;
+  const std::size_t whole = std::size_t{full} * context_.tokens_per_page();
+  if (whole > handed_) {
+    const kvtrie_code code = kvtrie_append(sequence_, tokens_.data() + handed_, whole - handed_);
+    if (code != KVTRIE_OK) {
+      context_.note_failure(context_.counters_.other_failures, "append", code);
+      release();
+      return;
+    }
+    handed_ = whole;
+  }
+  if (!allocate(whole)) return;
+  if (!write_pages(full)) {
+    keep_private_ = true;
+    release();
+    return;
+  }
+  const Timer timer(context_.counters_.publish_ns);
+  kvtrie_publish_result done{};
+  done.size = sizeof done;
+  const kvtrie_code code = kvtrie_publish(sequence_, whole, &done);
+  if (code != KVTRIE_OK) {
+    context_.note_failure(context_.counters_.other_failures, "publish", code);
+    keep_private_ = true;
+    release();
+    return;
+  }
+  context_.counters_.pages_published += done.pages_published;
+  context_.counters_.pages_private += done.pages_private;
+  shared_ = std::max<std::size_t>(shared_, done.published_tokens);
+}
+
+void SharedSequence::decoded(std::span<const llama_token> tokens) {
+  context_.counters_.tokens_decoded += tokens.size();
+  if (diverged_) return;
+  take_in(tokens);
+  if (sequence_.id == 0) (void)begin(size_ + tokens.size());
+  size_ += tokens.size();
+  publish();
+}
+
+void SharedSequence::undo_import(std::size_t tokens) {
+  context_.counters_.tokens_imported -= tokens;
+  truncated(size_ - tokens);
+}
+
+void SharedSequence::truncated(std::size_t size) {
+  if (size > size_) return;
+  size_ = size;
+  diverged_ = false;
+  if (size != 0) return;
+  release();
+  tokens_.clear();
+  shared_ = 0;
+  keep_private_ = false;
+}
+
+void SharedSequence::diverged_at(std::size_t size) {
+  if (!diverged_) ++context_.counters_.diverged;
+  diverged_ = true;
+  size_ = std::min(size_, size);
+  release();
+  tokens_.resize(size_);
+}
+
+void SharedSequence::copied_from(const SharedSequence& other, std::size_t size) {
+  truncated(0);
+  size_ = std::min(size, other.size_);
+  tokens_.assign(other.tokens_.begin(), other.tokens_.begin() + static_cast<std::ptrdiff_t>(size_));
+  diverged_ = other.diverged_ && size > other.size_;
+  keep_private_ = other.keep_private_;
+  shared_ = std::min(other.shared_, size_);
+}
+
+void SharedSequence::end() { truncated(0); }
+
+}  // namespace kvtrie::llama
