@@ -18,14 +18,14 @@
  * model on the same host, so v is taken for its speed too, up to a factor:
  *
  *   gain     = p / v                                what computing the announced part would take here
- *   ignore when gain < worth                        a short part: sleep, wake-up and begin cost about as much
+ *   ignore when (g + p) / v < worth                 a short part: sleep, wake-up and begin cost about as much
  *   age      = max(0, age_ticks - 1) * tick         it is at least that old: ticks are coarse
  *   ignore when age >= slowness * (c + p) / v + grace
  *                                                   an old announcement: its owner should have finished, even if it had
  *                                                   all that is cached to compute before. It is stopped, or has other work
  *   limit    = slowness * (g + p) / v + grace       how long an owner may be silent before we take over
  *   ignore when w >= limit                          it is silent or slow: compute
- *   ignore when g > 0 and w * p / g > slowness * gain + grace
+ *   ignore when g > 0 and (w - grace) * p / g > slowness * gain + grace
  *                                                   at the speed at which pages came, the rest takes too long
  *   else wait, at most limit - w, and look again after gain / 4 (1 to 250 ms)
  *
@@ -33,7 +33,8 @@
  * slow but publishes is found out at its first pages. An owner that dies costs no time-out: the wait ends when the
  * coordinator has taken its pages back, and KVTRIE_OK says that the pages are this sequence's to allocate. Then, and
  * after every allocate, several may announce at once: the first is the next owner, and announced_by_another() tells
- * the others, who give their pages back and wait for that one.
+ * the others, who release and begin again, to wait for that one. The same look catches a begin that came while an owner
+ * was announcing page by page, and saw a short part of what was to come.
  *
  * Defaults: slowness 2 (the owner computes a batch beside), grace 20 ms, worth 2 ms (a wake-up takes up to 0.1 ms on an idle
  * host, much more on a busy one), at most 30 s.
@@ -53,7 +54,8 @@
 namespace kvtrie {
 namespace client {
 
-/* A running estimate: each report weighs with its duration, and a tenth less with each later one. */
+/* A running estimate: each report weighs with its duration, and a tenth less with each later one. An engine that warms
+ * up reports that, so that its first decision is not made on a guess. */
 class PrefillSpeed {
  public:
   /* `assumed` until something was measured. Too low a guess waits longer than it should, once. */
@@ -109,16 +111,20 @@ class WaitPolicy {
     const double came = static_cast<double>(so_far.tokens);
     const double gain = announced / tokens_per_s;
     const double grace = options_.grace_ms * 1e-3;
-    if (gain < options_.worth_ms * 1e-3) return ignore;
+    if (!is_worth_waiting_for(came + announced, tokens_per_s)) return ignore;
     const double age = now.pending_age_ticks > 1 ? (now.pending_age_ticks - 1) * tick_s_ : 0;
     const double whole = (static_cast<double>(now.cached_tokens) + announced) / tokens_per_s;
     if (age >= options_.slowness * whole + grace) return ignore;
     const double limit =
         std::min(options_.slowness * (came + announced) / tokens_per_s + grace, options_.limit_ms * 1e-3);
     if (so_far.seconds >= limit) return ignore;
-    if (came > 0 && so_far.seconds * announced / came > options_.slowness * gain + grace) return ignore;
+    if (came > 0 && (so_far.seconds - grace) * announced / came > options_.slowness * gain + grace) return ignore;
     const std::uint32_t wait_ms = whole_ms(limit - so_far.seconds);
     return {Choice::kWait, wait_ms, std::min({whole_ms(gain / 4), wait_ms, kLookMs})};
+  }
+  /* Long enough to look whether somebody else computes it. */
+  bool is_worth_waiting_for(double tokens, double tokens_per_s) const noexcept {
+    return tokens / tokens_per_s >= options_.worth_ms * 1e-3;
   }
 
  private:

@@ -17,7 +17,7 @@ namespace {
 
 constexpr auto kNothingToDo = std::chrono::microseconds(100);
 constexpr std::uint32_t kPagesWaitMs = 200;  // then it looks whether it is asked to stop
-constexpr std::uint32_t kLooksMax = 4;
+constexpr std::uint32_t kLooksMax = 3;
 constexpr std::uint32_t kSabotageEvery = 25;
 
 // Always: as long as somebody is at it. Else: as long as it is likely to pay.
@@ -32,7 +32,7 @@ void append_one(kv::Sequence& sequence, std::uint32_t token) { sequence.append(k
 }  // namespace
 
 EngineLoop::EngineLoop(const kv::Worker& worker, kvtrie_namespace name_space, Engine& engine, Board& board,
-                       std::uint32_t number)
+                       std::uint32_t number, const kv::PrefillSpeed& measured)
     : worker_(worker),
       name_space_(name_space),
       engine_(engine),
@@ -43,7 +43,8 @@ EngineLoop::EngineLoop(const kv::Worker& worker, kvtrie_namespace name_space, En
       page_tokens_(geometry_.tokens_per_page),
       policy_(geometry_, wait_options(settings_.wait)),
       faults_(board, number),
-      tally_(board.tally(number)) {}
+      tally_(board.tally(number)),
+      speed_(measured) {}
 
 void EngineLoop::run() {
   while (!board_.stopping()) {
@@ -156,8 +157,10 @@ void EngineLoop::start(Beam& beam, kv::Sequence sequence, std::uint64_t cached, 
 void EngineLoop::run_or_look_again(RequestPtr request) {
   if (faults_.strike(Stage::kAllocate, *request)) return abort(std::move(request));
   Beam& first = request->beams[0];
+  const auto to_compute = static_cast<double>(first.tokens.size() - first.computed);
   if (settings_.wait != WaitMode::kCompute && !request->ignores && request->beams.size() == 1 &&
-      request->looks < kLooksMax && kv::announced_by_another(first.sequence, first.tokens.size() - 1, page_tokens_)) {
+      request->looks < kLooksMax && policy_.is_worth_waiting_for(to_compute, speed_.tokens_per_s()) &&
+      kv::announced_by_another(first.sequence, first.tokens.size() - 1, page_tokens_)) {
     ++request->looks;
     tally_.add(Count::kLookedAgain);
     let_go(*request);
@@ -185,7 +188,6 @@ bool EngineLoop::wait_pays(RequestPtr& request) {
   const kv::Advice advice = request->wait->advise(policy_, speed_.tokens_per_s());
   if (advice.choice != kv::Choice::kWait) {
     if (advice.choice == kv::Choice::kIgnore) tally_.add(Count::kIgnored);
-    request->ignores = advice.choice == kv::Choice::kIgnore;
     request->wait.reset();
     return false;
   }

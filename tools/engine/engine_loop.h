@@ -38,8 +38,9 @@ struct NextBeam;
 
 class EngineLoop {
  public:
-  // `number`: of this worker. All must outlive it. Calls throw kv::Error for what an engine cannot expect.
-  EngineLoop(const kv::Worker& worker, kvtrie_namespace name_space, Engine& engine, Board& board, std::uint32_t number);
+  // `number`: of this worker; `measured`: at warm-up. All else must outlive it. Calls throw kv::Error for what an engine cannot expect.
+  EngineLoop(const kv::Worker& worker, kvtrie_namespace name_space, Engine& engine, Board& board, std::uint32_t number,
+             const kv::PrefillSpeed& measured);
 
   // Until all requests of the board are finished, by whomever, or it is asked to stop.
   void run();

@@ -19,8 +19,11 @@ namespace {
 Spread spread_of(std::vector<std::uint64_t>& times_ns) {
   if (times_ns.empty()) return {};
   std::ranges::sort(times_ns);
-  return {times_ns.size(), static_cast<double>(times_ns[times_ns.size() / 2]) * 1e-3,
-          static_cast<double>(times_ns.back()) * 1e-3};
+  const std::uint64_t sum = std::accumulate(times_ns.begin(), times_ns.end(), std::uint64_t{0});
+  return {.count = times_ns.size(),
+          .median_us = static_cast<double>(times_ns[times_ns.size() / 2]) * 1e-3,
+          .mean_us = static_cast<double>(sum) * 1e-3 / static_cast<double>(times_ns.size()),
+          .most_us = static_cast<double>(times_ns.back()) * 1e-3};
 }
 
 // Of a prompt that all workers had: who computed more than its last page.
@@ -65,7 +68,8 @@ void add_board(const Board& board, const EngineOptions& options, RunResult& resu
     // Of a killed owner's successor the time begins late: left out.
     const bool slow = same && options.run.slow_worker > 1 && index % board.workers() == 0;
     if (!slow && record.attempts.load() == 1) first_token.push_back(record.first_token_ns);
-    if (record.woken_ns > 0) woken.push_back(record.woken_ns);
+    // Those who took over. The others' waits went on, for these.
+    if (record.woken_ns > 0 && record.prefilled > options.tokens_per_page) woken.push_back(record.woken_ns);
   }
   result.first_token = spread_of(first_token);
   result.woken = spread_of(woken);
@@ -103,13 +107,13 @@ std::string to_text(const RunResult& result, const EngineOptions& options) {
   text += fmt::format("  {:>10} evictions\n", result.evictions);
   text += fmt::format("  failures injected  {}\n", stages_text(result.failures));
   text += fmt::format("  workers killed     {}\n", stages_text(result.kills));
-  text += fmt::format("  first token        median {:.0f} us, most {:.0f} us\n", result.first_token.median_us,
-                      result.first_token.most_us);
+  text += fmt::format("  first token        median {:.0f} us, mean {:.0f} us, most {:.0f} us\n",
+                      result.first_token.median_us, result.first_token.mean_us, result.first_token.most_us);
   if (options.run.same_tokens > 0) {
     text += fmt::format("  computed           {:.1f} tokens a prompt of {}\n", result.tokens_a_prompt, options.run.same_tokens);
   }
   if (options.run.kill_owner != 0) {
-    text += fmt::format("  woken by a death   {} waits: median {:.0f} us, most {:.0f} us; taken over by {} at most\n",
+    text += fmt::format("  taken over         {} prompts, after median {:.0f} us, most {:.0f} us; by {} at most\n",
                         result.woken.count, result.woken.median_us, result.woken.most_us, result.takeovers_max);
   }
   text += fmt::format("  wrong outputs      {}{}{}\n", result.wrong_answers, result.first_wrong.empty() ? "" : ": ",
@@ -131,9 +135,11 @@ std::string to_json(const RunResult& result, const EngineOptions& options) {
   json["evictions"] = result.evictions;
   json["failures"] = stages_json(result.failures);
   json["kills"] = stages_json(result.kills);
-  json["first_token_us"] = {{"median", result.first_token.median_us}, {"max", result.first_token.most_us}};
+  json["first_token_us"] = {{"median", result.first_token.median_us},
+                            {"mean", result.first_token.mean_us},
+                            {"max", result.first_token.most_us}};
   json["tokens_per_prompt"] = result.tokens_a_prompt;
-  json["woken_us"] = {
+  json["takeover_us"] = {
       {"count", result.woken.count}, {"median", result.woken.median_us}, {"max", result.woken.most_us}};
   json["takeovers_max"] = result.takeovers_max;
   json["wrong_outputs"] = result.wrong_answers;

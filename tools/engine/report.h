@@ -18,6 +18,7 @@ namespace kvtrie::engine {
 struct Spread {
   std::uint64_t count = 0;
   double median_us = 0;
+  double mean_us = 0;
   double most_us = 0;
 };
 
@@ -31,7 +32,7 @@ struct RunResult {
   std::array<std::uint64_t, kStages> failures{};
   std::array<std::uint64_t, kStages> kills{};
   Spread first_token;         // of all requests; of a run with a slow worker, of the others'
-  Spread woken;               // kill_owner: from the owner's death to the return of who waited
+  Spread woken;               // kill_owner: from the owner's death to the end of the wait of who took over
   double tokens_a_prompt = 0; // --same-prompt: computed by all workers together
   std::uint32_t takeovers_max = 0;  // kill_owner: of a prompt, those who computed more than a page of it at the end
   std::uint64_t pages_free = 0;

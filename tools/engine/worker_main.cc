@@ -10,6 +10,7 @@
 #include <exception>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tools/engine/board.h"
 #include "tools/engine/engine_loop.h"
@@ -37,6 +38,20 @@ kv::Worker attach(const kv::Library& library, const RunSettings& settings, const
   }
 }
 
+// As engines do before they serve: a prefill into memory of its own, which says how fast they are.
+kv::PrefillSpeed warm_up(Engine& engine, const kv::Geometry& geometry, std::uint32_t tokens) {
+  const std::vector<std::uint32_t> prompt(tokens, 1);
+  std::vector<std::byte> memory((tokens / geometry.tokens_per_page + 1) * geometry.page_bytes);
+  std::vector<std::byte*> pages;
+  for (std::size_t at = 0; at < memory.size(); at += geometry.page_bytes) pages.push_back(memory.data() + at);
+  Work work{prompt, pages, 0, tokens, 0, {}};
+  const std::uint64_t start = now_ns();
+  engine.step({&work, 1});
+  kv::PrefillSpeed speed;
+  speed.computed(tokens, static_cast<double>(now_ns() - start) * 1e-9);
+  return speed;
+}
+
 void serve(Board& board, std::uint32_t number) {
   const RunSettings& settings = board.settings();
   const kv::Library library = kv::Library::linked();
@@ -51,7 +66,8 @@ void serve(Board& board, std::uint32_t number) {
                      .tokens_per_page = geometry.tokens_per_page,
                      .page_bytes = geometry.page_bytes,
                      .prefill_token_us = settings.prefill_token_us * (number == 0 ? settings.slow_worker : 1)});
-  EngineLoop(worker, name_space, engine, board, number).run();
+  const kv::PrefillSpeed measured = warm_up(engine, geometry, settings.chunk);
+  EngineLoop(worker, name_space, engine, board, number, measured).run();
 }
 
 }  // namespace
