@@ -54,8 +54,9 @@
 namespace kvtrie {
 namespace client {
 
-/* A running estimate: each report weighs with its duration, and a tenth less with each later one. An engine that warms
- * up reports that, so that its first decision is not made on a guess. */
+/* A running estimate, the mean of the speeds reported: each weighs with its tokens (by duration, one step that the host
+ * held up would outweigh many), and a tenth less with each later one. An engine that warms up reports that, so that its
+ * first decision is not made on a guess. */
 class PrefillSpeed {
  public:
   /* `assumed` until something was measured. Too low a guess waits longer than it should, once. */
@@ -63,16 +64,17 @@ class PrefillSpeed {
   /* After a step that was mostly prefill. Reports without tokens or time are ignored. */
   void computed(std::uint64_t tokens, double seconds) noexcept {
     if (tokens == 0 || !(seconds > 0)) return;
-    tokens_ = kKept * tokens_ + static_cast<double>(tokens);
-    seconds_ = kKept * seconds_ + seconds;
+    const auto weight = static_cast<double>(tokens);
+    weights_ = kKept * weights_ + weight;
+    speeds_ = kKept * speeds_ + weight * (weight / seconds);
   }
-  double tokens_per_s() const noexcept { return seconds_ > 0 ? tokens_ / seconds_ : assumed_; }
+  double tokens_per_s() const noexcept { return weights_ > 0 ? speeds_ / weights_ : assumed_; }
 
  private:
   static constexpr double kKept = 0.9;
   double assumed_;
-  double tokens_ = 0;
-  double seconds_ = 0;
+  double weights_ = 0;
+  double speeds_ = 0; /* weighted */
 };
 
 struct WaitOptions {
