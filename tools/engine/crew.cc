@@ -16,7 +16,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kLook = std::chrono::milliseconds(20);  // deaths wake it before
-constexpr auto kEndLimit = std::chrono::seconds(2);
+constexpr auto kEndLimit = std::chrono::seconds(1);
 
 }  // namespace
 
