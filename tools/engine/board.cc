@@ -80,7 +80,11 @@ bool Board::own(std::uint32_t index, std::uint32_t worker) {
 
 std::optional<std::uint32_t> Board::take(std::uint32_t worker) {
   if (settings().same_tokens > 0) {
-    const std::uint32_t index = finished() / workers() * workers() + worker;
+    const std::uint32_t group = finished() / workers();
+    const std::uint32_t index = group * workers() + worker;
+    // A slow worker is the one that announces.
+    const auto& begun = tally(0).counts[static_cast<std::size_t>(Count::kBatches)];
+    if (settings().slow_worker > 1 && worker > 0 && begun.load() <= group) return {};
     if (index < requests() && own(index, worker)) return index;
     return {};
   }

@@ -47,7 +47,7 @@ struct RunSettings {
   std::uint32_t fail_percent;  // of the requests, at a stage each
   std::uint32_t kills;         // requests that kill their worker, at a stage each
   std::uint32_t kill_owner;    // 1: who computes a prompt of `same` dies half-way
-  std::uint32_t slow_worker;   // worker 0 computes so many times slower
+  std::uint32_t slow_worker;   // worker 0 computes so many times slower; above 1 it begins first
   double prefill_token_us;
   WaitMode wait;
   Sabotage sabotage;

@@ -10,14 +10,13 @@
 #include <thread>
 #include <utility>
 
-#include "tools/engine/beam_search.h"
-
 namespace kvtrie::engine {
 namespace {
 
 constexpr auto kNothingToDo = std::chrono::microseconds(100);
 constexpr std::uint32_t kPagesWaitMs = 200;  // then it looks whether it is asked to stop
 constexpr std::uint32_t kLooksMax = 3;
+constexpr std::uint32_t kStepsUntilAsked = 4;
 constexpr std::uint32_t kSabotageEvery = 25;
 
 // Always: as long as somebody is at it. Else: as long as it is likely to pay.
@@ -26,8 +25,6 @@ kv::WaitOptions wait_options(WaitMode mode) {
   if (mode == WaitMode::kWait) options = {.slowness = 1e9, .grace_ms = 1e6, .worth_ms = 0, .limit_ms = 30'000};
   return options;
 }
-
-void append_one(kv::Sequence& sequence, std::uint32_t token) { sequence.append(kv::Tokens(&token, 1)); }
 
 }  // namespace
 
@@ -50,7 +47,8 @@ void EngineLoop::run() {
   while (!board_.stopping()) {
     take_requests();
     look_at_waiting(false);
-    admit();
+    // After a refusal not in each step: pages come when something ends, here or in another process.
+    if (running_.empty() || steps_until_admit_ == 0) admit();
     if (!running_.empty()) {
       step();
     } else if (!waiting_.empty()) {
@@ -108,7 +106,10 @@ void EngineLoop::admit() {
                   std::make_move_iterator(group.end()));
     group.resize(count);
     for (RequestPtr& request : group) run_or_look_again(std::move(request));
-    if (!outcome) return;
+    if (!outcome) {
+      steps_until_admit_ = kStepsUntilAsked;
+      return;
+    }
   }
 }
 
@@ -148,7 +149,7 @@ void EngineLoop::start(Beam& beam, kv::Sequence sequence, std::uint64_t cached, 
   beam.sequence = std::move(sequence);
   beam.computed = cached;
   beam.borrowed_end = static_cast<std::uint32_t>((cached + shared) / page_tokens_);
-  append_one(beam.sequence, beam.tokens.back());
+  beam.sequence.append(kv::Tokens(&beam.tokens.back(), 1));
   load_pages(worker_, beam);
 }
 
@@ -240,6 +241,7 @@ void EngineLoop::end_wait(RequestPtr request) {
 // ---- one step
 
 void EngineLoop::step() {
+  if (steps_until_admit_ > 0) --steps_until_admit_;
   make_room();
   if (running_.empty()) return;
   std::vector<Part> parts;
@@ -393,63 +395,6 @@ void EngineLoop::publish() {
   }
 }
 
-// The next tokens of all beams. False: there is no room for them to go on.
-bool EngineLoop::advance(Request& request) {
-  RequestRecord& record = board_.record(request.index);
-  if (record.first_token_ns == 0) record.first_token_ns = now_ns() - request.taken_ns;
-  std::vector<std::uint64_t> costs;
-  std::vector<std::vector<Candidate>> candidates;
-  for (Beam& beam : request.beams) {
-    costs.push_back(beam.cost);
-    candidates.push_back(std::exchange(beam.candidates, {}));
-  }
-  return continue_beams(request, choose_beams(costs, candidates, request.spec.beams));
-}
-
-// Beams that nothing continues are dropped, first of all, since a fork may need their pages. What continues twice is
-// forked, before its parent goes on. The texts are there whether or not there is room: a preempted request goes on from them.
-bool EngineLoop::continue_beams(Request& request, std::span<const NextBeam> chosen) {
-  std::vector<Beam>& old = request.beams;
-  std::vector<std::uint32_t> uses(old.size());
-  for (const NextBeam& next : chosen) ++uses[next.parent];
-  for (std::size_t i = 0; i < old.size(); ++i) {
-    if (uses[i] > 0) continue;
-    old[i].sequence = {};
-    tally_.add(Count::kBeamsDropped);
-  }
-  const bool last = old[0].tokens.size() + 1 == request.tokens_at_end();
-  bool room = true;
-  std::vector<Beam> beams(chosen.size());
-  for (std::size_t i = 0; i < chosen.size(); ++i) {
-    Beam& parent = old[chosen[i].parent];
-    if (--uses[chosen[i].parent] == 0) {
-      beams[i] = std::move(parent);  // the last use: no copy
-    } else {
-      beams[i].tokens = parent.tokens;
-      if (!last && room) room = fork(parent, beams[i]);
-    }
-    beams[i].tokens.push_back(chosen[i].token);
-    beams[i].cost = chosen[i].cost;
-  }
-  for (Beam& beam : beams) {
-    if (!last && room) append_one(beam.sequence, beam.tokens.back());
-  }
-  old = std::move(beams);
-  return room;
-}
-
-bool EngineLoop::fork(Beam& parent, Beam& child) {
-  kv::ForkOptions options;
-  options.flags = KVTRIE_NO_WAIT;
-  kv::Forked forked = parent.sequence.fork(&options);
-  if (!forked.outcome) return false;
-  child.sequence = std::move(forked.child);
-  child.computed = parent.computed;
-  load_pages(worker_, child);
-  tally_.add(Count::kForks);
-  return true;
-}
-
 // ---- back to the queue, or away
 
 void EngineLoop::preempt(RequestPtr request) {
@@ -482,6 +427,7 @@ void EngineLoop::remove_failed(Stage stage) {
 
 void EngineLoop::finish(RequestPtr request) {
   let_go(*request);
+  steps_until_admit_ = 0;
   if (faults_.strike(Stage::kRelease, *request)) return abort(std::move(request));
   record_answer(*request, board_.record(request->index));
   board_.finish(request->index);

@@ -100,6 +100,7 @@ class EngineLoop {
   WorkerTally& tally_;
   kv::PrefillSpeed speed_;
 
+  std::uint32_t steps_until_admit_ = 0;
   std::deque<RequestPtr> queue_;
   std::vector<RequestPtr> waiting_;
   std::vector<RequestPtr> running_;  // oldest first

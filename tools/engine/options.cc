@@ -40,7 +40,7 @@ void add_options(CLI::App& app, EngineOptions& options) {
                  "prompts times workers")
       ->check(CLI::Range(1U, 1U << 20));
   app.add_flag("--kill-owner", run.kill_owner, "With --same-prompt: who computes it is killed half-way");
-  app.add_option("--slow-worker", run.slow_worker, "Worker 0 prefills so many times slower (1)")
+  app.add_option("--slow-worker", run.slow_worker, "Worker 0 prefills so many times slower; of --same-prompt it begins first (1)")
       ->check(CLI::Range(1U, 1000U));
   app.add_option("--pages", options.pages, "Pages of the pool (256)");
   app.add_option("--tokens-per-page", options.tokens_per_page, "Tokens of a page (16)")->check(CLI::Range(1U, 1024U));
