@@ -13,31 +13,34 @@
  * likely to cost less than computing them, too. kIgnore: they are announced, but waiting does not pay; who computes
  * them all the same keeps a private copy (docs/plugin-sequences.md).
  *
- * The arithmetic. From begin or the last look: c cached tokens; p = pending_pages * tokens_per_page announced ones; the
- * age in ticks. Of this wait: w seconds waited, g tokens that came meanwhile. v = own speed; the owner runs the same
- * model on the same host, so v is taken for its speed too, up to a factor:
+ * The arithmetic. From begin or the last look: c cached tokens; p = pending_pages * tokens_per_page announced ones;
+ * the age in ticks. Of this wait: w seconds waited, g tokens that came meanwhile. v = own speed; the owner runs the
+ * same model on the same host, so v is taken for its speed too, up to a factor:
  *
- *   gain     = p / v                                what computing the announced part would take here
- *   ignore when (g + p) / v < worth                 a short part: sleep, wake-up and begin cost about as much
- *   age      = max(0, age_ticks - 1) * tick         it is at least that old: ticks are coarse
+ *   gain  = p / v                           what computing the announced part would take here
+ *   age   = max(0, age_ticks - 1) * tick    it is at least that old: ticks are coarse
+ *   limit = slowness * (g + p) / v + grace  how long an owner may be silent before we take over
+ *
+ *   ignore when (g + p) / v < worth
+ *       a short part: sleep, wake-up and begin cost about as much
  *   ignore when age >= slowness * (c + p) / v + grace
- *                                                   an old announcement: its owner should have finished, even if it had
- *                                                   all that is cached to compute before. It is stopped, or has other work
- *   limit    = slowness * (g + p) / v + grace       how long an owner may be silent before we take over
- *   ignore when w >= limit                          it is silent or slow: compute
+ *       an old announcement: its owner should have finished, even if it had all that is cached to compute before. It
+ *       is stopped, or has other work
+ *   ignore when w >= limit
+ *       it is silent, or slow
  *   ignore when g > 0 and (w - grace) * p / g > slowness * gain + grace
- *                                                   at the speed at which pages came, the rest takes too long
+ *       at the speed at which pages came, the rest takes too long
  *   else wait, at most limit - w, and look again after gain / 4 (1 to 250 ms)
  *
  * What a wrong guess costs: an owner that never comes costs one limit, slowness * gain + grace at most; one that is
  * slow but publishes is found out at its first pages. An owner that dies costs no time-out: the wait ends when the
  * coordinator has taken its pages back, and KVTRIE_OK says that the pages are this sequence's to allocate. Then, and
  * after every allocate, several may announce at once: the first is the next owner, and announced_by_another() tells
- * the others, who release and begin again, to wait for that one. The same look catches a begin that came while an owner
- * was announcing page by page, and saw a short part of what was to come.
+ * the others, who release and begin again, to wait for that one. The same look catches a begin that came while an
+ * owner was announcing page by page, and saw a short part of what was to come.
  *
- * Defaults: slowness 2 (the owner computes a batch beside), grace 20 ms, worth 2 ms (a wake-up takes up to 0.1 ms on an idle
- * host, much more on a busy one), at most 30 s.
+ * Defaults: slowness 2 (the owner computes a batch beside), grace 20 ms, worth 2 ms (a wake-up takes up to 0.1 ms on
+ * an idle host, much more on a busy one), at most 30 s.
  *
  * Units: tokens, seconds (double) and where it says _ms milliseconds. Threads: PrefillSpeed and PendingWait belong to
  * one thread at a time; WaitPolicy is constant. Costs: arithmetic, no call but where it says so.
@@ -54,9 +57,9 @@
 namespace kvtrie {
 namespace client {
 
-/* A running estimate, the mean of the speeds reported: each weighs with its tokens (by duration, one step that the host
- * held up would outweigh many), and a tenth less with each later one. An engine that warms up reports that, so that its
- * first decision is not made on a guess. */
+/* A running estimate, the mean of the speeds reported: each weighs with its tokens (by duration, one step that the
+ * host held up would outweigh many), and a tenth less with each later one. An engine that warms up reports that, so
+ * that its first decision is not made on a guess. */
 class PrefillSpeed {
  public:
   /* `assumed` until something was measured. Too low a guess waits longer than it should, once. */
@@ -88,8 +91,8 @@ enum class Choice { kCompute, kWait, kIgnore };
 
 struct Advice {
   Choice choice = Choice::kCompute;
-  std::uint32_t wait_ms = 0;  /* kWait: at most so long in all, from now */
-  std::uint32_t look_ms = 0;  /* kWait: look and ask again after that: time_ms of wait_pending; 1 or more */
+  std::uint32_t wait_ms = 0; /* kWait: at most so long in all, from now */
+  std::uint32_t look_ms = 0; /* kWait: look and ask again after that: time_ms of wait_pending; 1 or more */
 };
 
 /* What a wait has brought so far. */
@@ -188,13 +191,13 @@ inline WaitedWhile wait_while_it_pays(Sequence& sequence, const BeginResult& beg
 
 /* After allocate or prepare, of a sequence that knows `known_tokens`: its next page is full, and yet private: in all
  * likelihood another process announced (or published) the same page between begin and allocate. Release the sequence,
- * or give its pages back, and match again: then begin reports what is under way. Once or twice, since a page is private
- * also when a lock was busy. Not for sequences with KVTRIE_NO_PUBLISH. One call of the plugin. */
-inline bool announced_by_another(const Sequence& sequence, std::uint64_t known_tokens, std::uint32_t tokens_per_page) {
+ * or give its pages back, and match again: then begin reports what is under way. Once or twice, since a page is
+ * private also when a lock was busy. Not for sequences with KVTRIE_NO_PUBLISH. One call of the plugin. */
+inline bool announced_by_another(const Sequence& sequence, std::uint64_t known_tokens,
+                                 std::uint32_t tokens_per_page) {
   kvtrie_own_page first{};
   if (sequence.own_pages(Span<kvtrie_own_page>(&first, 1)) == 0) return false;
-  return first.state == KVTRIE_PAGE_PRIVATE &&
-         (std::uint64_t{first.position} + 1) * tokens_per_page <= known_tokens;
+  return first.state == KVTRIE_PAGE_PRIVATE && (std::uint64_t{first.position} + 1) * tokens_per_page <= known_tokens;
 }
 
 }  // namespace client

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie-engine: four engine processes with continuous batching on a pool that is too small for them give the answers of
-// one request at a time; and a fault of an engine would be seen.
+// kvtrie-engine: four engine processes with continuous batching on a pool that is too small for them give the answers
+// of one request at a time; and a fault of an engine would be seen.
 
 #include <algorithm>
 #include <string>
@@ -87,10 +87,10 @@ TEST(EngineTest, SaysWhatIsWrongWithItsArguments) {
   }
 }
 
-// Prompts of 2,049 tokens, each given to four engines at once: 128 whole pages, and the last token is everybody's own.
+// Prompts of 2,049 tokens, each given to four engines at once: 128 whole pages, and the last token is everybody's
+// own.
 Words same_prompt(const char* policy, const Words& more = {}) {
-  Words words = {"--same-prompt", "2049", "--pages", "1024", "--prefill-us", "10",
-                 "--wait-policy", policy};
+  Words words = {"--same-prompt", "2049", "--pages", "1024", "--prefill-us", "10", "--wait-policy", policy};
   words.insert(words.end(), more.begin(), more.end());
   if (std::ranges::find(more, "--requests") == more.end()) words.insert(words.end(), {"--requests", "20"});
   return words;

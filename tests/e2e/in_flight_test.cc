@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The owner of announced pages is killed while three processes wait for them: how soon each of them wakes, that one takes
-// over, and that the others wait for that one.
+// The owner of announced pages is killed while three processes wait for them: how soon each of them wakes, that one
+// takes over, and that the others wait for that one.
 //
-// Each wait is measured from just before the SIGKILL to the return of kvtrie_wait_pending, so it has the end of the process
-// in it, the coordinator's work and the waiter's being scheduled. The median must be below 10 ms (C5). A single wait may
-// be longer where the host runs something else on all its cores, so of the longest only a sign of life is asked; both
-// are printed. On a machine of two cores that was idle: median 0.1 ms, longest 0.4 ms.
+// Each wait is measured from just before the SIGKILL to the return of kvtrie_wait_pending, so it has the end of the
+// process in it, the coordinator's work and the waiter's being scheduled. The median must be below 10 ms (C5). A
+// single wait may be longer where the host runs something else on all its cores, so of the longest only a sign of
+// life is asked; both are printed. On a machine of two cores that was idle: median 0.1 ms, longest 0.4 ms.
 //   KVTRIE_WAKE_ROUNDS   deaths (25)
 
 #include <gtest/gtest.h>
@@ -44,13 +44,14 @@ std::int64_t now_ns() {
 
 std::vector<std::uint32_t> prompt_of(std::uint32_t round) {
   std::vector<std::uint32_t> tokens(kTokens);
-  for (std::uint32_t i = 0; i < kTokens; ++i) tokens[i] = round * kTokens + i;
+  for (std::uint32_t i = 0; i < kTokens; ++i)
+    tokens[i] = round * kTokens + i;
   return tokens;
 }
 
 struct Board {
-  std::atomic<std::uint32_t> round{0};      // 1 and up: under way
-  std::atomic<std::uint32_t> announced{0};  // by the owner, for that round
+  std::atomic<std::uint32_t> round{0};                                       // 1 and up: under way
+  std::atomic<std::uint32_t> announced{0};                                   // by the owner, for that round
   std::array<std::atomic<std::uint32_t>, kWaiters> waits{}, woke{}, done{};  // the round
   std::array<std::array<std::int64_t, kRoundsMax + 1>, kWaiters> woke_ns{};
   std::array<std::array<std::uint32_t, kRoundsMax + 1>, kWaiters> computed{};  // pages
@@ -106,13 +107,15 @@ class OwnerDeathTest : public testing::Test {
     Begun begun = worker.begin(name_space, prompt_of(round));
     if (!begun.sequence.allocate(kTokens)) ::_exit(1);
     board_->announced.store(round);
-    for (;;) ::pause();
+    for (;;)
+      ::pause();
   }
 
   // As an engine: waits, looks again when another one was first, computes what is left.
   std::uint32_t take_over(const Worker& worker, kvtrie_namespace name_space, Sequence sequence, std::uint32_t round) {
     for (;;) {
-      while (!sequence.allocate(kTokens)) ::sched_yield();
+      while (!sequence.allocate(kTokens))
+        ::sched_yield();
       if (!announced_by_another(sequence, kTokens, 16)) break;
       Begun again = worker.begin(name_space, prompt_of(round));
       sequence = std::move(again.sequence);
@@ -121,10 +124,12 @@ class OwnerDeathTest : public testing::Test {
     std::vector<kvtrie_own_page> own(kPromptPages);
     own.resize(sequence.own_pages(own));
     for (const kvtrie_own_page& page : own) {
-      for (std::byte& byte : worker.page(page.page, 0)) byte = std::byte(round);
+      for (std::byte& byte : worker.page(page.page, 0))
+        byte = std::byte(round);
     }
     if (!sequence.publish(kTokens).outcome) return kPromptPages;
-    for (const std::uint32_t page : sequence.pages()) board_->wrong += worker.page(page, 0)[5] != std::byte(round);
+    for (const std::uint32_t page : sequence.pages())
+      board_->wrong += worker.page(page, 0)[5] != std::byte(round);
     return static_cast<std::uint32_t>(own.size());
   }
 
@@ -155,7 +160,8 @@ class OwnerDeathTest : public testing::Test {
 
 TEST_F(OwnerDeathTest, WakesAllWithinTenMillisecondsAndOneTakesOver) {
   const char* text = std::getenv("KVTRIE_WAKE_ROUNDS");
-  const auto rounds = static_cast<std::uint32_t>(std::clamp(text == nullptr ? 25L : std::atol(text), 1L, long{kRoundsMax}));
+  const auto rounds =
+      static_cast<std::uint32_t>(std::clamp(text == nullptr ? 25L : std::atol(text), 1L, long{kRoundsMax}));
   KvtriedProcess daemon(cache_, {"--pages", "1024", "--page-bytes", "256", "--metrics", "off", "--workers", "8"});
   ASSERT_TRUE(daemon.ready()) << daemon.err();
   const Result<Segment> segment = open_segment(cache_.name(), Access::kReadOnly);
@@ -167,9 +173,8 @@ TEST_F(OwnerDeathTest, WakesAllWithinTenMillisecondsAndOneTakesOver) {
   for (std::uint32_t round = 1; round <= rounds; ++round) {
     const std::uint64_t slept = segment->total(Counter::kPendingWaits);
     const pid_t owner = start([&, round](const Worker& worker, kvtrie_namespace ns) { own(worker, ns, round); });
-    ASSERT_TRUE(eventually([&] {
-      return all(board_->waits, round) && segment->total(Counter::kPendingWaits) >= slept + kWaiters;
-    }));
+    ASSERT_TRUE(eventually(
+        [&] { return all(board_->waits, round) && segment->total(Counter::kPendingWaits) >= slept + kWaiters; }));
     const std::int64_t killed = now_ns();
     end(owner);
     ASSERT_TRUE(eventually([&] { return all(board_->done, round); })) << "round " << round;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie-engine for longer: 10,000 requests each on pools, page sizes and batches of many shapes, with failures and deaths.
+// kvtrie-engine for longer: 10,000 requests each on pools, page sizes and batches of many shapes, with failures and
+// deaths.
 //   KVTRIE_ENGINE_SEEDS   seeds of each shape (1)
 
 #include <cstdlib>
@@ -31,7 +32,8 @@ TEST(EngineStressTest, AnswersAreRightInEveryShape) {
       Words words = {"--requests", "10000", "--fail", "20", "--kill", "200", "--seed", std::to_string(seed)};
       words.insert(words.end(), shape.begin(), shape.end());
       ReplayProcess engine(testing::TempDir(), words, "kvtrie-engine");
-      ASSERT_EQ(engine.wait(), 0) << "seed " << seed << ", shape " << shape[1] << ": " << engine.out() << engine.err();
+      ASSERT_EQ(engine.wait(), 0) << "seed " << seed << ", shape " << shape[1] << ": " << engine.out()
+                                  << engine.err();
       EXPECT_EQ(engine.json()["wrong_outputs"], 0);
     }
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie_policy.hpp: each rule of its arithmetic, at both sides of its edge. 16 tokens a page, ticks of 1 s; slowness 2,
-// grace 20 ms, worth 2 ms.
+// kvtrie_policy.hpp: each rule of its arithmetic, at both sides of its edge. 16 tokens a page, ticks of 1 s; slowness
+// 2, grace 20 ms, worth 2 ms.
 
 #include "worker_plugin/kvtrie_policy.hpp"
 
@@ -114,7 +114,8 @@ TEST(PrefillSpeedTest, FollowsWhatIsMeasured) {
   EXPECT_GT(speed.tokens_per_s(), 4000);
   speed.computed(100, .01);
   EXPECT_GT(speed.tokens_per_s(), 6000);
-  for (int i = 0; i < 100; ++i) speed.computed(100, .02);
+  for (int i = 0; i < 100; ++i)
+    speed.computed(100, .02);
   EXPECT_NEAR(speed.tokens_per_s(), 5000, 10);
 }
 

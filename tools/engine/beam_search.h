@@ -18,8 +18,8 @@ struct NextBeam {
   std::uint64_t cost = 0;  // of the whole text
 };
 
-// The `width` cheapest continuations of all beams, best first; of equal cost those of the first beam and candidate. With
-// one beam its `width` best candidates. costs[i] and candidates[i] are of beam i.
+// The `width` cheapest continuations of all beams, best first; of equal cost those of the first beam and candidate.
+// With one beam its `width` best candidates. costs[i] and candidates[i] are of beam i.
 [[nodiscard]] std::vector<NextBeam> choose_beams(std::span<const std::uint64_t> costs,
                                                  std::span<const std::vector<Candidate>> candidates,
                                                  std::uint32_t width);

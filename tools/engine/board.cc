@@ -26,8 +26,8 @@ constexpr std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 
 Board::Board(const RunSettings& settings, std::uint32_t requests, std::uint32_t workers) {
   fd_ = ::memfd_create("kvtrie-engine-board", MFD_CLOEXEC);
   if (fd_ < 0) fail("memfd_create");
-  const std::uint64_t bytes = aligned(sizeof(Header)) + aligned(requests * sizeof(RequestRecord)) +
-                              workers * sizeof(WorkerTally);
+  const std::uint64_t bytes =
+      aligned(sizeof(Header)) + aligned(requests * sizeof(RequestRecord)) + workers * sizeof(WorkerTally);
   if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail("the board's memory");
   map(bytes);
   header_->bytes = bytes;
@@ -66,8 +66,8 @@ void Board::map(std::uint64_t bytes) {
 void Board::find_parts() {
   auto* base = reinterpret_cast<std::byte*>(header_);
   records_ = reinterpret_cast<RequestRecord*>(base + aligned(sizeof(Header)));
-  tallies_ = reinterpret_cast<WorkerTally*>(base + aligned(sizeof(Header)) +
-                                            aligned(requests() * sizeof(RequestRecord)));
+  tallies_ =
+      reinterpret_cast<WorkerTally*>(base + aligned(sizeof(Header)) + aligned(requests() * sizeof(RequestRecord)));
 }
 
 bool Board::own(std::uint32_t index, std::uint32_t worker) {
@@ -116,7 +116,8 @@ void Board::reopen(std::uint32_t worker) {
 
 std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+          .count());
 }
 
 }  // namespace kvtrie::engine

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What a run's parent and its worker processes share: settings, who has which request, answers, counts. Process-shared
-// memory that the workers inherit as a descriptor; nothing of the cache is in here.
+// What a run's parent and its worker processes share: settings, who has which request, answers, counts.
+// Process-shared memory that the workers inherit as a descriptor; nothing of the cache is in here.
 //
 //   Header | RequestRecord x requests | WorkerTally x workers
 //
 // Invariants
-//   1 A request is open, one worker's, or done: its owner word says which. Only its worker writes the rest of its record.
+//   1 A request is open, one worker's, or done: its owner word says which. Only its worker writes the rest of its
+//     record.
 //   2 A tally is written by one worker at a time; its successor goes on with it.
 //
-// Crash: a worker that dies leaves its requests its own; the parent opens them again. Attempts are counted when a request
-// is taken, so what killed one worker does not kill the next.
+// Crash: a worker that dies leaves its requests its own; the parent opens them again. Attempts are counted when a
+// request is taken, so what killed one worker does not kill the next.
 #pragma once
 
 #include <array>
@@ -54,24 +55,24 @@ struct RunSettings {
 };
 
 //  name, its key in JSON, text
-#define KVTRIE_ENGINE_COUNTS(X)                                                                          \
-  X(kBatches, "batches", "batches prepared")                                                             \
-  X(kNotNow, "not_now", "batches that found too few pages")                                              \
-  X(kSteps, "steps", "steps of the engine")                                                              \
-  X(kCached, "cached", "prompt tokens found in the cache")                                               \
-  X(kShared, "shared", "prompt tokens of another sequence of the batch")                                 \
-  X(kPrefilled, "prefilled", "prompt tokens computed")                                                   \
-  X(kDecoded, "decoded", "tokens generated and computed")                                                \
-  X(kPublished, "published", "pages published")                                                          \
-  X(kKeptPrivate, "kept_private", "pages kept private at a publish")                                     \
-  X(kPreempted, "preempted", "preemptions")                                                              \
-  X(kResumed, "resumed", "preempted requests resumed")                                                   \
-  X(kResumedCached, "resumed_cached", "tokens of these found in the cache")                              \
-  X(kForks, "forks", "forks")                                                                            \
-  X(kBeamsDropped, "beams_dropped", "beams dropped")                                                     \
-  X(kLookedAgain, "looked_again", "begun again, since another process had announced the same pages")     \
-  X(kWaited, "waited", "requests that waited for pages of another process")                              \
-  X(kWaitedTokens, "waited_tokens", "tokens that came by waiting")                                       \
+#define KVTRIE_ENGINE_COUNTS(X)                                                                      \
+  X(kBatches, "batches", "batches prepared")                                                         \
+  X(kNotNow, "not_now", "batches that found too few pages")                                          \
+  X(kSteps, "steps", "steps of the engine")                                                          \
+  X(kCached, "cached", "prompt tokens found in the cache")                                           \
+  X(kShared, "shared", "prompt tokens of another sequence of the batch")                             \
+  X(kPrefilled, "prefilled", "prompt tokens computed")                                               \
+  X(kDecoded, "decoded", "tokens generated and computed")                                            \
+  X(kPublished, "published", "pages published")                                                      \
+  X(kKeptPrivate, "kept_private", "pages kept private at a publish")                                 \
+  X(kPreempted, "preempted", "preemptions")                                                          \
+  X(kResumed, "resumed", "preempted requests resumed")                                               \
+  X(kResumedCached, "resumed_cached", "tokens of these found in the cache")                          \
+  X(kForks, "forks", "forks")                                                                        \
+  X(kBeamsDropped, "beams_dropped", "beams dropped")                                                 \
+  X(kLookedAgain, "looked_again", "begun again, since another process had announced the same pages") \
+  X(kWaited, "waited", "requests that waited for pages of another process")                          \
+  X(kWaitedTokens, "waited_tokens", "tokens that came by waiting")                                   \
   X(kIgnored, "ignored", "announced pages ignored, or waited for long enough")
 
 enum class Count : std::uint8_t {
@@ -110,9 +111,9 @@ struct RequestRecord {
   std::atomic<std::uint32_t> owner;  // worker + 1
   std::atomic<std::uint32_t> attempts;
   std::uint32_t answer_tokens;
-  std::uint32_t prefilled;          // tokens computed for it, by the attempt that finished
-  std::uint64_t first_token_ns;     // from its first taking by a worker that lived to the first token
-  std::uint64_t woken_ns;           // kill_owner: from the owner's death to this waiter's return
+  std::uint32_t prefilled;              // tokens computed for it, by the attempt that finished
+  std::uint64_t first_token_ns;         // from its first taking by a worker that lived to the first token
+  std::uint64_t woken_ns;               // kill_owner: from the owner's death to this waiter's return
   std::atomic<std::uint64_t> death_ns;  // kill_owner, of a group's first request: when its owner died
   std::uint32_t answer[kOutputMax * kBeamsMax];
 };
@@ -133,12 +134,10 @@ class Board {
   [[nodiscard]] std::uint32_t workers() const { return header_->workers; }
   [[nodiscard]] RequestRecord& record(std::uint32_t index) const { return records_[index]; }
   [[nodiscard]] WorkerTally& tally(std::uint32_t worker) const { return tallies_[worker]; }
-  [[nodiscard]] Workload workload() const {
-    return {settings().seed, settings().same_tokens, workers()};
-  }
+  [[nodiscard]] Workload workload() const { return {settings().seed, settings().same_tokens, workers()}; }
 
-  // An open request is `worker`'s from now on; empty when there is none for it now. Of `same`, the worker's own of the
-  // group that is under way.
+  // An open request is `worker`'s from now on; empty when there is none for it now. Of `same`, the worker's own of
+  // the group that is under way.
   std::optional<std::uint32_t> take(std::uint32_t worker);
   void finish(std::uint32_t index);
   [[nodiscard]] std::uint32_t finished() const { return header_->finished.load(std::memory_order_acquire); }

@@ -41,7 +41,8 @@ void Crew::start(std::uint32_t worker) {
 
 std::string Crew::run(replay::Signals& signals, std::chrono::seconds stall,
                       const std::function<std::string()>& watch) {
-  for (std::uint32_t worker = 0; worker < members_.size(); ++worker) start(worker);
+  for (std::uint32_t worker = 0; worker < members_.size(); ++worker)
+    start(worker);
   std::string failure;
   std::uint64_t seen = 0;
   auto since = Clock::now();
@@ -78,15 +79,16 @@ std::string Crew::judge_end(std::uint32_t worker, int wait_status) {
   if (WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0) return {};
   const WorkerTally& tally = board_.tally(worker);
   std::uint64_t planned = 0;
-  for (const auto& kills : tally.kills) planned += kills.load();
+  for (const auto& kills : tally.kills)
+    planned += kills.load();
   if (WIFSIGNALED(wait_status) && WTERMSIG(wait_status) == SIGKILL && members_[worker].deaths < planned) {
     ++members_[worker].deaths;
     board_.reopen(worker);
     start(worker);
     return {};
   }
-  return fmt::format("worker {} {}{}{}", worker, replay::describe_end(wait_status), tally.error[0] == '\0' ? "" : ": ",
-                     tally.error);
+  return fmt::format("worker {} {}{}{}", worker, replay::describe_end(wait_status),
+                     tally.error[0] == '\0' ? "" : ": ", tally.error);
 }
 
 // Asks, waits a while, then kills.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// The worker processes of a run, as their parent sees them: started, replaced when they were killed as planned, and ended
-// when something goes wrong.
+// The worker processes of a run, as their parent sees them: started, replaced when they were killed as planned, and
+// ended when something goes wrong.
 #pragma once
 
 #include <sys/types.h>

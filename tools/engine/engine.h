@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What the loop (engine_loop.h) needs of an inference engine. One call: KV of these tokens of these sequences into these
-// pages, and what may come next. The loop knows the cache and no model; an engine knows its model and no cache.
+// What the loop (engine_loop.h) needs of an inference engine. One call: KV of these tokens of these sequences into
+// these pages, and what may come next. The loop knows the cache and no model; an engine knows its model and no cache.
 //
 // Thread safety: one thread.
 #pragma once

@@ -24,11 +24,13 @@ bool EngineLoop::advance(Request& request) {
 }
 
 // Beams that nothing continues are dropped, first of all, since a fork may need their pages. What continues twice is
-// forked, before its parent goes on. The texts are there whether or not there is room: a preempted request goes on from them.
+// forked, before its parent goes on. The texts are there whether or not there is room: a preempted request goes on
+// from them.
 bool EngineLoop::continue_beams(Request& request, std::span<const NextBeam> chosen) {
   std::vector<Beam>& old = request.beams;
   std::vector<std::uint32_t> uses(old.size());
-  for (const NextBeam& next : chosen) ++uses[next.parent];
+  for (const NextBeam& next : chosen)
+    ++uses[next.parent];
   for (std::size_t i = 0; i < old.size(); ++i) {
     if (uses[i] > 0) continue;
     old[i].sequence = {};

@@ -98,14 +98,16 @@ void EngineLoop::admit() {
       // Rule 1: wait for pages only when nothing here could give any, and with nothing in hand.
       outcome = prepare(std::span(group).first(count), running_.empty() && waiting_.empty() && count == 1);
       if (outcome) break;
-      if (count == 1 && outcome == KVTRIE_E_NEVER) throw std::runtime_error("a request needs more pages than there are");
+      if (count == 1 && outcome == KVTRIE_E_NEVER)
+        throw std::runtime_error("a request needs more pages than there are");
       if (outcome == KVTRIE_E_STALE) throw std::runtime_error("the namespace lost its place");
     }
     // What did not fit waits for its turn, in its old order.
     queue_.insert(queue_.begin(), std::make_move_iterator(group.begin() + static_cast<std::ptrdiff_t>(count)),
                   std::make_move_iterator(group.end()));
     group.resize(count);
-    for (RequestPtr& request : group) run_or_look_again(std::move(request));
+    for (RequestPtr& request : group)
+      run_or_look_again(std::move(request));
     if (!outcome) {
       steps_until_admit_ = kStepsUntilAsked;
       return;
@@ -198,7 +200,8 @@ bool EngineLoop::wait_pays(RequestPtr& request) {
   return true;
 }
 
-// Each of them: are the pages there, or is it time to stop? Sleeps, for the first one, when there is nothing else to do.
+// Each of them: are the pages there, or is it time to stop? Sleeps, for the first one, when there is nothing else to
+// do.
 void EngineLoop::look_at_waiting(bool may_sleep) {
   std::vector<RequestPtr> still;
   for (RequestPtr& request : std::exchange(waiting_, {})) {
@@ -309,7 +312,8 @@ void EngineLoop::skip_what_others_computed(Beam& beam) {
 bool EngineLoop::is_computed_by_another(const Beam& beam, std::uint32_t position) const {
   for (const RequestPtr& request : running_) {
     for (const Beam& other : request->beams) {
-      if (&other != &beam && position < other.page_ids.size() && other.page_ids[position] == beam.page_ids[position] &&
+      if (&other != &beam && position < other.page_ids.size() &&
+          other.page_ids[position] == beam.page_ids[position] &&
           other.computed >= (std::uint64_t{position} + 1) * page_tokens_) {
         return true;
       }
@@ -318,8 +322,8 @@ bool EngineLoop::is_computed_by_another(const Beam& beam, std::uint32_t position
   return false;
 }
 
-// Decoding first, one token a beam, so that nobody's text stops for another's long prompt; prefill with what is left of the
-// budget, in chunks.
+// Decoding first, one token a beam, so that nobody's text stops for another's long prompt; prefill with what is left
+// of the budget, in chunks.
 void EngineLoop::plan(std::vector<Part>& parts, std::vector<Work>& works) {
   std::uint64_t budget = settings_.chunk;
   const auto at_last_token = [](const Beam& beam) { return beam.computed + 1 == beam.tokens.size(); };
@@ -334,7 +338,8 @@ void EngineLoop::plan(std::vector<Part>& parts, std::vector<Work>& works) {
       prefill.push_back(request.get());
       continue;
     }
-    for (Beam& beam : request->beams) plan_beam(*request, beam, beam.tokens.size(), parts, works);
+    for (Beam& beam : request->beams)
+      plan_beam(*request, beam, beam.tokens.size(), parts, works);
     budget -= std::min<std::uint64_t>(budget, request->beams.size());
   }
   for (Request* request : prefill) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// An engine's scheduling loop with continuous batching on a shared prefix cache: what to do with the plugin's calls, and
-// with their answers. On kvtrie.hpp and kvtrie_policy.hpp alone.
+// An engine's scheduling loop with continuous batching on a shared prefix cache: what to do with the plugin's calls,
+// and with their answers. On kvtrie.hpp and kvtrie_policy.hpp alone.
 //
 //   queue_ --admit--> running_ --step--> finished
 //     |  \               |
@@ -11,10 +11,10 @@
 //     +-- begin, prepare_batch
 //
 // Rules that keep several such loops on one small pool from deadlock and from wrong text
-//   1 Who waits for pages holds none: prepare_batch gives everything back while it waits, and it waits only when nothing
-//     is running and nothing waits for other processes. With something running, pages come from its end.
-//   2 A running request that needs one more page never waits: the youngest running request is preempted, itself if it is
-//     that. A preempted request takes the pages of its whole text at once, so it is not preempted for growing again.
+//   1 Who waits for pages holds none: prepare_batch gives everything back while it waits, and it waits only when
+//     nothing is running and nothing waits for other processes. With something running, pages come from its end.
+//   2 A running request that needs one more page never waits: the youngest running request is preempted, itself if
+//     it is that. A preempted request takes the pages of its whole text at once, so it need not grow again.
 //   3 A request that waits for another process's pages holds what is matched, for a bounded time, and takes no page.
 //   4 Pages are published behind the step that wrote them, never before.
 //   5 The last known token is never matched: somebody has to compute it, or there is no next token.
@@ -38,9 +38,10 @@ struct NextBeam;
 
 class EngineLoop {
  public:
-  // `number`: of this worker; `measured`: at warm-up. All else must outlive it. Calls throw kv::Error for what an engine cannot expect.
-  EngineLoop(const kv::Worker& worker, kvtrie_namespace name_space, Engine& engine, Board& board, std::uint32_t number,
-             const kv::PrefillSpeed& measured);
+  // `number`: of this worker; `measured`: at warm-up. All else must outlive it. Calls throw kv::Error for what an
+  // engine cannot expect.
+  EngineLoop(const kv::Worker& worker, kvtrie_namespace name_space, Engine& engine, Board& board,
+             std::uint32_t number, const kv::PrefillSpeed& measured);
 
   // Until all requests of the board are finished, by whomever, or it is asked to stop.
   void run();

@@ -13,7 +13,8 @@ namespace kvtrie::engine {
 namespace {
 
 [[noreturn]] void die() {
-  for (;;) ::kill(::getpid(), SIGKILL);
+  for (;;)
+    ::kill(::getpid(), SIGKILL);
 }
 
 }  // namespace

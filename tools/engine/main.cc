@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie-engine: example engines with continuous batching in several processes on one small pool; each answer is compared.
-// It starts itself again as its workers: kvtrie-engine --worker-fd FD WORKER.
+// kvtrie-engine: example engines with continuous batching in several processes on one small pool; each answer is
+// compared. It starts itself again as its workers: kvtrie-engine --worker-fd FD WORKER.
 
 #include <charconv>
 #include <cstdint>
@@ -28,7 +28,6 @@ int main(int argc, char** argv) {
     return kvtrie::engine::run_worker(static_cast<int>(number_of(argv[2])), number_of(argv[3]));
   }
   int exit_code = 0;
-  const std::optional<kvtrie::engine::EngineOptions> options =
-      kvtrie::engine::parse_options(argc, argv, exit_code);
+  const std::optional<kvtrie::engine::EngineOptions> options = kvtrie::engine::parse_options(argc, argv, exit_code);
   return options ? kvtrie::engine::run_engines(*options) : exit_code;
 }

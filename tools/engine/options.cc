@@ -40,7 +40,8 @@ void add_options(CLI::App& app, EngineOptions& options) {
                  "prompts times workers")
       ->check(CLI::Range(1U, 1U << 20));
   app.add_flag("--kill-owner", run.kill_owner, "With --same-prompt: who computes it is killed half-way");
-  app.add_option("--slow-worker", run.slow_worker, "Worker 0 prefills so many times slower; of --same-prompt it begins first (1)")
+  app.add_option("--slow-worker", run.slow_worker,
+                 "Worker 0 prefills so many times slower; of --same-prompt it begins first (1)")
       ->check(CLI::Range(1U, 1000U));
   app.add_option("--pages", options.pages, "Pages of the pool (256)");
   app.add_option("--tokens-per-page", options.tokens_per_page, "Tokens of a page (16)")->check(CLI::Range(1U, 1024U));
@@ -75,7 +76,8 @@ std::string problem_of(const EngineOptions& options) {
 }  // namespace
 
 std::optional<EngineOptions> parse_options(int argc, const char* const* argv, int& exit_code) {
-  CLI::App app{"Engines with continuous batching on one small pool, whose every answer is compared.", "kvtrie-engine"};
+  CLI::App app{"Engines with continuous batching on one small pool, whose every answer is compared.",
+               "kvtrie-engine"};
   app.footer("exit codes: 0 all answers right and no page lost, 1 not so, 2 usage");
   app.set_version_flag("--version", KVTRIE_VERSION);
   EngineOptions options;

@@ -17,7 +17,8 @@ struct Text {
 
 std::vector<Candidate> candidates_of(Engine& engine, const PageShape& shape, Text& text, std::uint32_t wanted) {
   std::vector<std::byte*> pages;
-  for (std::size_t at = 0; at < text.memory.size(); at += shape.page_bytes) pages.push_back(text.memory.data() + at);
+  for (std::size_t at = 0; at < text.memory.size(); at += shape.page_bytes)
+    pages.push_back(text.memory.data() + at);
   Work work{text.tokens, pages, text.computed, text.tokens.size(), wanted, {}};
   engine.step({&work, 1});
   text.computed = work.end;
@@ -49,7 +50,8 @@ std::vector<std::uint32_t> reference_answer(Engine& engine, const PageShape& sha
   }
   std::vector<std::uint32_t> answer;
   for (const Text& text : texts)
-    answer.insert(answer.end(), text.tokens.begin() + static_cast<std::ptrdiff_t>(spec.prompt.size()), text.tokens.end());
+    answer.insert(answer.end(), text.tokens.begin() + static_cast<std::ptrdiff_t>(spec.prompt.size()),
+                  text.tokens.end());
   return answer;
 }
 

@@ -37,13 +37,15 @@ std::uint32_t computed_much(const Board& board, const EngineOptions& options, st
 
 std::string stages_text(const std::array<std::uint64_t, kStages>& counts) {
   std::string text = fmt::format("{}:", std::accumulate(counts.begin(), counts.end(), std::uint64_t{0}));
-  for (std::size_t i = 0; i < kStages; ++i) text += fmt::format(" {} {}", kStageNames[i], counts[i]);
+  for (std::size_t i = 0; i < kStages; ++i)
+    text += fmt::format(" {} {}", kStageNames[i], counts[i]);
   return text;
 }
 
 nlohmann::ordered_json stages_json(const std::array<std::uint64_t, kStages>& counts) {
   nlohmann::ordered_json json;
-  for (std::size_t i = 0; i < kStages; ++i) json[kStageNames[i]] = counts[i];
+  for (std::size_t i = 0; i < kStages; ++i)
+    json[kStageNames[i]] = counts[i];
   return json;
 }
 
@@ -52,7 +54,8 @@ nlohmann::ordered_json stages_json(const std::array<std::uint64_t, kStages>& cou
 void add_board(const Board& board, const EngineOptions& options, RunResult& result) {
   for (std::uint32_t worker = 0; worker < board.workers(); ++worker) {
     const WorkerTally& tally = board.tally(worker);
-    for (std::size_t i = 0; i < kCounts; ++i) result.counts[i] += tally.counts[i].load();
+    for (std::size_t i = 0; i < kCounts; ++i)
+      result.counts[i] += tally.counts[i].load();
     for (std::size_t i = 0; i < kStages; ++i) {
       result.failures[i] += tally.failures[i].load();
       result.kills[i] += tally.kills[i].load();
@@ -95,22 +98,26 @@ void compare_answers(const Board& board, const EngineOptions& options, RunResult
     if (std::ranges::equal(given, right)) continue;
     if (result.wrong_answers++ > 0) continue;
     const auto differs = std::ranges::mismatch(given, right).in1 - given.begin();
-    result.first_wrong = fmt::format("request {}: answer of {} tokens differs from token {} on", index, right.size(), differs);
+    result.first_wrong =
+        fmt::format("request {}: answer of {} tokens differs from token {} on", index, right.size(), differs);
   }
 }
 
 std::string to_text(const RunResult& result, const EngineOptions& options) {
-  std::string text = fmt::format("{} of {} requests in {:.1f} s: {} engines with up to {} each, {} pages of {} tokens\n",
-                                 result.finished, options.requests, result.seconds, options.workers,
-                                 options.run.in_flight, options.pages, options.tokens_per_page);
-  for (std::size_t i = 0; i < kCounts; ++i) text += fmt::format("  {:>10} {}\n", result.counts[i], kCountNames[i]);
+  std::string text =
+      fmt::format("{} of {} requests in {:.1f} s: {} engines with up to {} each, {} pages of {} tokens\n",
+                  result.finished, options.requests, result.seconds, options.workers, options.run.in_flight,
+                  options.pages, options.tokens_per_page);
+  for (std::size_t i = 0; i < kCounts; ++i)
+    text += fmt::format("  {:>10} {}\n", result.counts[i], kCountNames[i]);
   text += fmt::format("  {:>10} evictions\n", result.evictions);
   text += fmt::format("  failures injected  {}\n", stages_text(result.failures));
   text += fmt::format("  workers killed     {}\n", stages_text(result.kills));
   text += fmt::format("  first token        median {:.0f} us, mean {:.0f} us, most {:.0f} us\n",
                       result.first_token.median_us, result.first_token.mean_us, result.first_token.most_us);
   if (options.run.same_tokens > 0) {
-    text += fmt::format("  computed           {:.1f} tokens a prompt of {}\n", result.tokens_a_prompt, options.run.same_tokens);
+    text += fmt::format("  computed           {:.1f} tokens a prompt of {}\n", result.tokens_a_prompt,
+                        options.run.same_tokens);
   }
   if (options.run.kill_owner != 0) {
     text += fmt::format("  taken over         {} prompts, after median {:.0f} us, most {:.0f} us; by {} at most\n",
@@ -131,7 +138,8 @@ std::string to_json(const RunResult& result, const EngineOptions& options) {
   json["seconds"] = result.seconds;
   json["workers"] = options.workers;
   json["pages"] = options.pages;
-  for (std::size_t i = 0; i < kCounts; ++i) json["counts"][kCountKeys[i]] = result.counts[i];
+  for (std::size_t i = 0; i < kCounts; ++i)
+    json["counts"][kCountKeys[i]] = result.counts[i];
   json["evictions"] = result.evictions;
   json["failures"] = stages_json(result.failures);
   json["kills"] = stages_json(result.kills);

@@ -31,15 +31,15 @@ struct RunResult {
   std::array<std::uint64_t, kCounts> counts{};
   std::array<std::uint64_t, kStages> failures{};
   std::array<std::uint64_t, kStages> kills{};
-  Spread first_token;         // of all requests; of a run with a slow worker, of the others'
-  Spread woken;               // kill_owner: from the owner's death to the end of the wait of who took over
-  double tokens_a_prompt = 0; // --same-prompt: computed by all workers together
+  Spread first_token;               // of all requests; of a run with a slow worker, of the others'
+  Spread woken;                     // kill_owner: from the owner's death to the end of the wait of who took over
+  double tokens_a_prompt = 0;       // --same-prompt: computed by all workers together
   std::uint32_t takeovers_max = 0;  // kill_owner: of a prompt, those who computed more than a page of it at the end
   std::uint64_t pages_free = 0;
   std::uint64_t pages_cached = 0;
   std::uint64_t pages_lost = 0;
   std::uint64_t evictions = 0;
-  std::string verify;         // what `kvtrie verify` would say; empty: clean
+  std::string verify;  // what `kvtrie verify` would say; empty: clean
 
   [[nodiscard]] bool right() const {
     return failure.empty() && wrong_answers == 0 && pages_lost == 0 && verify.empty();

@@ -39,7 +39,8 @@ void note_wake(const Request& request, Board& board) {
   const std::uint64_t death = board.record(request.index / board.workers() * board.workers()).death_ns.load();
   const std::uint64_t now = now_ns();
   const double waited_ns = request.wait->seconds() * 1e9;
-  if (death != 0 && record.woken_ns == 0 && waited_ns > static_cast<double>(now - death)) record.woken_ns = now - death;
+  if (death != 0 && record.woken_ns == 0 && waited_ns > static_cast<double>(now - death))
+    record.woken_ns = now - death;
 }
 
 }  // namespace kvtrie::engine

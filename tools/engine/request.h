@@ -27,9 +27,9 @@ struct Beam {
   std::vector<std::uint32_t> page_ids;  // by position
   std::vector<std::byte*> pages;        // where they are
   std::uint64_t computed = 0;           // KV of tokens[0, computed) is in the pages
-  std::uint32_t borrowed_end = 0;       // positions before that, and not computed: another sequence of the batch may do it
-  std::uint64_t step_end = 0;           // what this step computes ends there; 0: it takes no part
-  std::vector<Candidate> candidates;    // of this step
+  std::uint32_t borrowed_end = 0;  // positions before that, and not computed: another sequence of the batch may do it
+  std::uint64_t step_end = 0;      // what this step computes ends there; 0: it takes no part
+  std::vector<Candidate> candidates;  // of this step
 };
 
 struct Request {
@@ -38,11 +38,11 @@ struct Request {
   std::vector<Beam> beams;
   std::optional<kv::PendingWait> wait;  // for pages of another process; beams[0] is matched then
 
-  bool preempted = false;  // once at least: from then on it takes pages for all of its text at once
-  bool ignores = false;    // what others announce
-  std::uint32_t looks = 0; // begun again, since another process had announced the same pages
+  bool preempted = false;   // once at least: from then on it takes pages for all of its text at once
+  bool ignores = false;     // what others announce
+  std::uint32_t looks = 0;  // begun again, since another process had announced the same pages
   Stage fault = Stage::kNone;
-  bool kills = false;      // the fault is its worker's death
+  bool kills = false;  // the fault is its worker's death
   std::uint64_t prefilled = 0;
   std::uint64_t taken_ns = 0;
 

@@ -43,7 +43,8 @@ kv::PrefillSpeed warm_up(Engine& engine, const kv::Geometry& geometry, std::uint
   const std::vector<std::uint32_t> prompt(tokens, 1);
   std::vector<std::byte> memory((tokens / geometry.tokens_per_page + 1) * geometry.page_bytes);
   std::vector<std::byte*> pages;
-  for (std::size_t at = 0; at < memory.size(); at += geometry.page_bytes) pages.push_back(memory.data() + at);
+  for (std::size_t at = 0; at < memory.size(); at += geometry.page_bytes)
+    pages.push_back(memory.data() + at);
   Work work{prompt, pages, 0, tokens, 0, {}};
   const std::uint64_t start = now_ns();
   engine.step({&work, 1});

@@ -14,7 +14,8 @@ using replay::Random;
 // A text that is known by its number.
 void append_text(std::uint64_t seed, std::uint64_t number, std::uint64_t tokens, std::vector<std::uint32_t>& to) {
   Random words(mix64(seed) ^ number);
-  for (std::uint64_t i = 0; i < tokens; ++i) to.push_back(static_cast<std::uint32_t>(words.below(50'000)));
+  for (std::uint64_t i = 0; i < tokens; ++i)
+    to.push_back(static_cast<std::uint32_t>(words.below(50'000)));
 }
 
 RequestSpec mixed(std::uint64_t seed, std::uint32_t index) {
@@ -41,7 +42,8 @@ RequestSpec mixed(std::uint64_t seed, std::uint32_t index) {
 RequestSpec make_request(const Workload& workload, std::uint32_t index) {
   if (workload.same_tokens == 0) return mixed(workload.seed, index);
   RequestSpec spec;
-  append_text(workload.seed, 1'000'000'000 + std::uint64_t{index / workload.workers}, workload.same_tokens, spec.prompt);
+  append_text(workload.seed, 1'000'000'000 + std::uint64_t{index / workload.workers}, workload.same_tokens,
+              spec.prompt);
   return spec;
 }
 

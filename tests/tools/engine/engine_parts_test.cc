@@ -26,7 +26,8 @@ class HashEngineTest : public testing::Test {
  protected:
   HashEngineTest() {
     std::iota(tokens_.begin(), tokens_.end(), 100U);
-    for (std::size_t at = 0; at < memory_.size(); at += kModel.page_bytes) pages_.push_back(memory_.data() + at);
+    for (std::size_t at = 0; at < memory_.size(); at += kModel.page_bytes)
+      pages_.push_back(memory_.data() + at);
   }
   // The best next token behind tokens [0, end), whose KV from `first` on is computed.
   std::uint32_t next(std::uint64_t first, std::uint64_t end) {
@@ -47,7 +48,8 @@ TEST_F(HashEngineTest, ChunksGiveTheSameBytesAndTokens) {
   for (const std::uint64_t chunk : {1U, 3U, 16U, 39U}) {
     memory_.assign(memory_.size(), std::byte{0xEE});
     std::uint32_t last = 0;
-    for (std::uint64_t at = 0; at < kTokens; at += chunk) last = next(at, std::min<std::uint64_t>(kTokens, at + chunk));
+    for (std::uint64_t at = 0; at < kTokens; at += chunk)
+      last = next(at, std::min<std::uint64_t>(kTokens, at + chunk));
     EXPECT_EQ(last, whole) << chunk;
     EXPECT_TRUE(std::equal(bytes.begin(), bytes.begin() + kTokens * 16, memory_.begin())) << chunk;
   }
@@ -101,7 +103,8 @@ TEST(WorkloadTest, RequestsShareBeginningsAndAreTheSameEverywhere) {
     ASSERT_LE(spec.prompt.size(), kMixedPromptMax);
     ASSERT_TRUE(spec.output >= 1 && spec.output <= kOutputMax && spec.beams >= 1 && spec.beams <= kBeamsMax);
     prompts.insert(spec.prompt);
-    beginnings.insert({spec.prompt.begin(), spec.prompt.begin() + std::min<std::ptrdiff_t>(16, std::ssize(spec.prompt))});
+    beginnings.insert(
+        {spec.prompt.begin(), spec.prompt.begin() + std::min<std::ptrdiff_t>(16, std::ssize(spec.prompt))});
     beams += spec.beams > 1 ? 1 : 0;
   }
   EXPECT_LT(prompts.size(), 490U) << "some come twice";
