@@ -37,7 +37,8 @@
  * coordinator has taken its pages back, and KVTRIE_OK says that the pages are this sequence's to allocate. Then, and
  * after every allocate, several may announce at once: the first is the next owner, and announced_by_another() tells
  * the others, who release and begin again, to wait for that one. The same look catches a begin that came while an
- * owner was announcing page by page, and saw a short part of what was to come.
+ * owner was announcing page by page, and saw a short part of what was to come; it has a millisecond to announce the
+ * rest.
  *
  * Defaults: slowness 2 (the owner computes a batch beside), grace 20 ms, worth 2 ms (a wake-up takes up to 0.1 ms on
  * an idle host, much more on a busy one), at most 30 s.
@@ -177,11 +178,17 @@ struct WaitedWhile {
 };
 
 /* Between begin and allocate: sleeps as long as it is likely to pay. Also of the result of a begin with nothing
- * pending, which it returns at once. */
+ * pending, which it returns at once. `was_second`: announced_by_another() said so, and this is the look after that:
+ * the first one may still be announcing, so what is short now gets a millisecond to grow. */
 inline WaitedWhile wait_while_it_pays(Sequence& sequence, const BeginResult& begun, const WaitPolicy& policy,
-                                      double tokens_per_s) {
+                                      double tokens_per_s, bool was_second = false) {
   PendingWait wait(begun);
-  for (;;) {
+  for (;; was_second = false) {
+    if (was_second && wait.advise(policy, tokens_per_s).choice == Choice::kIgnore) {
+      if (const Outcome outcome = wait.look(sequence, 1); !outcome && outcome != KVTRIE_E_TIMEOUT) {
+        return {Choice::kIgnore, outcome, wait.result()};
+      }
+    }
     const Advice advice = wait.advise(policy, tokens_per_s);
     if (advice.choice != Choice::kWait) return {advice.choice, KVTRIE_OK, wait.result()};
     const Outcome outcome = wait.look(sequence, advice.look_ms);

@@ -188,7 +188,12 @@ bool EngineLoop::wait_pays(RequestPtr& request) {
   kv::Begun begun = worker_.begin(name_space_, known);
   if (!begun.outcome) return false;
   request->wait.emplace(begun.result);
-  const kv::Advice advice = request->wait->advise(policy_, speed_.tokens_per_s());
+  kv::Advice advice = request->wait->advise(policy_, speed_.tokens_per_s());
+  if (advice.choice == kv::Choice::kIgnore && request->looks > 0) {
+    // A short part. But somebody was first with our first page, and may be announcing the others now.
+    (void)request->wait->look(begun.sequence, 1).code();
+    advice = request->wait->advise(policy_, speed_.tokens_per_s());
+  }
   if (advice.choice != kv::Choice::kWait) {
     if (advice.choice == kv::Choice::kIgnore) tally_.add(Count::kIgnored);
     request->wait.reset();

@@ -143,7 +143,7 @@ TEST_P(KvtrieHppTest, WaitsWhileItPays) {
       if (!begun.outcome) throw kv::Error(begun.outcome.code(), library.last_error());
       sequence = std::move(begun.sequence);
       const kv::WaitedWhile waited =
-          kv::wait_while_it_pays(sequence, begun.result, policy, speed.tokens_per_s());
+          kv::wait_while_it_pays(sequence, begun.result, policy, speed.tokens_per_s(), looks > 0);
       if (!sequence.allocate(prompt.size())) break; /* no pages: as ever */
       /* kIgnore: it did not pay, compute too. Else, was somebody faster between begin and allocate? */
       if (waited.last == kv::Choice::kIgnore) break;
