@@ -62,7 +62,12 @@ TEST(EngineTest, AsSmallAPoolAsTheLongestRequestNeeds) {
 }
 
 class SabotagedEngineTest : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Faults, SabotagedEngineTest, testing::Values("publish-early", "half-write", "foreign-page"));
+INSTANTIATE_TEST_SUITE_P(Faults, SabotagedEngineTest, testing::Values("publish-early", "half-write", "foreign-page"),
+                         [](const auto& instance) {
+                           std::string name = instance.param;
+                           std::erase(name, '-');
+                           return name;
+                         });
 
 TEST_P(SabotagedEngineTest, IsFound) {
   const Ended run = run_engine({"--requests", "1000", "--prefill-us", "5", "--sabotage", GetParam()});
