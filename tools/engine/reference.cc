@@ -19,7 +19,7 @@ std::vector<Candidate> candidates_of(Engine& engine, const PageShape& shape, Tex
   std::vector<std::byte*> pages;
   for (std::size_t at = 0; at < text.memory.size(); at += shape.page_bytes)
     pages.push_back(text.memory.data() + at);
-  Work work{text.tokens, pages, text.computed, text.tokens.size(), wanted, {}};
+  Work work{text.tokens, pages, text.computed, text.tokens.size(), wanted, {}, 0};
   engine.step({&work, 1});
   text.computed = work.end;
   return std::move(work.candidates);

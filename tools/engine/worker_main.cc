@@ -45,7 +45,7 @@ kv::PrefillSpeed warm_up(Engine& engine, const kv::Geometry& geometry, std::uint
   std::vector<std::byte*> pages;
   for (std::size_t at = 0; at < memory.size(); at += geometry.page_bytes)
     pages.push_back(memory.data() + at);
-  Work work{prompt, pages, 0, tokens, 0, {}};
+  Work work{prompt, pages, 0, tokens, 0, {}, 0};
   const std::uint64_t start = now_ns();
   engine.step({&work, 1});
   kv::PrefillSpeed speed;

@@ -31,7 +31,7 @@ class HashEngineTest : public testing::Test {
   }
   // The best next token behind tokens [0, end), whose KV from `first` on is computed.
   std::uint32_t next(std::uint64_t first, std::uint64_t end) {
-    Work work{tokens_, pages_, first, end, 1, {}};
+    Work work{tokens_, pages_, first, end, 1, {}, 0};
     engine_.step({&work, 1});
     return work.candidates.at(0).token;
   }
