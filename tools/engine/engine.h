@@ -29,7 +29,8 @@ struct Work {
   std::uint32_t wanted = 0;               // candidates for the token at `end`; 0: none
   std::vector<Candidate> candidates;      // result, best first
   // The same in all steps of a sequence that runs, and never used again. For engines that keep KV of their own between
-  // steps: of a sequence that they do not know they take it from the pages, as of one that was forked or resumed. 0: none.
+  // steps: of a sequence that they do not know they take it from the pages, as of one that was forked or resumed.
+  // 0: none.
   std::uint64_t sequence = 0;
 };
 
