@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A real kvtrie-replay, started by fork and exec, with its output and results caught. Ended at the
-// end of the test.
+// A real kvtrie-replay (or kvtrie-engine, which takes --json too), started by fork and exec, with its
+// output and results caught. Ended at the end of the test.
 #pragma once
 
 #include <fcntl.h>
@@ -26,9 +26,10 @@ namespace kvtrie::test {
 class ReplayProcess {
  public:
   // --json is added. Files go below `folder`.
-  ReplayProcess(const std::string& folder, std::vector<std::string> words)
+  ReplayProcess(const std::string& folder, std::vector<std::string> words,
+                const std::string& program = "kvtrie-replay")
       : base_(folder + "/" + unique_name("replay")) {
-    words.insert(words.begin(), std::string(KVTRIE_TEST_BIN_DIR) + "/kvtrie-replay");
+    words.insert(words.begin(), std::string(KVTRIE_TEST_BIN_DIR) + "/" + program);
     words.insert(words.end(), {"--json", base_ + ".json"});
     std::vector<char*> argv;
     for (std::string& word : words)

@@ -8,6 +8,8 @@
 
 #include <kvtrie.hpp>
 
+#include <kvtrie_policy.hpp>
+
 #include <cstdio>
 #include <cstring>
 #include <type_traits>
@@ -45,6 +47,7 @@ void use(const kv::Library& library) {
     expect(error.code() == KVTRIE_E_NO_COORDINATOR, "the error has the code");
     expect(std::strlen(error.what()) > 0, "the error has a text");
   }
+  expect(kv::WaitPolicy(kv::Geometry{}).advise(kv::BeginResult{}, 1000).choice == kv::Choice::kCompute, "nothing to wait for");
   expect(library.calls().wait_copies != nullptr, "calls of kvtrie_device.h are found");
 }
 

@@ -6,7 +6,7 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-foreach(program IN ITEMS kvtried kvtrie kvtrie-replay kvtrie-bench)
+foreach(program IN ITEMS kvtried kvtrie kvtrie-replay kvtrie-engine kvtrie-bench)
   if(TARGET ${program})
     install(TARGETS ${program} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
   endif()

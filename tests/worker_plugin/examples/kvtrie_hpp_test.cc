@@ -15,6 +15,7 @@
 
 #include "tests/support/replaced_heap.h"
 #include "tests/worker_plugin/examples/example_cache.h"
+#include "worker_plugin/kvtrie_policy.hpp"
 
 namespace {
 
@@ -112,6 +113,50 @@ TEST_P(KvtrieHppTest, CycleOfOneRequest) {
     computed += prompt.size() - hit.cached_tokens;
   }
   EXPECT_EQ(computed, prompt.size() + kPageTokens / 2);
+}
+
+// The example of docs/plugin-sequences.md, with a first process that computes, is about to, or has announced and sleeps.
+TEST_P(KvtrieHppTest, WaitsWhileItPays) {
+  namespace kv = kvtrie::client;
+  const Library& library = library_;
+  const Worker owner(library, options_of(cache_)), worker(library, options_of(cache_));
+  const kvtrie_namespace ns = open(worker);
+  for (const char* owner_does : {"nothing", "computes", "sleeps"}) {
+    std::vector<std::uint32_t> prompt = new_prompt();
+    prompt[0] = static_cast<std::uint32_t>(owner_does[0]);
+    Sequence computed;
+    if (*owner_does != 'n') {
+      computed = owner.begin(open(owner), prompt).sequence;
+      ASSERT_TRUE(computed.allocate(prompt.size()));
+    }
+    std::thread later;
+    if (*owner_does == 'c') later = std::thread([&] { EXPECT_TRUE(computed.publish(prompt.size()).outcome); });
+    kv::PrefillSpeed speed;
+    speed.computed(prompt.size(), *owner_does == 'c' ? .8 : .004);  // how long is waited for it
+    // example: wait_while_it_pays
+    const kv::Geometry geometry = worker.geometry();
+    const kv::WaitPolicy policy(geometry); /* with speed, a kv::PrefillSpeed: once an engine */
+
+    kv::Sequence sequence;
+    for (int looks = 0; looks < 3; ++looks) {
+      kv::Begun begun = worker.begin(ns, prompt);
+      if (!begun.outcome) throw kv::Error(begun.outcome.code(), library.last_error());
+      sequence = std::move(begun.sequence);
+      const kv::WaitedWhile waited =
+          kv::wait_while_it_pays(sequence, begun.result, policy, speed.tokens_per_s(), looks > 0);
+      if (!sequence.allocate(prompt.size())) break; /* no pages: as ever */
+      /* kIgnore: it did not pay, compute too. Else, was somebody faster between begin and allocate? */
+      if (waited.last == kv::Choice::kIgnore) break;
+      if (!kv::announced_by_another(sequence, prompt.size(), geometry.tokens_per_page)) break;
+    }
+    /* prefill what is not cached, and measure it: speed.computed(tokens, seconds) */
+    // end
+    if (later.joinable()) later.join();
+    std::vector<kvtrie_own_page> own(4);
+    own.resize(sequence.own_pages(own));
+    EXPECT_EQ(own.size(), *owner_does == 'c' ? 1U : 3U) << owner_does;
+    EXPECT_EQ(own[0].state, *owner_does == 'n' ? KVTRIE_PAGE_ANNOUNCED : KVTRIE_PAGE_PRIVATE) << owner_does;
+  }
 }
 
 TEST_P(KvtrieHppTest, CallsOfASequence) {

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+
+#include "tools/engine/worker_main.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tools/engine/board.h"
+#include "tools/engine/engine_loop.h"
+#include "tools/engine/hash_engine.h"
+
+namespace kvtrie::engine {
+namespace {
+
+constexpr auto kPatience = std::chrono::seconds(15);
+constexpr auto kAttachAgainAfter = std::chrono::milliseconds(2);
+
+// A killed predecessor's place is free a moment later.
+kv::Worker attach(const kv::Library& library, const RunSettings& settings, const std::string& name) {
+  kv::AttachOptions options;
+  options.cache = settings.cache;
+  options.directory = settings.directory;
+  options.name = name.c_str();
+  kv::Worker worker;
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  for (;;) {
+    const kv::Outcome outcome = worker.attach(library, options);
+    if (outcome) return worker;
+    if (std::chrono::steady_clock::now() > deadline) throw kv::Error(outcome.code(), library.last_error());
+    std::this_thread::sleep_for(kAttachAgainAfter);
+  }
+}
+
+// As engines do before they serve: a prefill into memory of its own, which says how fast they are.
+kv::PrefillSpeed warm_up(Engine& engine, const kv::Geometry& geometry, std::uint32_t tokens) {
+  const std::vector<std::uint32_t> prompt(tokens, 1);
+  std::vector<std::byte> memory((tokens / geometry.tokens_per_page + 1) * geometry.page_bytes);
+  std::vector<std::byte*> pages;
+  for (std::size_t at = 0; at < memory.size(); at += geometry.page_bytes)
+    pages.push_back(memory.data() + at);
+  Work work{prompt, pages, 0, tokens, 0, {}, 0};
+  const std::uint64_t start = now_ns();
+  engine.step({&work, 1});
+  kv::PrefillSpeed speed;
+  speed.computed(tokens, static_cast<double>(now_ns() - start) * 1e-9);
+  return speed;
+}
+
+void serve(Board& board, std::uint32_t number) {
+  const RunSettings& settings = board.settings();
+  const kv::Library library = kv::Library::linked();
+  const kv::Worker worker = attach(library, settings, fmt::format("engine-{}", number));
+  const kv::Geometry geometry = worker.geometry();
+  // All that KV depends on: here the hash's seed and the size of a token's KV.
+  const std::string seed = fmt::format("{:x}", settings.seed);
+  const std::string bytes = fmt::format("{}", geometry.page_bytes / geometry.tokens_per_page);
+  const kvtrie_field fields[] = {{"model", "hash"}, {"weights", seed.c_str()}, {"kv_bytes", bytes.c_str()}};
+  const kvtrie_namespace name_space = worker.open_namespace(fields, "hash");
+  HashEngine engine({.seed = settings.seed,
+                     .tokens_per_page = geometry.tokens_per_page,
+                     .page_bytes = geometry.page_bytes,
+                     .prefill_token_us = settings.prefill_token_us * (number == 0 ? settings.slow_worker : 1)});
+  const kv::PrefillSpeed measured = warm_up(engine, geometry, settings.chunk);
+  EngineLoop(worker, name_space, engine, board, number, measured).run();
+}
+
+}  // namespace
+
+int run_worker(int board_fd, std::uint32_t worker) {
+  Board board(board_fd);
+  try {
+    serve(board, worker);
+    return 0;
+  } catch (const std::exception& error) {
+    WorkerTally& tally = board.tally(worker);
+    std::strncpy(tally.error, error.what(), sizeof tally.error - 1);
+    return 1;
+  }
+}
+
+}  // namespace kvtrie::engine

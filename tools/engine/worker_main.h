@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The kvtrie authors
+//
+// A worker process of a run: attaches, opens the namespace, and runs the loop.
+#pragma once
+
+#include <cstdint>
+
+namespace kvtrie::engine {
+
+// main() of a worker. `board_fd` was inherited. Returns the exit code; why it failed is in its tally.
+int run_worker(int board_fd, std::uint32_t worker);
+
+}  // namespace kvtrie::engine
