@@ -272,7 +272,7 @@ FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "kvtrie_publish_incomplete": (_CODE, [_SEQ, c_uint64, _P(kvtrie_publish_result)]),
     "kvtrie_release": (_CODE, [_SEQ]),
     "kvtrie_probe": (_CODE, [_WORKER, _NS, c_void_p, c_size_t, _P(kvtrie_probe_result)]),
-    "kvtrie_hash_tokens": (_CODE, [_WORKER, _NS, c_void_p, c_size_t, _P(c_uint64), c_size_t, _P(c_size_t)]),
+    "kvtrie_hash_tokens": (_CODE, [_WORKER, _NS, c_void_p, c_size_t, c_void_p, c_size_t, _P(c_size_t)]),
     "kvtrie_probe_hashes": (_CODE, [_WORKER, _NS, c_void_p, c_size_t, _P(kvtrie_probe_result)]),
     "kvtrie_evict": (_CODE, [_WORKER, _NS, c_uint64, _P(c_uint64)]),
     "kvtrie_flush": (_CODE, [_WORKER, _NS]),
@@ -288,7 +288,7 @@ FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
 
 
 def bind(path: str) -> ctypes.CDLL:
-    """The library at `path` (a file, or a name that ld.so finds) with every function declared. OSError if it is not there.
+    """The library at `path` (a file, or a name that ld.so finds) with every function declared. OSError: not there.
 
     CDLL lets other Python threads run during each call.
     """

@@ -33,7 +33,9 @@ class Library:
         except AttributeError as error:
             raise RuntimeError(f"{self.path} is older than this package: {error}") from None
         if not self.calls.kvtrie_get_api(_abi.API_VERSION):
-            raise RuntimeError(f"{self.path} ({self.version()}) does not know version {_abi.API_VERSION} of its interface")
+            raise RuntimeError(
+                f"{self.path} ({self.version()}) does not know version {_abi.API_VERSION} of its interface"
+            )
 
     @staticmethod
     def default() -> "Library":

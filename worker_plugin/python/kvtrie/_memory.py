@@ -126,7 +126,7 @@ def as_uint64(hashes: Any) -> Any:
         view = memoryview(hashes)
     except TypeError:
         return array("Q", hashes)
-    if view.itemsize == 8 and view.format in ("Q", "L", "q", "l") and view.c_contiguous and view.ndim == 1:
+    if view.itemsize == 8 and view.format.lstrip("@=<") in ("Q", "L") and view.c_contiguous and view.ndim == 1:
         return hashes
     raise TypeError(f"hashes are contiguous unsigned integers of 64 bits, not items of format {view.format!r}")
 

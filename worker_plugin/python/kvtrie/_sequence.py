@@ -106,7 +106,8 @@ class Sequence:
         options = _abi.sized(_abi.kvtrie_allocate_options)
         options.flags = bounded("flags", flags, 32)
         options.wait_ms = bounded("wait_ms", wait_ms, 32)
-        self._check(self._calls.kvtrie_allocate(self._handle, bounded("total_tokens", total_tokens, 64), byref(options)))
+        total = bounded("total_tokens", total_tokens, 64)
+        self._check(self._calls.kvtrie_allocate(self._handle, total, byref(options)))
 
     def fork(self, *, wait_ms: int = 0, request_tag: int = 0, flags: int = Flags.NONE) -> "Sequence":
         """A second sequence with the same tokens: published pages are shared, the others copied, all or none.
@@ -150,8 +151,9 @@ class Sequence:
                 return [OwnPage(row.position, row.page, PageState(row.state)) for row in table[: count.value]]
 
     def give_back(self, first: int, count: int) -> None:
-        """Gives own unpublished pages of these positions back. Raises InvalidError, and nothing was, when one is not."""
-        self._check(self._calls.kvtrie_give_back(self._handle, bounded("first", first, 32), bounded("count", count, 32)))
+        """Gives own unpublished pages of these positions back. Raises InvalidError, and none was, when one is not."""
+        bounded("first", first, 32)
+        self._check(self._calls.kvtrie_give_back(self._handle, first, bounded("count", count, 32)))
 
     def publish(self, token_count: int) -> PublishResult:
         """The bytes of all whole pages of the first token_count tokens are final: makes them visible to all.

@@ -131,7 +131,7 @@ class Layout:
         finally:
             memory.close()
         if len(shape) != 5 or (shape[4] > 1 and strides[4] != item):
-            raise ValueError("an array [layers, kv, tokens, heads, items of a head] with dense heads, not " + str(shape))
+            raise ValueError(f"an array [layers, kv, tokens, heads, items of a head] with dense heads, not {shape}")
         return Layout(
             layers=shape[0],
             kv=shape[1],

@@ -8,6 +8,7 @@ import ctypes
 import threading
 import warnings
 import weakref
+from array import array
 from ctypes import byref, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p, pointer
 from types import TracebackType
 from typing import Any, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Type, Union
@@ -49,12 +50,12 @@ class Prepared(NamedTuple):
 class Worker:
     """This process's attachment to a running cache: kvtrie_attach.
 
-    cache: as in `kvtried --cache`. directory: as in `kvtried --dir`; None: the default. name: shown by `kvtrie workers`.
-    timeout_ms: for the coordinator's answers; 0: 5,000. role, plane_mask, scheduler: of a plane writer (docs/devices.md).
-    library: None: Library.default().
+    cache: as in `kvtried --cache`. directory: as in `kvtried --dir`; None: the default. name: shown by
+    `kvtrie workers`. timeout_ms: for the coordinator's answers; 0: 5,000. role, plane_mask, scheduler: of a plane
+    writer (docs/devices.md). library: None: Library.default().
 
-    Raises NoCoordinatorError at once when nobody serves the cache, FullError, RefusedError, TimedOutError, PoisonedError,
-    CorruptError.
+    Raises NoCoordinatorError at once when nobody serves the cache, FullError, RefusedError, TimedOutError,
+    PoisonedError, CorruptError.
 
     A context manager that detaches at its end. Threads: any thread may call. Fork: a child's use answers StaleError; it
     attaches by itself, and must not touch page memory of its parent's.
@@ -125,7 +126,7 @@ class Worker:
         """
         with self._lock:
             if len(self._planes):
-                raise BufferError("views of pages are still in use: delete them (memoryviews, numpy arrays) before detach")
+                raise BufferError("views of pages are still in use: delete them (memoryviews, arrays) before detach")
             self._check(self._calls.kvtrie_detach(self._handle))
             self._handle.id = 0
 
@@ -245,15 +246,16 @@ class Worker:
         self._check(self._calls.kvtrie_probe(self._handle, space, memory.address, memory.count, byref(result)))
         return ProbeResult(*(getattr(result, field) for field in ProbeResult._fields))
 
-    def hash_tokens(self, namespace: Namespace, tokens: Tokens) -> "ctypes.Array[c_uint64]":
-        """Hashes of the prefixes that end with each whole page, for probe_hashes: an array of 64-bit numbers."""
+    def hash_tokens(self, namespace: Namespace, tokens: Tokens) -> "array[int]":
+        """Hashes of the prefixes that end with each whole page, for probe_hashes: an array('Q')."""
         memory = TokenMemory(tokens)
-        hashes = (c_uint64 * (memory.count // self.geometry.tokens_per_page))()
+        hashes = array("Q", bytes(8 * (memory.count // self.geometry.tokens_per_page)))
+        room = hashes.buffer_info()[0]
         count = c_size_t()
         space = _abi.kvtrie_namespace(namespace.id)
         self._check(
             self._calls.kvtrie_hash_tokens(
-                self._handle, space, memory.address, memory.count, hashes, len(hashes), byref(count)
+                self._handle, space, memory.address, memory.count, room, len(hashes), byref(count)
             )
         )
         return hashes

@@ -13,11 +13,11 @@ The calls and their arguments are those of shortfin's class, so that a scheduler
     info = cache.publish_pages_for_tokens(info)
     cache.release_pages(info)
 
-docs/python.md says what is different, because it was wrong there. In short: what lookup found is protected from then on,
-also a full hit and while pages are evicted; releasing a request frees its own pages and nobody else's; a page with cached
-children is not evicted.
+docs/python.md says what is different, because it was wrong there. In short: what lookup found is protected from then
+on, also a full hit and while pages are evicted; releasing a request frees its own pages and nobody else's; a page with
+cached children is not evicted.
 
-Threads: any thread may call; calls on one request come one after the other, those on different ones at the same time.
+Threads: any thread may call; calls on one request wait for each other, those on different ones run at the same time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ logger = logging.getLogger(__name__)
 
 
 class CacheAllocationFailure(Exception):
-    """Pages could not be had; nothing was taken. __cause__: kvtrie.NotNowError or .TimedOutError (for now), .NeverError."""
+    """Pages could not be had; nothing was taken.
+
+    __cause__: kvtrie.NotNowError or TimedOutError (for now), NeverError, FullError (no lease).
+    """
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class TriePagedAttentionCache:
     # Requests
 
     def lookup(self, tokens: Tokens) -> TrieCacheInfo:
-        """The longest cached prefix of whole pages, protected until release_pages (or until it is forgotten unallocated).
+        """The longest cached prefix of whole pages, protected until release_pages, or until it is forgotten.
 
         Raises CacheAllocationFailure when no lease is free (kvtried --leases).
         """
@@ -184,10 +187,10 @@ class TriePagedAttentionCache:
         """Makes the whole pages of cache_info.tokens visible to every process; nobody may write them from then on.
 
         publish_incomplete_page: also the page behind them; its content goes on in a page that the next allocate brings.
-        Pages that are not this request's at their position stay private, and all behind them. So do those of tokens other
-        than the request allocated for. After a flush nothing is published, and the request goes on with what it has.
+        Pages that are not this request's at their position stay private, and all behind them; so do those of tokens
+        other than the request allocated for. After a flush nothing is published: the request goes on with what it has.
         """
-        return self._publish(cache_info, len(cache_info.tokens), publish_incomplete_page)
+        return self._publish(cache_info, None, publish_incomplete_page)
 
     def release_pages(self, cache_info: Optional[TrieCacheInfo]) -> None:
         """Ends the request: its unpublished pages are free, published ones stay cached and lose this protection."""
@@ -203,7 +206,8 @@ class TriePagedAttentionCache:
                 self._requests.discard(request)
                 self._lookups.discard(request)
                 for page in request.own:
-                    del self._allocated[page]
+                    if self._allocated.get(page) is request:  # another one may have it by now
+                        del self._allocated[page]
                     self._freed_by_release[page] += 1
             request.own = {}
 
@@ -329,11 +333,12 @@ class TriePagedAttentionCache:
             pages += self._page_infos(after[len(before) if block > 0 else len(pages) :])
             return self._info(request, all_tokens, pages)
 
-    def _publish(self, cache_info: TrieCacheInfo, token_count: int, incomplete: bool) -> TrieCacheInfo:
+    def _publish(self, cache_info: TrieCacheInfo, count: Optional[int], incomplete: bool) -> TrieCacheInfo:
         request = self._open(cache_info)
         with request.lock:
             sequence = request.sequence
             tokens = list(cache_info.tokens)
+            token_count = len(tokens) if count is None else count
             self._tell(request, tokens)
             before = sequence.pages()
             agree = min(token_count, _common(request.tokens, tokens))
@@ -376,7 +381,7 @@ class TriePagedAttentionCache:
         }
         with self._lock:
             for page in request.own:
-                if page not in own:
+                if page not in own and self._allocated.get(page) is request:
                     del self._allocated[page]
             for page in own:
                 self._allocated[page] = request
