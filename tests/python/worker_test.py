@@ -99,7 +99,7 @@ def test_contiguous_32_bit_tokens_are_not_copied(worker, ns, make):
         lambda tokens: [numpy.int64(token) for token in tokens],
         lambda tokens: numpy.array(tokens, dtype=numpy.int64),
         lambda tokens: array("Q", tokens),
-        lambda tokens: numpy.array([tokens, tokens], dtype=numpy.uint32).T[:, 0],
+        lambda tokens: numpy.repeat(numpy.array(tokens, dtype=numpy.uint32), 2)[::2],
         lambda tokens: type("Tensor", (), {"__array__": lambda self: numpy.array(tokens)})(),
     ],
 )
