@@ -27,28 +27,28 @@
 namespace kvtrie::dump {
 
 struct DumpOptions {
-  std::string directory;                  // that dumps are made in; empty: no dumps
-  bool raw = false;                       // with the bytes of every part, as .npy
-  std::optional<std::uint32_t> only_tag;  // of one request, by its tag
-  std::uint64_t dumps_max = 1000;         // of this process; then no more
+  std::string directory{};                  // that dumps are made in; empty: no dumps
+  bool raw = false;                         // with the bytes of every part, as .npy
+  std::optional<std::uint32_t> only_tag{};  // of one request, by its tag
+  std::uint64_t dumps_max = 1000;           // of this process; then no more
 };
 
-// "DIR[,raw][,tag=N][,max=N]", as programs take it from a flag or their environment. `error` says what is wrong with it.
+// "DIR[,raw][,tag=N][,max=N]", as programs take it from a flag or their environment. `error` says what is wrong.
 std::optional<DumpOptions> parse_dump_options(std::string_view text, std::string& error);
 
 struct DumpedRequest {
-  std::string id;  // the engine's own name for it
+  std::string id{};  // the engine's own name for it
   std::uint32_t tag = 0;
-  std::string name_space;               // fields, as text
-  std::span<const std::uint32_t> tokens;
-  std::uint64_t cached_tokens = 0;      // at its begin
-  std::span<const std::uint32_t> page_table;  // page of each position; KVTRIE_NO_PAGE where there is none
+  std::string name_space{};  // fields, as text
+  std::span<const std::uint32_t> tokens{};
+  std::uint64_t cached_tokens = 0;                    // at its begin
+  std::span<const std::uint32_t> page_table{};  // page of each position; KVTRIE_NO_PAGE where there is none
 };
 
 // What one computation does: tokens [first_token, first_token + token_count) of a request.
 struct DumpedBatchEntry {
   std::uint64_t request = 0;  // index into Dump::requests
-  std::string kind;           // "prefill", "decode", ...
+  std::string kind{};         // "prefill", "decode", ...
   std::uint64_t first_token = 0;
   std::uint64_t token_count = 0;
 };
@@ -58,17 +58,17 @@ struct DumpedPage {
   std::uint32_t position = 0;
   std::uint32_t page = 0;
   std::uint32_t plane = 0;
-  std::string state;  // "cached", "private", "announced", ...
-  std::span<const std::byte> bytes;
-  std::vector<Part> parts;  // empty: one raw part
+  std::string state{};  // "cached", "private", "announced", ...
+  std::span<const std::byte> bytes{};
+  std::vector<Part> parts{};  // empty: one raw part
 };
 
 struct Dump {
-  std::string moment;  // "before", "after"; part of the directory's name
-  std::string engine;
-  std::vector<DumpedRequest> requests;
-  std::vector<DumpedBatchEntry> batch;
-  std::vector<DumpedPage> pages;
+  std::string moment{};  // "before", "after"; part of the directory's name
+  std::string engine{};
+  std::vector<DumpedRequest> requests{};
+  std::vector<DumpedBatchEntry> batch{};
+  std::vector<DumpedPage> pages{};
 };
 
 struct WrittenDump {

@@ -38,7 +38,8 @@ def test_examples_do_what_they_say(capsys):
 def test_installs_without_network_and_runs_from_there(tmp_path):
     source = tmp_path / "source"  # pip builds in the tree that it is given
     shutil.copytree(support.PACKAGE_DIR, source)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps", "--no-compile"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps"]
+    command.append("--no-compile")
     environment = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     subprocess.run([*command, "--target", str(tmp_path / "there"), str(source)], check=True, env=environment)
     assert (tmp_path / "there" / "kvtrie" / "py.typed").exists()

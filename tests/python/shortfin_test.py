@@ -357,7 +357,7 @@ def page_mark(tokens: List[int], position: int) -> bytes:
 
 
 def test_threads_never_read_a_wrong_page(served, cache):
-    """8 threads, random requests on few prefixes, a pool too small for all: each page's bytes are those of its tokens."""
+    """8 threads, random requests on few prefixes: the bytes of each page are those of its tokens."""
     failures: List[BaseException] = []
     hits = [0] * 8
 
