@@ -214,6 +214,14 @@ TEST(DumpTest, LlamaStatesArePartsAndDamagedOnesAreNot) {
     EXPECT_EQ(all.max, 160);
     EXPECT_EQ(parts_of_page("engine=llama.cpp x\nkv=f32 f32", state).size(), 4U);
     EXPECT_EQ(parts_of_page("engine=other\nkv=f32 f32", state).front().dtype, DType::kF32);
+    // Rows whose bytes are 2^64 + 4 in all.
+    std::vector<std::byte> endless = state;
+    const std::uint64_t row_bytes = 0x3333333333333334;
+    std::memcpy(endless.data() + parts->front().offset - 8, &row_bytes, sizeof row_bytes);
+    for (std::uint64_t i = 4; i < 8 * 4 * 5; ++i) endless[parts->front().offset + i] = std::byte{0};
+    std::memcpy(endless.data() + parts->front().offset + 4, state.data() + (*parts)[1].offset - 12,
+                state.size() - (*parts)[1].offset + 12);
+    EXPECT_FALSE(parts_of_llama_state(endless));
     // Cut anywhere, or with any word of its head made wrong: nothing, or parts inside the bytes.
     for (std::size_t size = 0; size < state.size(); ++size) {
       EXPECT_FALSE(parts_of_llama_state(std::span(state).first(size))) << size;
