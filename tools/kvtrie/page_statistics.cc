@@ -68,7 +68,9 @@ std::string to_text(const PageStatistics& statistics) {
   for (const char* title : {"NaN", "Inf", "min", "max", "mean", "deviation"}) table.column(title, kRight);
   table.column("min to max", kLeft);
   for (std::size_t plane = 0; plane < statistics.planes.size(); ++plane) {
-    for (const auto& [part, all] : statistics.planes[plane]) {
+    for (const PartStatistics& row : statistics.planes[plane]) {
+      const dump::Part& part = row.part;
+      const dump::Statistics& all = row.all;
       const auto number = [&](double value) { return all.finite() == 0 ? "-" : fmt::format("{:.6g}", value); };
       const std::string shape = fmt::format("{}", fmt::join(part.shape, "x"));
       table.row({std::to_string(plane), part.name, dump::name_of(part.dtype), shape,
