@@ -30,7 +30,7 @@ std::vector<std::byte> bytes_of(const std::string& path) {
   if (!file) throw Missing(path + " is not there or cannot be read");
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   std::vector<std::byte> bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
+  if (!text.empty()) std::memcpy(bytes.data(), text.data(), text.size());
   return bytes;
 }
 
