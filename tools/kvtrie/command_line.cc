@@ -5,6 +5,7 @@
 
 #include "tools/kvtrie/command_admin.h"
 #include "tools/kvtrie/command_destroy.h"
+#include "tools/kvtrie/command_diff_dumps.h"
 #include "tools/kvtrie/command_geometry.h"
 #include "tools/kvtrie/command_namespaces.h"
 #include "tools/kvtrie/command_page.h"
@@ -34,7 +35,7 @@ CommandLine::CommandLine()
               add_pins_command(app),     add_pin_command(app),     add_unpin_command(app),
               add_evict_command(app),    add_flush_command(app),   add_drain_command(app),
               add_stop_command(app),     add_save_command(app),    add_geometry_command(app),
-              add_destroy_command(app)};
+              add_destroy_command(app),  add_diff_dumps_command(app)};
 }
 
 }  // namespace kvtrie::inspect

@@ -13,6 +13,7 @@
 #include "shm/page_table.h"
 #include "shm/prefix_hash.h"
 #include "shm/stripe_index.h"
+#include "tools/kvtrie/pools.h"
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
@@ -184,17 +185,37 @@ Command add_page_command(CLI::App& app) {
   struct Options {
     std::uint32_t page = 0;
     bool tokens = false;
+    bool statistics = false;
+    std::string dtype;
   };
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("page", "Everything about one page, and whether it can be evicted");
   command->add_option("page", options->page, "Page number")->check(CLI::Range(0U, kPagesMax - 1))->required();
   command->add_flag("--tokens", options->tokens, "All tokens of its path, as `kvtrie tree --prefix` takes them");
+  CLI::Option* statistics = command->add_flag("--stats", options->statistics,
+                                              "Its bytes: shape, type, NaN and Inf, min, max, mean, histogram");
+  command->add_option("--dtype", options->dtype, "Their type, instead of what the namespace says")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "raw"}))
+      ->needs(statistics);
   return {command, [options](const Context& context) {
             return on_segment(context, [&](const Segment& segment, const std::string& cache) {
-              if (segment.has({options->page})) {
-                return render(gather_page(segment, {options->page}, options->tokens), context.json);
+              if (!segment.has({options->page})) {
+                return failure(Exit::kNotFound, no_such_page(segment, cache, options->page), context.json);
               }
-              return failure(Exit::kNotFound, no_such_page(segment, cache, options->page), context.json);
+              PageReport report = gather_page(segment, {options->page}, options->tokens);
+              if (options->statistics) {
+                if (segment.device() == DeviceKind::kCuda) {
+                  return failure(Exit::kNotFound, "the bytes of its pages are in device memory", context.json);
+                }
+                const Pools pools(segment, cache);
+                if (!pools.problem().empty()) return failure(pools.code(), pools.problem(), context.json);
+                report.statistics =
+                    gather_statistics(segment, report.page, pools.planes(), dump::dtype_of(options->dtype));
+                if (const std::string& problem = report.statistics->problem; !problem.empty()) {
+                  return failure(Exit::kCorrupt, problem, context.json);
+                }
+              }
+              return render(report, context.json);
             });
           }};
 }

@@ -16,6 +16,7 @@
 #include "tools/kvtrie/command.h"
 #include "tools/kvtrie/outcome.h"
 #include "tools/kvtrie/page_eviction.h"
+#include "tools/kvtrie/page_statistics.h"
 #include "tools/kvtrie/snapshot.h"
 
 namespace kvtrie::inspect {
@@ -81,6 +82,7 @@ struct PageReport {
   PathToRoot path;
   std::optional<std::vector<std::uint32_t>> path_tokens;  // when asked for: root's side first, with its own
   EvictionVerdict eviction;
+  std::optional<PageStatistics> statistics;  // when asked for
 };
 
 Command add_page_command(CLI::App& app);

@@ -7,45 +7,14 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <vector>
 
-#include "shm/shared_object.h"
+#include "tools/kvtrie/pools.h"
 #include "tools/kvtrie/text.h"
 
 namespace kvtrie::inspect {
 namespace {
-
-// The pools of the segment, one a plane; `problem` says which one is not there as the segment says.
-std::vector<FileDescriptor> open_pools(const Segment& segment, const std::string& cache,
-                                       Status& problem, std::string& object) {
-  std::vector<FileDescriptor> pools;
-  for (std::uint32_t plane = 0; plane < segment.geometry().planes; ++plane) {
-    object = "/dev/shm/" + pool_object_name(cache, plane);
-    Result<FileDescriptor> fd = open_object(pool_object_name(cache, plane), Access::kReadOnly);
-    if (!fd) {
-      problem = fd.error().code() == Code::kNotFound
-                    ? Status{Code::kCorrupt, "the segment's pool is gone"}
-                    : fd.error();
-      return pools;
-    }
-    const Result<std::uint64_t> bytes = object_bytes(fd->get());
-    if (!bytes || *bytes != pool_bytes(segment.geometry())) {
-      problem = {Code::kCorrupt, "the pool has not the size that the segment states"};
-      return pools;
-    }
-    pools.push_back(std::move(*fd));
-  }
-  return pools;
-}
-
-std::string in_words(const std::string& what, const Status& status) {
-  std::string text = fmt::format("{}: {}", what, status.what());
-  if (status.system_errno() != 0) text += fmt::format(": {}", std::strerror(status.system_errno()));
-  return text;
-}
 
 std::uint64_t left_out(const SaveReport& report) {
   return report.changed + report.below_changed + report.flushed + report.unreachable;
@@ -53,18 +22,12 @@ std::uint64_t left_out(const SaveReport& report) {
 
 Outcome run_save(const Segment& segment, const std::string& cache, const std::string& file,
                  bool json) {
-  Status problem;
-  std::string object;
-  const std::vector<FileDescriptor> pools = open_pools(segment, cache, problem, object);
-  if (!problem) return failure(exit_of(problem), in_words(object, problem), json);
-  std::vector<int> descriptors;
-  for (const FileDescriptor& pool : pools)
-    descriptors.push_back(pool.get());
-  const PlaneBytes planes(std::move(descriptors), segment.geometry().page_bytes);
+  const Pools pools(segment, cache);
+  if (!pools.problem().empty()) return failure(pools.code(), pools.problem(), json);
 
   SaveOutput output{cache, file, {}, 0};
   const auto start = std::chrono::steady_clock::now();
-  const Result<SaveReport> report = save_cache(segment, planes, file);
+  const Result<SaveReport> report = save_cache(segment, pools.planes(), file);
   output.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!report) {
     return failure(exit_of(report.error()), in_words("saving to " + file, report.error()), json);

@@ -28,11 +28,11 @@ struct ExitMeaning {
 };
 
 inline constexpr ExitMeaning kExitTable[] = {
-    {Exit::kOk, "done; verify: nothing found"},
-    {Exit::kFindings, "verify found something"},
+    {Exit::kOk, "done; verify, diff-dumps: nothing found"},
+    {Exit::kFindings, "verify or diff-dumps found something"},
     {Exit::kUsage, "wrong arguments, or several caches and no --cache"},
-    {Exit::kNotFound, "no such cache, page, namespace, worker, model, file or pin, or a prefix that is not cached"},
-    {Exit::kCorrupt, "the segment or file cannot be read: damaged, truncated or something else"},
+    {Exit::kNotFound, "no such cache, page, namespace, worker, model, file, dump or pin, or a prefix that is not cached"},
+    {Exit::kCorrupt, "the segment, file or dump cannot be read: damaged, truncated or something else"},
     {Exit::kRefused, "not allowed, refused by the coordinator, made by another build, a coordinator runs (destroy, verify --repair), or a flush "
                      "came between or another save writes the file (save)"},
     {Exit::kSystem, "a system call failed"},

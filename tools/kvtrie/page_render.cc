@@ -151,7 +151,7 @@ std::string to_text(const PageReport& report) {
   lines.add("free bit", report.free_bit ? "set" : "clear");
   lines.add("checksum", report.checksum == 0 ? "not computed" : hex_text(report.checksum));
   if (report.path_tokens) lines.add("path tokens", fmt::format("{}", fmt::join(*report.path_tokens, ",")));
-  return lines.text();
+  return lines.text() + (report.statistics ? to_text(*report.statistics) : "");
 }
 
 Json to_json(const PageReport& report) {
@@ -223,6 +223,7 @@ Json to_json(const PageReport& report) {
   json["announce_counter"] = report.announce_counter;
   json["free_bit"] = report.free_bit;
   json["checksum"] = hex_text(report.checksum);
+  json["statistics"] = report.statistics ? to_json(*report.statistics) : Json(nullptr);
   return json;
 }
 

@@ -70,6 +70,7 @@ const std::vector<Call> kLooks = {
     {"tree", {"--prefix", "1000,1001", "--state", "live", "--leased", "--worker", "1", "--min-pages", "1"}},
     {"page", {"0"}},
     {"page", {"3", "--tokens"}},
+    {"page", {"3", "--stats"}},
     {"verify", {}},
 };
 
