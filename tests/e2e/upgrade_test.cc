@@ -272,7 +272,8 @@ TEST(OtherReleaseTest, EverySourceThatNamesTheLayoutIsCompiledForIt) {
   const std::filesystem::path root = KVTRIE_TEST_SOURCE_DIR;
   std::size_t found = 0;
   for (const char* const folder : {"shm", "save", "metrics", "coordinator", "worker_plugin"}) {
-    for (const auto& entry : std::filesystem::directory_iterator(root / folder)) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(root / folder)) {
+      if (!entry.is_regular_file()) continue;
       const std::string name = entry.path().lexically_relative(root).string();
       const std::string text = text_of(entry.path());
       const bool names =
