@@ -51,9 +51,10 @@ struct LoadBf16 {
 class Bins {
  public:
   Bins(double min, double max) {
-    if (min == max) {
-      min -= 0.5;
-      max += 0.5;
+    if (min == max) {  // of large items 0.5 is nothing
+      const double half = std::max(0.5, std::abs(min) * 0x1p-50);
+      min -= half;
+      max += half;
     }
     const double step = (max - min) / static_cast<double>(kHistogramBins);
     for (std::size_t i = 0; i < kHistogramBins; ++i) edges_[i] = min + static_cast<double>(i) * step;

@@ -25,7 +25,7 @@ struct Statistics {
   double mean = 0;
   double standard_deviation = 0;  // of all items, divided by their count
   // Finite items in bins of equal width from min to max, as numpy.histogram has them: the last bin has its upper end,
-  // too; when min is max the bins go from 0.5 below to 0.5 above.
+  // too; when min is max the bins go from 0.5 below to 0.5 above, or further where that is nothing to a large item.
   std::array<std::uint64_t, kHistogramBins> histogram{};
 
   std::uint64_t finite() const { return items - nan - inf; }

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -236,6 +237,19 @@ TEST(DumpTest, LlamaStatesArePartsAndDamagedOnesAreNot) {
         }
       }
     }
+  }
+}
+
+TEST(DumpTest, EqualItemsOfAnySizeAreInOneBin) {
+  for (const float item : {0.0F, -1.5F, 1.6e16F, -std::numeric_limits<float>::max()}) {
+    const std::array<float, 40> items = [&] {
+      std::array<float, 40> all{};
+      all.fill(item);
+      return all;
+    }();
+    const Statistics all = statistics_of(std::as_bytes(std::span(items)), DType::kF32);
+    EXPECT_EQ(std::ranges::count(all.histogram, items.size()), 1) << item;
+    EXPECT_EQ(std::ranges::count(all.histogram, 0U), kHistogramBins - 1) << item;
   }
 }
 

@@ -221,8 +221,9 @@ class TriePagedAttentionCache:
     def free_allocated_pages(self, page_ids: Iterable[int]) -> None:
         """Frees those of the pages that were allocated and not published, before their request ends.
 
-        Pages that their release freed already are left alone, whoever has them now. Raises kvtrie.InvalidError when a
-        page behind one of them was announced to others and stays.
+        Pages that their release freed already are left alone, whoever has them now; where nobody asked for them after
+        their release, the next one that asks is taken for that, and what he meant comes back with his release.
+        Raises kvtrie.InvalidError when a page behind one of them was announced to others and stays.
         """
         given: Dict[_Request, List[int]] = {}
         with self._lock:
