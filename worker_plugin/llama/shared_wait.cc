@@ -68,7 +68,12 @@ void SharedSequence::wait(bool was_second) {
   const std::size_t next_page_ends = (std::size_t{cached_} + 1) * context_.tokens_per_page();
   if (begun_.pending_pages == 0 || size_ >= next_page_ends) return;
   const Timer timer(context_.counters_.wait_ns);
-  if (std::size_t{begun_.pending_pages} * context_.tokens_per_page() >= kSpeedWorth) context_.learn_speed();
+  const std::size_t announced = std::size_t{begun_.pending_pages} * context_.tokens_per_page();
+  // Pages come when a batch of their owner ends. A short part of a prompt is computed here sooner than that.
+  const bool is_short = announced < context_.calls_.llama_n_ubatch(context_.context_) &&
+                        announced < (handed_ - std::size_t{cached_} * context_.tokens_per_page()) / 2;
+  if (context_.wait_.mode == WaitSettings::Mode::kAuto && is_short) return;
+  if (announced >= kSpeedWorth) context_.learn_speed();
   const std::uint32_t cached_before = cached_;
   bool known = true;
   client::Sequence sequence(kvtrie_get_api(KVTRIE_API_VERSION), sequence_);

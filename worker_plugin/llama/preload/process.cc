@@ -45,6 +45,7 @@ std::string report_of(const TrackedContext& context) {
   add("batches", batches.batches);
   add("batches_passed", batches.batches_passed);
   add("batches_spared", batches.batches_spared);
+  add("batches_ahead", batches.batches_ahead);
   add("tokens_given", batches.tokens_given);
   add("tokens_seen", batches.tokens_seen);
   if (const SharedContext* shared = context.shared()) {

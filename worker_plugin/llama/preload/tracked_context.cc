@@ -132,6 +132,7 @@ std::int32_t TrackedContext::decode_ahead(Part& part) {
     part.sequence->decoded(std::span(part.tokens).subspan(part.imported, step));
     part.imported += step;
     part.ahead += step;
+    ++counters_.batches_ahead;
   }
   return 0;
 }

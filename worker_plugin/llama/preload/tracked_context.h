@@ -26,6 +26,7 @@ struct BatchCounters {
   std::uint64_t batches = 0;         // calls of llama_decode
   std::uint64_t batches_passed = 0;  // ... that nothing was looked up for
   std::uint64_t batches_spared = 0;  // ... that computed nothing, since all was there
+  std::uint64_t batches_ahead = 0;   // parts of batches that were computed before the rest, for those who wait
   std::uint64_t tokens_given = 0;    // by the program
   std::uint64_t tokens_seen = 0;     // by llama_decode
 };
