@@ -141,6 +141,7 @@ class SharedContext {
  private:
   friend class SharedSequence;
   bool open_namespace();
+  void warm_up();
   [[nodiscard]] client::WaitPolicy wait_policy() const;
   // Computes some tokens of nothing, unless a speed is known.
   void learn_speed();
