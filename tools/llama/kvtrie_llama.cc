@@ -70,12 +70,12 @@ void add_options(CLI::App& app, Options& options) {
                  "Only print the --page-bytes that kvtried needs for this model with TOKENS a page")
       ->type_name("TOKENS");
   app.add_option("--wait", options.wait,
-                 "For what another process computes just now: never, always, or auto: while that is likely to cost less "
-                 "than to compute it, too (auto)")
+                 "For what another process computes just now: never, always, or auto: while that is likely to cost "
+                 "less than to compute it, too (auto)")
       ->check(CLI::IsMember({"never", "auto", "always"}));
   app.add_option("--wait-limit", engine.wait.limit_ms, "No wait is longer (120000)")->type_name("MS");
   app.add_flag("--start-on-input", options.start_on_input,
-               "Say `ready` on standard output when the model is loaded, and begin with the next line of standard input");
+               "Say `ready` on standard output when the model is loaded, begin with the next line of standard input");
   app.add_flag("--json", options.json, "Results as JSON, a line for each answer");
 }
 

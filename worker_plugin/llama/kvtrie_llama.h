@@ -18,10 +18,10 @@
 // A context that takes part has a unified KV cache (kv_unified) and one sequence id more than the caller uses: the last
 // one, n_seq_max - 1, carries pages in and out and is empty between calls. shareable_params() makes such parameters.
 //
-// What several processes are given at once is computed by one of them, if they wait (WaitSettings): import() then returns
-// when the others' pages are there, or when waiting does not pay (kvtrie_policy.hpp). Prompts are decoded in batches of
-// llama_n_ubatch tokens, so that those who wait can follow, and each is told to SharedContext::computed(): the speed is what
-// the policy judges by.
+// What several processes are given at once is computed by one of them, if they wait (WaitSettings): import() then
+// returns when the others' pages are there, or when waiting does not pay (kvtrie_policy.hpp). Decode prompts in batches
+// of llama_n_ubatch tokens, so that those who wait can follow, and tell SharedContext::computed() of each: the policy
+// judges by the speed.
 //
 // Never wrong: what does not fit, fails or is gone costs computing it, and is counted; no call throws but those that
 // say so, and none fails. KV of a page is imported only when the tokens of its whole path are the sequence's, in a

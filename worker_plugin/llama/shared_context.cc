@@ -171,8 +171,9 @@ void SharedContext::warm_up() {
   found.size = sizeof found;
   kvtrie_sequence sequence{};
   for (int i = 0; i < 2; ++i) {
-    if (kvtrie_begin(cache_.worker(), namespace_, tokens.data(), tokens.size(), &options, &found, &sequence) != KVTRIE_OK)
-      return;
+    const kvtrie_code code =
+        kvtrie_begin(cache_.worker(), namespace_, tokens.data(), tokens.size(), &options, &found, &sequence);
+    if (code != KVTRIE_OK) return;
     (void)kvtrie_release(sequence);
   }
 }

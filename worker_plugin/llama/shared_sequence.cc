@@ -36,7 +36,7 @@ void SharedSequence::take_in(std::span<const llama_token> next) {
   }
 }
 
-// Matches whole pages of the first `total` of tokens_, unless that was done and nothing much came, or is to be done again.
+// Matches whole pages of the first `total` of tokens_. Unless that was done and nothing much came; `again`: all the same.
 bool SharedSequence::begin(std::size_t total, bool again) {
   const std::size_t per_page = context_.tokens_per_page();
   const std::size_t whole = total / per_page * per_page;

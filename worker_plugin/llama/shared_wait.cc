@@ -37,8 +37,8 @@ client::WaitPolicy SharedContext::wait_policy() const {
   return client::WaitPolicy(cache_.geometry(), options);
 }
 
-// By the sequence id that carries pages, which is empty before and after. Costs no time where it is asked for: the pages
-// that would be waited for are not there yet.
+// By the sequence id that carries pages, which is empty before and after. Costs no time where it is asked for: the
+// pages that would be waited for are not there yet.
 void SharedContext::learn_speed() {
   if (speed_known_ || wait_.mode != WaitSettings::Mode::kAuto) return;
   speed_known_ = true;  // once, also when it fails

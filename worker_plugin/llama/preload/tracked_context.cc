@@ -114,8 +114,8 @@ std::int32_t TrackedContext::compute(const llama_batch& batch) {
   return code;
 }
 
-// The program's batch in the parts that llama.cpp would make of it, so that others who wait get pages as they fill. Only
-// tokens without outputs, since a call of llama_decode forgets the outputs of the one before.
+// The program's batch in the parts that llama.cpp would make of it, so that others who wait get pages as they fill.
+// Only tokens without outputs, since a call of llama_decode forgets the outputs of the one before.
 std::int32_t TrackedContext::decode_ahead(Part& part) {
   const std::size_t step = calls_.llama_n_ubatch(context_);
   std::vector<llama_token> tokens(part.tokens.begin(), part.tokens.begin() + static_cast<std::ptrdiff_t>(part.leading));
