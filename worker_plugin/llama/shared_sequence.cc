@@ -2,6 +2,8 @@
 // Copyright The kvtrie authors
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
 #include "worker_plugin/llama/timer.h"
@@ -9,7 +11,8 @@
 namespace kvtrie::llama {
 
 namespace {
-constexpr int kSecondMax = 3;
+constexpr int kSecondMax = 6;
+constexpr std::chrono::milliseconds kAnnounces{1};
 }
 
 void SharedSequence::release() {
@@ -36,7 +39,7 @@ void SharedSequence::take_in(std::span<const llama_token> next) {
   }
 }
 
-// Matches whole pages of the first `total` of tokens_. Unless that was done and nothing much came; `again`: all the same.
+// Matches whole pages of the first `total` of tokens_, unless that was done and nothing much came (or `again`).
 bool SharedSequence::begin(std::size_t total, bool again) {
   const std::size_t per_page = context_.tokens_per_page();
   const std::size_t whole = total / per_page * per_page;
@@ -111,8 +114,9 @@ std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_
   const std::size_t total = before + next.size();
   if (!begin(total)) return 0;
   may_wait = may_wait && context_.waits() && context_.announcing_ == (announcing_ ? 1U : 0U);
-  // Whoever was second with announcing the same pages gives its own back and waits for the first. A page is private
-  // also when a lock was busy, so this ends.
+  // Whoever was second with announcing the same pages gives its own back and waits for the first. That one announces
+  // page by page, some us each, so what is seen of it may still be growing, or nothing yet, when a lock was busy.
+  std::uint32_t seen = 0;
   for (int second = 0;; ++second) {
     if (may_wait && !announcing_) wait(second > 0);
     if (sequence_.id == 0) break;
@@ -120,7 +124,11 @@ std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_
         std::min(before + std::min(most, next.size()), std::size_t{cached_} * context_.tokens_per_page());
     if (limit > size_) import_pages(limit);
     if (keep_private_ || handed_ / context_.tokens_per_page() <= written_ || !allocate(handed_)) break;
-    if (!may_wait || second == kSecondMax || !was_second() || !begin(total, true)) break;
+    if (!may_wait || second == kSecondMax || !was_second()) break;
+    if (second > 0 && begun_.pending_pages != 0 && begun_.pending_pages == seen) break;  // too short to wait for
+    seen = begun_.pending_pages;
+    if (second > 0) std::this_thread::sleep_for(kAnnounces * (1 << (second - 1)));
+    if (!begin(total, true)) break;
   }
   return size_ - before;
 }
