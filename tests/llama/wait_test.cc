@@ -99,7 +99,7 @@ class LlamaWaitTest : public LlamaTest {
 };
 
 TEST_F(LlamaWaitTest, FourProcessesComputeOnePrompt) {
-  serve(16);
+  serve(16, 1024);  // room for what each computes
   const Json alone = this->alone();
   std::vector<std::unique_ptr<Asked>> all;
   for (int i = 0; i < 4; ++i) all.push_back(ask("always"));
@@ -120,7 +120,7 @@ TEST_F(LlamaWaitTest, FourProcessesComputeOnePrompt) {
 
 // As the policy thinks best, which a busy host may change; the answer is the same.
 TEST_F(LlamaWaitTest, ByThePolicyTheAnswerIsTheSame) {
-  serve(16);
+  serve(16, 1024);  // room for what each computes
   const Json alone = this->alone();
   std::vector<std::unique_ptr<Asked>> all;
   for (const std::string wait : {"auto", "auto", "never"}) all.push_back(ask(wait));
@@ -134,7 +134,7 @@ TEST_F(LlamaWaitTest, ByThePolicyTheAnswerIsTheSame) {
 
 // One that is stopped in the middle computes for nobody: by the policy the others go on after a while.
 TEST_F(LlamaWaitTest, AnOwnerThatStopsIsNotWaitedForForEver) {
-  serve(16);
+  serve(16, 1024);  // room for what each computes
   const Json alone = this->alone();
   const std::unique_ptr<Asked> owner = ask("auto");
   const std::unique_ptr<Asked> other = ask("auto");
@@ -151,7 +151,7 @@ TEST_F(LlamaWaitTest, AnOwnerThatStopsIsNotWaitedForForEver) {
 }
 
 TEST_F(LlamaWaitTest, WhenTheOneThatComputesIsKilledAnotherTakesOver) {
-  serve(16);
+  serve(16, 1024);  // room for what each computes
   const Json alone = this->alone();
   const std::unique_ptr<Asked> owner = ask("always");
   std::vector<std::unique_ptr<Asked>> others;

@@ -211,6 +211,7 @@ class SharedSequence {
   void match(const kvtrie_begin_result& found);
   void wait(bool was_second);
   bool was_second() const;
+  void announce_rest();
   void announce(bool on);
   void import_pages(std::size_t limit);
   bool allocate(std::size_t whole);

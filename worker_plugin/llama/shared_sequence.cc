@@ -124,7 +124,11 @@ std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_
         std::min(before + std::min(most, next.size()), std::size_t{cached_} * context_.tokens_per_page());
     if (limit > size_) import_pages(limit);
     if (keep_private_ || handed_ / context_.tokens_per_page() <= written_ || !allocate(handed_)) break;
-    if (!may_wait || second == kSecondMax || !was_second()) break;
+    if (!may_wait || second == kSecondMax) break;
+    if (!was_second()) {
+      announce_rest();
+      break;
+    }
     if (second > 0 && begun_.pending_pages != 0 && begun_.pending_pages == seen) break;  // too short to wait for
     seen = begun_.pending_pages;
     if (second > 0) std::this_thread::sleep_for(kAnnounces * (1 << (second - 1)));

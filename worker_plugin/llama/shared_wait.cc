@@ -7,6 +7,7 @@
 #include <array>
 #include <chrono>
 #include <limits>
+#include <thread>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
 #include "worker_plugin/llama/timer.h"
@@ -14,6 +15,7 @@
 namespace kvtrie::llama {
 namespace {
 
+constexpr int kAnnouncesMax = 6;
 constexpr std::size_t kSpeedTokens = 32;
 constexpr std::size_t kSpeedWorth = 4 * kSpeedTokens;  // announced parts below that are judged by the guess
 
@@ -105,6 +107,25 @@ bool SharedSequence::was_second() const {
   }
   (void)sequence.take_handle();
   return second;
+}
+
+// Announcing ends at a page whose lock is busy, as when several announce the same ones; the pages behind it are private.
+// Nobody would see them coming, and somebody else would compute them.
+void SharedSequence::announce_rest() {
+  const std::size_t per_page = context_.tokens_per_page();
+  const auto whole = static_cast<std::uint32_t>(handed_ / per_page);
+  for (int i = 0; i < kAnnouncesMax; ++i) {
+    std::vector<kvtrie_own_page> own(whole - cached_);
+    std::uint32_t count = 0;
+    if (kvtrie_own_pages(sequence_, own.data(), static_cast<std::uint32_t>(own.size()), &count) != KVTRIE_OK) return;
+    own.resize(std::min<std::size_t>(own.size(), count));
+    const auto rest = std::ranges::find(own, std::uint32_t{KVTRIE_PAGE_PRIVATE}, [](const kvtrie_own_page& page) {
+      return static_cast<std::uint32_t>(page.state);
+    });
+    if (rest == own.begin() || rest == own.end() || rest->position >= whole) return;
+    if (i > 0) std::this_thread::sleep_for(std::chrono::microseconds(100 << i));
+    if (kvtrie_give_back(sequence_, rest->position, whole - rest->position) != KVTRIE_OK || !allocate(handed_)) return;
+  }
 }
 
 void SharedSequence::announce(bool on) {
