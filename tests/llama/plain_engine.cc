@@ -4,7 +4,7 @@
 // A program on llama.cpp that knows nothing of kvtrie and uses its sequences in every way that the preload library
 // follows. A line for each step: its name, the token that came out, and a hash of its logits. With and without the
 // library they are the same.
-//   plain_engine MODEL BACK_END_LIBRARY [own_caches]
+//   plain_engine MODEL BACK_END_LIBRARY [own_caches|small_parts]
 #include <ggml-backend.h>
 #include <llama.h>
 #include <xxhash.h>
@@ -223,7 +223,7 @@ void own_caches(Engine& engine) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) fail("usage: plain_engine MODEL BACK_END_LIBRARY [own_caches]");
+  if (argc < 3) fail("usage: plain_engine MODEL BACK_END_LIBRARY [own_caches|small_parts]");
   llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   if (ggml_backend_load(argv[2]) == nullptr) fail("no such back end");
   Engine engine;
@@ -231,12 +231,14 @@ int main(int argc, char** argv) {
   if (engine.model == nullptr) fail("no such model");
   llama_context_params params = llama_context_default_params();
   params.n_ctx = 1024;
+  const std::string more = argc > 3 ? argv[3] : "";
   params.n_batch = params.n_ubatch = 512;
+  if (more == "small_parts") params.n_ubatch = 64;
   params.n_threads = params.n_threads_batch = 1;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
   const auto with_context = [&](std::uint32_t sequences, auto... steps) {
     params.n_seq_max = sequences;
-    params.kv_unified = sequences > 1 && argc == 3;
+    params.kv_unified = sequences > 1 && more != "own_caches";
     engine.context = llama_init_from_model(engine.model, params);
     if (engine.context == nullptr) fail("no context");
     engine.memory = llama_get_memory(engine.context);
@@ -246,7 +248,7 @@ int main(int argc, char** argv) {
     llama_batch_free(engine.batch);
     llama_free(engine.context);
   };
-  if (argc > 3) {
+  if (more == "own_caches") {
     with_context(2, own_caches);
   } else {
     with_context(1, one_conversation, outputs_in_the_middle, simplest_batch, context_shift, hole, state_from_elsewhere);

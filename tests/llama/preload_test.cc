@@ -49,6 +49,21 @@ TEST_F(LlamaPreloadTest, AnUnmodifiedProgramSaysTheSameAndComputesLess) {
   EXPECT_GT(warm[0]["diverged"], 0);  // context shift, a state from elsewhere
 }
 
+// Those who wait get pages as they fill; and what comes out is what comes out of llama.cpp's own parts.
+TEST_F(LlamaPreloadTest, ComputesABatchInThePartsThatLlamaCppMakes) {
+  serve(16);
+  const std::string program = plain() + " small_parts";
+  const Ran alone = run(program);
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  EXPECT_EQ(run(program, preloaded("KVTRIE_LLAMA_WAIT=never")).out, alone.out);
+  EXPECT_EQ(report()[0]["batches_ahead"], 0);
+  EXPECT_EQ(run(program, preloaded("KVTRIE_TENANT=b")).out, alone.out);  // which finds nothing
+  EXPECT_GT(report()[0]["batches_ahead"], 10);
+  EXPECT_EQ(run(program, preloaded("KVTRIE_TENANT=b")).out, alone.out);
+  EXPECT_GT(report()[0]["pages_imported"], 0);
+  EXPECT_NE(run(program, preloaded("KVTRIE_LLAMA_WAIT=perhaps")).err.find("perhaps"), std::string::npos);
+}
+
 TEST_F(LlamaPreloadTest, IsOffWithoutItsVariable) {
   serve(16);
   const Ran alone = run(plain());

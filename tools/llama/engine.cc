@@ -68,6 +68,7 @@ Engine::Engine(const EngineOptions& options) : options_(options) {
     shared_.emplace(*cache_, linked_calls(), context_.get(), params,
                     describe_model(parts_of_model(options.model), model_params),
                     FingerprintOptions{.tenant = options.tenant, .hash_memory = options.hash_memory});
+    shared_->set_wait(options.wait);
   }
   attach_ms_ = ms_since(attach);
 }
@@ -116,15 +117,19 @@ Answer Engine::answer(const std::vector<llama_token>& prompt, std::size_t count)
   if (shared_) sequence.emplace(*shared_, 0);
   Answer answer;
   answer.prompt_tokens = prompt.size();
+  const std::uint64_t waited_before = shared_ ? shared_->counters().wait_ns : 0;
   const auto start = Clock::now();
   std::size_t done = sequence ? sequence->import(prompt, prompt.size() - std::min(kDecodedAtLeast, prompt.size())) : 0;
   answer.cached_tokens = done;
+  if (shared_) answer.wait_ms = static_cast<double>(shared_->counters().wait_ns - waited_before) * 1e-6;
   while (done < prompt.size()) {
     const std::size_t end = std::min<std::size_t>(prompt.size(), done + options_.batch);
     const auto decoding = Clock::now();
     decode(prompt, done, end);
     llama_synchronize(context_.get());
-    answer.decode_ms += ms_since(decoding);
+    const double took_ms = ms_since(decoding);
+    answer.decode_ms += took_ms;
+    if (shared_ && end - done > kDecodedAtLeast) shared_->computed(end - done, took_ms * 1e-3);
     if (sequence) sequence->decoded(std::span(prompt).subspan(done, end - done));
     done = end;
   }

@@ -33,6 +33,7 @@ struct EngineOptions {
   std::string directory;        // of kvtried --dir; empty: the default one
   std::string hash_memory;
   std::string tenant;
+  WaitSettings wait{.mode = WaitSettings::Mode::kAuto};
 };
 
 struct Answer {
@@ -42,6 +43,7 @@ struct Answer {
   double first_token_ms = 0;      // from begin to the first token chosen
   double total_ms = 0;
   double decode_ms = 0;           // inside llama_decode, up to the first token
+  double wait_ms = 0;             // for what another process computed
   std::uint64_t logits_hash = 0;  // of the logits that the last token was chosen from
 };
 

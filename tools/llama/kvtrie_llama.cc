@@ -30,6 +30,8 @@ struct Options {
   std::uint32_t page_tokens = 0;
   bool json = false;
   bool no_cache = false;
+  std::string wait = "auto";
+  bool start_on_input = false;
 };
 
 void add_options(CLI::App& app, Options& options) {
@@ -67,6 +69,13 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--page-bytes", options.page_tokens,
                  "Only print the --page-bytes that kvtried needs for this model with TOKENS a page")
       ->type_name("TOKENS");
+  app.add_option("--wait", options.wait,
+                 "For what another process computes just now: never, always, or auto: while that is likely to cost "
+                 "less than to compute it, too (auto)")
+      ->check(CLI::IsMember({"never", "auto", "always"}));
+  app.add_option("--wait-limit", engine.wait.limit_ms, "No wait is longer (120000)")->type_name("MS");
+  app.add_flag("--start-on-input", options.start_on_input,
+               "Say `ready` on standard output when the model is loaded, begin with the next line of standard input");
   app.add_flag("--json", options.json, "Results as JSON, a line for each answer");
 }
 
@@ -91,6 +100,7 @@ nlohmann::json to_json(const Answer& answer, const Engine& engine) {
       {"prefilled_tokens", answer.prompt_tokens - answer.cached_tokens},
       {"first_token_ms", answer.first_token_ms},
       {"decode_ms", answer.decode_ms},
+      {"wait_ms", answer.wait_ms},
       {"total_ms", answer.total_ms},
       {"load_ms", engine.load_ms()},
       {"attach_ms", engine.attach_ms()},
@@ -131,6 +141,7 @@ int run(int argc, const char* const* argv) {
     return app.exit(error) == 0 ? EXIT_SUCCESS : kExitUsage;
   }
   if (options.no_cache) options.engine.cache.clear();
+  options.engine.wait.mode = wait_mode(options.wait);
   try {
     Engine engine(options.engine);
     if (options.page_tokens != 0) {
@@ -138,6 +149,12 @@ int run(int argc, const char* const* argv) {
       return EXIT_SUCCESS;
     }
     const std::vector<llama_token> prompt = prompt_of(options, engine);
+    if (options.start_on_input) {
+      fmt::print("ready\n");
+      std::fflush(stdout);
+      std::string line;
+      std::getline(std::cin, line);
+    }
     for (std::uint32_t i = 0; i < options.repeat; ++i) {
       const Answer answer = engine.answer(prompt, options.count);
       if (options.json) {

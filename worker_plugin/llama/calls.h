@@ -19,6 +19,7 @@
   CALL(llama_get_model)          \
   CALL(llama_get_memory)         \
   CALL(llama_n_ctx)              \
+  CALL(llama_n_ubatch)           \
   CALL(llama_n_seq_max)          \
   CALL(llama_memory_seq_rm)      \
   CALL(llama_memory_seq_cp)      \

@@ -18,6 +18,11 @@
 // A context that takes part has a unified KV cache (kv_unified) and one sequence id more than the caller uses: the last
 // one, n_seq_max - 1, carries pages in and out and is empty between calls. shareable_params() makes such parameters.
 //
+// What several processes are given at once is computed by one of them, if they wait (WaitSettings): import() then
+// returns when the others' pages are there, or when waiting does not pay (kvtrie_policy.hpp). Decode prompts in batches
+// of llama_n_ubatch tokens, so that those who wait can follow, and tell SharedContext::computed() of each: the policy
+// judges by the speed.
+//
 // Never wrong: what does not fit, fails or is gone costs computing it, and is counted; no call throws but those that
 // say so, and none fails. KV of a page is imported only when the tokens of its whole path are the sequence's, in a
 // namespace of all that fingerprint.h names.
@@ -37,6 +42,7 @@
 #include <vector>
 
 #include "worker_plugin/kvtrie.h"
+#include "worker_plugin/kvtrie_policy.hpp"
 #include "worker_plugin/llama/calls.h"
 #include "worker_plugin/llama/fingerprint.h"
 #include "worker_plugin/llama/page_state.h"
@@ -64,11 +70,28 @@ struct Counters {
   std::uint64_t no_free_pages = 0;   // allocate said not now: not published
   std::uint64_t other_failures = 0;  // of the plugin: its last text is in SharedContext::last_failure
   std::uint64_t diverged = 0;        // context shift and the like: not shared from there on
+  std::uint64_t waits = 0;           // for pages that another process computes
+  std::uint64_t tokens_awaited = 0;  // that came meanwhile
+  std::uint64_t speed_tokens = 0;    // computed only to know the speed
   std::uint64_t begin_ns = 0, allocate_ns = 0, import_ns = 0, export_ns = 0, publish_ns = 0, release_ns = 0;
+  std::uint64_t wait_ns = 0;
 };
 
 // {name, value} of each, for reports.
 std::vector<std::pair<const char*, std::uint64_t>> list(const Counters& counters);
+
+// What to do about pages that another process is computing.
+struct WaitSettings {
+  enum class Mode {
+    kNever,   // compute them, too; what was second is kept private
+    kAuto,    // wait as long as it is likely to cost less than to compute them
+    kAlways,  // wait while their owner lives
+  };
+  Mode mode = Mode::kNever;
+  std::uint32_t limit_ms = 120000;  // no wait is longer
+};
+// never, auto, always. Anything else throws Refused.
+WaitSettings::Mode wait_mode(const std::string& name);
 
 class SharedCache {
  public:
@@ -100,15 +123,28 @@ class SharedContext {
   SharedContext(SharedCache& cache, const Calls& calls, llama_context* context, const llama_context_params& params,
                 const ModelSource& source, const FingerprintOptions& options);
 
+  // Before its sequences are used.
+  void set_wait(const WaitSettings& settings) { wait_ = settings; }
+  // llama_decode took so long for so many tokens of prompts.
+  void computed(std::size_t tokens, double seconds) {
+    speed_.computed(tokens, seconds);
+    speed_known_ = true;
+  }
+
   [[nodiscard]] const Counters& counters() const { return counters_; }
   [[nodiscard]] const std::string& last_failure() const { return last_failure_; }
   [[nodiscard]] const StateShape& shape() const { return shape_; }
   [[nodiscard]] std::uint32_t tokens_per_page() const { return cache_.geometry().tokens_per_page; }
   [[nodiscard]] llama_context* context() const { return context_; }
+  [[nodiscard]] bool waits() const { return wait_.mode != WaitSettings::Mode::kNever; }
 
  private:
   friend class SharedSequence;
   bool open_namespace();
+  void warm_up();
+  [[nodiscard]] client::WaitPolicy wait_policy() const;
+  // Computes some tokens of nothing, unless a speed is known.
+  void learn_speed();
   std::byte* page(std::uint32_t index) const;
   // Pages of positions from `first` on. How many were brought in, or written, before something failed. Of those brought
   // in the sequence gets the cells at [from, to).
@@ -133,6 +169,10 @@ class SharedContext {
   std::size_t buffer_bytes_ = 0;
   Counters counters_;
   std::string last_failure_;
+  WaitSettings wait_;
+  client::PrefillSpeed speed_;
+  bool speed_known_ = false;
+  std::size_t announcing_ = 0;  // sequences with pages that others may be waiting for
 };
 
 class SharedSequence {
@@ -148,8 +188,10 @@ class SharedSequence {
   [[nodiscard]] bool diverged() const { return diverged_; }
 
   // `next` are tokens that the caller is about to decode at positions size() and up. Brings the KV of the first ones in
-  // from the cache, up to `most` of them, and says of how many; announces pages for the others.
-  std::size_t import(std::span<const llama_token> next, std::size_t most);
+  // from the cache, up to `most` of them, and says of how many; announces pages for the others. `may_wait`: as the
+  // context's settings say. It never waits while another sequence of the context has announced pages: nobody else
+  // computes those.
+  std::size_t import(std::span<const llama_token> next, std::size_t most, bool may_wait = true);
   // The caller decoded these at positions size() and up. Publishes pages that are full.
   void decoded(std::span<const llama_token> tokens);
   // The caller took the KV of the last `tokens` that import() brought out again: they are to be computed after all.
@@ -165,7 +207,12 @@ class SharedSequence {
 
  private:
   void take_in(std::span<const llama_token> next);
-  bool begin(std::size_t total);
+  bool begin(std::size_t total, bool again = false);
+  void match(const kvtrie_begin_result& found);
+  void wait(bool was_second);
+  bool was_second() const;
+  void announce_rest();
+  void announce(bool on);
   void import_pages(std::size_t limit);
   bool allocate(std::size_t whole);
   bool write_pages(std::uint32_t full);
@@ -185,6 +232,8 @@ class SharedSequence {
   std::size_t handed_ = 0;      // tokens that sequence_ knows: whole pages
   std::uint32_t cached_ = 0;    // pages of it that were others' when it began
   std::uint32_t written_ = 0;   // pages that have their bytes, those included
+  kvtrie_begin_result begun_{};  // what is under way behind the matched pages
+  bool announcing_ = false;
 };
 
 }  // namespace kvtrie::llama

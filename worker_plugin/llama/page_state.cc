@@ -158,26 +158,29 @@ bool StateShape::split(std::span<const std::byte> state, std::int32_t first, std
   const std::size_t count = pages.size() * tokens;
   const std::vector<std::uint32_t> cells = cells_of(state, first, count);
   if (cells.empty()) return false;
-  for (std::size_t i = 0; i < pages.size(); ++i) {
-    std::byte* to = write_head(pages[i], first + static_cast<std::int32_t>(i * tokens), tokens);
-    const std::span<const std::uint32_t> own = std::span(cells).subspan(i * tokens, tokens);
-    const bool in_order = own.back() - own.front() == tokens - 1 && std::ranges::is_sorted(own);
-    const std::byte* from = state.data() + head_bytes(count);
-    for (const StateSection& section : sections_) {
-      const std::size_t cell = section.cell_bytes;
-      std::memcpy(to, section.header.data(), section.header.size());
-      to += section.header.size();
-      from += section.header.size();
+  for (std::size_t i = 0; i < pages.size(); ++i)
+    (void)write_head(pages[i], first + static_cast<std::int32_t>(i * tokens), tokens);
+  const bool in_order = std::ranges::is_sorted(cells);  // each once: they are 0, 1, ...
+  const std::byte* from = state.data() + head_bytes(count);
+  std::size_t offset = head_bytes(tokens);
+  // All pages of a section before the next: what a row's cache lines hold is for several pages.
+  for (const StateSection& section : sections_) {
+    const std::size_t cell = section.cell_bytes;
+    from += section.header.size();
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      std::byte* const to = pages[i] + offset + section.header.size();
+      std::memcpy(pages[i] + offset, section.header.data(), section.header.size());
       if (in_order) {
-        copy_rows(to, tokens * cell, from + own.front() * cell, count * cell, section.rows, tokens * cell);
-      } else {
-        for (std::uint32_t token = 0; token < tokens; ++token) {
-          copy_rows(to + token * cell, tokens * cell, from + own[token] * cell, count * cell, section.rows, cell);
-        }
+        copy_rows(to, tokens * cell, from + i * tokens * cell, count * cell, section.rows, tokens * cell);
+        continue;
       }
-      to += section.rows * tokens * cell;
-      from += section.rows * count * cell;
+      for (std::uint32_t token = 0; token < tokens; ++token) {
+        const std::size_t own = cells[i * tokens + token];
+        copy_rows(to + token * cell, tokens * cell, from + own * cell, count * cell, section.rows, cell);
+      }
     }
+    offset += section.header.size() + section.rows * tokens * cell;
+    from += section.rows * count * cell;
   }
   return true;
 }

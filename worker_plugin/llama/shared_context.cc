@@ -62,12 +62,16 @@ std::vector<std::pair<const char*, std::uint64_t>> list(const Counters& c) {
           {"no_free_pages", c.no_free_pages},
           {"other_failures", c.other_failures},
           {"diverged", c.diverged},
+          {"waits", c.waits},
+          {"tokens_awaited", c.tokens_awaited},
+          {"speed_tokens", c.speed_tokens},
           {"begin_ns", c.begin_ns},
           {"allocate_ns", c.allocate_ns},
           {"import_ns", c.import_ns},
           {"export_ns", c.export_ns},
           {"publish_ns", c.publish_ns},
-          {"release_ns", c.release_ns}};
+          {"release_ns", c.release_ns},
+          {"wait_ns", c.wait_ns}};
 }
 
 SharedCache::SharedCache(const std::string& cache, const std::string& directory, const std::string& name) {
@@ -152,6 +156,26 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
   }
   fields_ = fingerprint(calls_, source, context, params, options);
   if (!open_namespace()) throw Refused(last_failure_);
+  warm_up();
+}
+
+// What a process does for the first time costs page faults and symbols to be bound: here, and not in its first request.
+void SharedContext::warm_up() {
+  const std::span<std::byte> run = buffer(shape_.bytes(pages_in_a_run(shape_, tokens_per_page()) * tokens_per_page()));
+  std::ranges::fill(run, std::byte{0});
+  const std::vector<std::uint32_t> tokens(tokens_per_page(), UINT32_MAX);  // of nobody
+  kvtrie_begin_options options{};
+  options.size = sizeof options;
+  options.flags = KVTRIE_NO_PUBLISH;
+  kvtrie_begin_result found{};
+  found.size = sizeof found;
+  kvtrie_sequence sequence{};
+  for (int i = 0; i < 2; ++i) {
+    const kvtrie_code code =
+        kvtrie_begin(cache_.worker(), namespace_, tokens.data(), tokens.size(), &options, &found, &sequence);
+    if (code != KVTRIE_OK) return;
+    (void)kvtrie_release(sequence);
+  }
 }
 
 bool SharedContext::open_namespace() {

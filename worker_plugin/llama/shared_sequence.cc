@@ -2,18 +2,27 @@
 // Copyright The kvtrie authors
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
 #include "worker_plugin/llama/timer.h"
 
 namespace kvtrie::llama {
 
+namespace {
+constexpr int kSecondMax = 6;
+constexpr std::chrono::milliseconds kAnnounces{1};
+}
+
 void SharedSequence::release() {
   if (sequence_.id != 0) {
     const Timer timer(context_.counters_.release_ns);
     (void)kvtrie_release(sequence_);
   }
+  announce(false);
   sequence_ = {};
+  begun_ = {};
   handed_ = 0;
   cached_ = written_ = 0;
 }
@@ -30,11 +39,11 @@ void SharedSequence::take_in(std::span<const llama_token> next) {
   }
 }
 
-// Matches whole pages of the first `total` of tokens_, unless that was done and nothing much came.
-bool SharedSequence::begin(std::size_t total) {
+// Matches whole pages of the first `total` of tokens_, unless that was done and nothing much came (or `again`).
+bool SharedSequence::begin(std::size_t total, bool again) {
   const std::size_t per_page = context_.tokens_per_page();
   const std::size_t whole = total / per_page * per_page;
-  if (sequence_.id != 0 && (whole <= handed_ || total - size_ < per_page)) return true;
+  if (!again && sequence_.id != 0 && (whole <= handed_ || total - size_ < per_page)) return true;
   if (whole <= size_) return false;  // no page is filled by what comes
   const Timer timer(context_.counters_.begin_ns);
   kvtrie_begin_options options{};
@@ -59,11 +68,16 @@ bool SharedSequence::begin(std::size_t total) {
   release();
   sequence_ = fresh;
   handed_ = whole;
-  cached_ = written_ = hit.cached_pages;
-  shared_ = hit.cached_tokens;
+  match(hit);
   ++context_.counters_.begins;
   context_.counters_.hits += hit.cached_tokens > size_ ? 1 : 0;
   return true;
+}
+
+void SharedSequence::match(const kvtrie_begin_result& found) {
+  begun_ = found;
+  cached_ = written_ = found.cached_pages;
+  shared_ = found.cached_tokens;
 }
 
 void SharedSequence::import_pages(std::size_t limit) {
@@ -89,19 +103,37 @@ bool SharedSequence::allocate(std::size_t whole) {
   } else if (code != KVTRIE_OK) {
     context_.note_failure(context_.counters_.other_failures, "allocate", code);
   }
+  if (code == KVTRIE_OK) announce(true);
   return code == KVTRIE_OK;
 }
 
-std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_t most) {
+std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_t most, bool may_wait) {
   if (diverged_ || next.empty()) return 0;
   take_in(next);
   const std::size_t before = size_;
   const std::size_t total = before + next.size();
   if (!begin(total)) return 0;
-  const std::size_t limit =
-      std::min(before + std::min(most, next.size()), std::size_t{cached_} * context_.tokens_per_page());
-  if (limit > before) import_pages(limit);
-  if (!keep_private_ && handed_ / context_.tokens_per_page() > written_) (void)allocate(handed_);
+  may_wait = may_wait && context_.waits() && context_.announcing_ == (announcing_ ? 1U : 0U);
+  // Whoever was second with announcing the same pages gives its own back and waits for the first. That one announces
+  // page by page, some us each, so what is seen of it may still be growing, or nothing yet, when a lock was busy.
+  std::uint32_t seen = 0;
+  for (int second = 0;; ++second) {
+    if (may_wait && !announcing_) wait(second > 0);
+    if (sequence_.id == 0) break;
+    const std::size_t limit =
+        std::min(before + std::min(most, next.size()), std::size_t{cached_} * context_.tokens_per_page());
+    if (limit > size_) import_pages(limit);
+    if (keep_private_ || handed_ / context_.tokens_per_page() <= written_ || !allocate(handed_)) break;
+    if (!may_wait || second == kSecondMax) break;
+    if (!was_second()) {
+      announce_rest();
+      break;
+    }
+    if (second > 0 && begun_.pending_pages != 0 && begun_.pending_pages == seen) break;  // too short to wait for
+    seen = begun_.pending_pages;
+    if (second > 0) std::this_thread::sleep_for(kAnnounces * (1 << (second - 1)));
+    if (!begin(total, true)) break;
+  }
   return size_ - before;
 }
 
@@ -149,6 +181,7 @@ void SharedSequence::publish() {
   context_.counters_.pages_published += done.pages_published;
   context_.counters_.pages_private += done.pages_private;
   shared_ = std::max<std::size_t>(shared_, done.published_tokens);
+  if (whole == handed_) announce(false);
 }
 
 void SharedSequence::decoded(std::span<const llama_token> tokens) {

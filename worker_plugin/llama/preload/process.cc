@@ -45,6 +45,7 @@ std::string report_of(const TrackedContext& context) {
   add("batches", batches.batches);
   add("batches_passed", batches.batches_passed);
   add("batches_spared", batches.batches_spared);
+  add("batches_ahead", batches.batches_ahead);
   add("tokens_given", batches.tokens_given);
   add("tokens_seen", batches.tokens_seen);
   if (const SharedContext* shared = context.shared()) {
@@ -65,6 +66,8 @@ PreloadSettings settings_from_environment() {
   settings.directory = variable("KVTRIE_DIR");
   settings.tenant = variable("KVTRIE_TENANT");
   settings.unify = variable("KVTRIE_LLAMA_UNIFY") == "1";
+  settings.wait = variable("KVTRIE_LLAMA_WAIT");
+  if (settings.wait.empty()) settings.wait = "auto";
   settings.hashes = std::getenv("KVTRIE_LLAMA_HASHES") != nullptr ? variable("KVTRIE_LLAMA_HASHES") : default_hashes();
   settings.report = variable("KVTRIE_LLAMA_REPORT");
   if (const std::size_t at = settings.report.find("%p"); at != std::string::npos) {
@@ -137,15 +140,18 @@ llama_context* Process::share_context(llama_model* model, const llama_context_pa
   const auto source = models_.find(model);
   if (source == models_.end()) throw Refused("a model that was not loaded from files");
   const llama_context_params wanted = shareable_params(params, settings_.unify);
+  const WaitSettings wait{.mode = wait_mode(settings_.wait)};
   SharedCache* const cache = this->cache();
   llama_context* const context = real_.llama_init_from_model(model, wanted);
   if (context == nullptr) return nullptr;
   try {
     auto tracked = std::make_unique<TrackedContext>(real_, calls_, context);
     tracked->sequences_asked = wanted.n_seq_max - 1;
-    tracked->share(std::make_unique<SharedContext>(
+    auto shared = std::make_unique<SharedContext>(
         *cache, calls_, context, wanted, source->second,
-        FingerprintOptions{.tenant = settings_.tenant, .hash_memory = settings_.hashes}));
+        FingerprintOptions{.tenant = settings_.tenant, .hash_memory = settings_.hashes});
+    shared->set_wait(wait);
+    tracked->share(std::move(shared));
     const std::lock_guard lock(mutex_);
     contexts_[context] = std::move(tracked);
   } catch (...) {

@@ -8,6 +8,8 @@
 //   KVTRIE_DIR            its directory, of kvtried --dir (the default one)
 //   KVTRIE_TENANT         share among processes with the same value only
 //   KVTRIE_LLAMA_UNIFY    1: contexts whose sequences have KV caches of their own get one for all of them
+//   KVTRIE_LLAMA_WAIT     for what another process computes just now: never, always, or auto (the default): while that
+//                         is likely to cost less than to compute it, too
 //   KVTRIE_LLAMA_HASHES   folder where hashes of model files are remembered; empty: none ($XDG_CACHE_HOME/kvtrie,
 //                         ~/.cache/kvtrie)
 //   KVTRIE_LLAMA_REPORT   file for counters as JSON, %p in it stands for the process id; written when a context is
@@ -38,6 +40,7 @@ struct PreloadSettings {
   std::string hashes;
   std::string report;
   bool unify = false;
+  std::string wait;  // never, auto, always
 };
 PreloadSettings settings_from_environment();
 

@@ -4,6 +4,7 @@
 #include "worker_plugin/llama/preload/tracked_context.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <span>
 
@@ -11,6 +12,7 @@ namespace kvtrie::llama {
 namespace {
 
 constexpr llama_pos kEnd = std::numeric_limits<llama_pos>::max();
+constexpr std::int32_t kSpeedOf = 32;  // tokens of a batch whose time says how fast prompts are computed
 constexpr std::int32_t kNotComputed = std::numeric_limits<std::int32_t>::max();  // no place: llama.cpp answers NULL
 
 std::size_t tokens_before(llama_pos position) { return static_cast<std::size_t>(std::max(position, 0)); }
@@ -93,17 +95,50 @@ void TrackedContext::leave_one_more(std::vector<Part>& parts) {
 void TrackedContext::import(std::vector<Part>& parts, std::int32_t tokens) {
   std::size_t left = static_cast<std::size_t>(tokens);
   for (Part& part : parts) {
-    part.imported = part.sequence->import(part.tokens, part.leading);
+    // Not while a batch has other sequences: those would wait, too.
+    part.imported = part.sequence->import(part.tokens, part.leading, parts.size() == 1);
     left -= part.imported;
   }
   if (left == 1 && tokens > 1) leave_one_more(parts);
 }
 
-std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<Part>& parts, std::size_t imported) {
-  if (imported == 0) {
-    counters_.tokens_seen += static_cast<std::uint64_t>(batch.n_tokens);
-    return real_.llama_decode(context_, batch);
+std::int32_t TrackedContext::compute(const llama_batch& batch) {
+  counters_.tokens_seen += static_cast<std::uint64_t>(batch.n_tokens);
+  if (!shared_->waits() || batch.n_tokens < kSpeedOf) return real_.llama_decode(context_, batch);
+  const auto start = std::chrono::steady_clock::now();
+  const std::int32_t code = real_.llama_decode(context_, batch);
+  if (code != 0) return code;
+  calls_.llama_synchronize(context_);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  shared_->computed(static_cast<std::size_t>(batch.n_tokens), took.count());
+  return code;
+}
+
+// The program's batch in the parts that llama.cpp would make of it, so that others who wait get pages as they fill.
+// Only tokens without outputs, since a call of llama_decode forgets the outputs of the one before.
+std::int32_t TrackedContext::decode_ahead(Part& part) {
+  const std::size_t step = calls_.llama_n_ubatch(context_);
+  std::vector<llama_token> tokens(part.tokens.begin(), part.tokens.begin() + static_cast<std::ptrdiff_t>(part.leading));
+  std::vector<llama_pos> positions(step);
+  std::vector<std::int32_t> counts(step, 1);
+  std::vector<llama_seq_id*> ids(step, &part.id);
+  std::vector<std::int8_t> outputs(step, 0);
+  while (part.imported + step <= part.leading && part.imported + step < part.tokens.size()) {
+    for (std::size_t i = 0; i < step; ++i)
+      positions[i] = static_cast<llama_pos>(part.size_before + part.imported + i);
+    const std::int32_t code = compute({static_cast<std::int32_t>(step), tokens.data() + part.imported, nullptr,
+                                       positions.data(), counts.data(), ids.data(), outputs.data()});
+    if (code != 0) return code;
+    part.sequence->decoded(std::span(part.tokens).subspan(part.imported, step));
+    part.imported += step;
+    part.ahead += step;
+    ++counters_.batches_ahead;
   }
+  return 0;
+}
+
+std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<Part>& parts, std::size_t imported) {
+  if (imported == 0) return compute(batch);
   place_.assign(static_cast<std::size_t>(batch.n_tokens), 0);
   for (const Part& part : parts) {
     for (std::size_t i = 0; i < part.imported; ++i)
@@ -135,9 +170,8 @@ std::int32_t TrackedContext::decode_rest(const llama_batch& batch, std::vector<P
   std::vector<llama_seq_id*> id_at;
   for (llama_seq_id& id : ids)
     id_at.push_back(&id);
-  counters_.tokens_seen += tokens.size();
-  return real_.llama_decode(context_, {static_cast<std::int32_t>(tokens.size()), tokens.data(), nullptr,
-                                       positions.data(), counts.data(), id_at.data(), outputs.data()});
+  return compute({static_cast<std::int32_t>(tokens.size()), tokens.data(), nullptr, positions.data(), counts.data(),
+                  id_at.data(), outputs.data()});
 }
 
 void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
@@ -148,7 +182,8 @@ void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
       // As before the program's call, which had nothing imported.
       if (part.imported > 0) {
         (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
-        part.sequence->undo_import(part.imported);
+        part.sequence->undo_import(part.imported - part.ahead);
+        part.sequence->truncated(part.size_before);
       }
       continue;
     }
@@ -173,10 +208,12 @@ std::int32_t TrackedContext::decode(const llama_batch& batch) {
     return real_.llama_decode(context_, batch);
   }
   import(parts, batch.n_tokens);
+  std::int32_t code = 0;
+  if (parts.size() == 1 && shared_->waits() && !parts[0].sequence->diverged()) code = decode_ahead(parts[0]);
   std::size_t imported = 0;
   for (const Part& part : parts)
     imported += part.imported;
-  const std::int32_t code = decode_rest(batch, parts, imported);
+  if (code == 0) code = decode_rest(batch, parts, imported);
   settle(parts, code);
   return code;
 }

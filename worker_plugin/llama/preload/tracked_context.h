@@ -26,6 +26,7 @@ struct BatchCounters {
   std::uint64_t batches = 0;         // calls of llama_decode
   std::uint64_t batches_passed = 0;  // ... that nothing was looked up for
   std::uint64_t batches_spared = 0;  // ... that computed nothing, since all was there
+  std::uint64_t batches_ahead = 0;   // parts of batches that were computed before the rest, for those who wait
   std::uint64_t tokens_given = 0;    // by the program
   std::uint64_t tokens_seen = 0;     // by llama_decode
 };
@@ -67,7 +68,8 @@ class TrackedContext {
     std::vector<std::int32_t> places;  // in the program's batch
     std::vector<llama_token> tokens;
     std::size_t leading = 0;  // tokens before the first whose output is asked for
-    std::size_t imported = 0;
+    std::size_t imported = 0;  // or computed ahead: not in the batch that is left
+    std::size_t ahead = 0;     // computed ahead
     std::size_t size_before = 0;
   };
   SharedSequence& sequence(llama_seq_id id);
@@ -75,6 +77,8 @@ class TrackedContext {
   void diverge_all(const llama_batch& batch);
   void import(std::vector<Part>& parts, std::int32_t tokens);
   void leave_one_more(std::vector<Part>& parts);
+  std::int32_t compute(const llama_batch& batch);
+  std::int32_t decode_ahead(Part& part);
   std::int32_t decode_rest(const llama_batch& batch, std::vector<Part>& parts, std::size_t imported);
   void settle(std::vector<Part>& parts, std::int32_t code);
 
