@@ -14,8 +14,7 @@
 namespace kvtrie::engine {
 namespace {
 
-constexpr std::uint64_t kIdleSteps = 16;  // then a slot is emptied: its sequence has ended, most likely
-constexpr std::uint32_t kWrongPageEvery = 25;
+constexpr std::uint64_t kIdleSteps = 6;  // then a slot is emptied: its sequence has ended, most likely
 constexpr double kCostUnit = 4096;
 
 }  // namespace
@@ -36,6 +35,7 @@ LlamaEngine::LlamaEngine(const LlamaModel& model, const RunSettings& settings, c
     : session_(model, settings),
       shape_(shape),
       sabotage_(settings.sabotage),
+      start_ns_(settings.start_ns),
       schedule_(std::move(schedule)),
       slots_(LlamaSession::slots(settings)) {
   if (session_.shape().bytes(shape.tokens_per_page) > shape.page_bytes)
@@ -86,6 +86,7 @@ void LlamaEngine::bring_in(std::uint32_t slot, const Work& work) {
   if (held == work.first) return;
   ScheduledImport import;
   import.request = work.request;
+  import.time_us = static_cast<std::uint32_t>((now_ns() - start_ns_) / 1000);
   import.slot = slot;
   import.first = static_cast<std::uint32_t>(held);
   std::vector<std::byte> state;
@@ -94,7 +95,8 @@ void LlamaEngine::bring_in(std::uint32_t slot, const Work& work) {
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(shape_.tokens_per_page, work.first - held));
     const std::uint32_t page = position < work.page_ids.size() ? work.page_ids[position] : 0;
     state.assign(work.pages[position], work.pages[position] + session_.shape().bytes(count));
-    if (sabotage_ == Sabotage::kWrongPage) sabotage(state, count, work, position);
+    if (sabotage_ == Sabotage::kWrongPage && position > 0 && count == shape_.tokens_per_page)
+      sabotage(state, work.pages[position - 1]);
     if (!session_.shape().fits(state, static_cast<std::int32_t>(held), count)) {
       throw std::runtime_error(fmt::format("request {}: page {} is not KV of positions {} to {}", work.request, page,
                                            held, held + count - 1));
@@ -108,13 +110,12 @@ void LlamaEngine::bring_in(std::uint32_t slot, const Work& work) {
   if (schedule_) schedule_->import_pages(import);
 }
 
-// Not the page but the one before, as if it stood there: of other tokens, and with the right positions in its head, so
+// Once a worker. Not the page but the one before, as if it stood there: of other tokens, and with the right positions in its head, so
 // that nothing but the comparison sees it.
-void LlamaEngine::sabotage(std::span<std::byte> state, std::uint32_t page_cells, const Work& work,
-                           std::size_t position) const {
-  if (work.request % kWrongPageEvery != 0 || position == 0 || page_cells != shape_.tokens_per_page) return;
-  const std::size_t head = 24 + std::size_t{12} * page_cells;  // page_state.h
-  std::memcpy(state.data() + head, work.pages[position - 1] + head, state.size() - head);
+void LlamaEngine::sabotage(std::span<std::byte> state, const std::byte* other) {
+  if (std::exchange(sabotaged_, true)) return;
+  const std::size_t head = 24 + std::size_t{12} * shape_.tokens_per_page;  // page_state.h
+  std::memcpy(state.data() + head, other + head, state.size() - head);
 }
 
 void LlamaEngine::write_pages(std::uint32_t slot, const Work& work) {

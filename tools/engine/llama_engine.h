@@ -46,11 +46,13 @@ class LlamaEngine final : public Engine {
   void bring_in(std::uint32_t slot, const Work& work);
   void write_pages(std::uint32_t slot, const Work& work);
   void choose(std::uint32_t slot, std::size_t index, Work& work);
-  void sabotage(std::span<std::byte> state, std::uint32_t page_cells, const Work& work, std::size_t position) const;
+  void sabotage(std::span<std::byte> state, const std::byte* other);
 
   LlamaSession session_;
   const PageShape shape_;
   const Sabotage sabotage_;
+  bool sabotaged_ = false;
+  const std::uint64_t start_ns_;
   std::unique_ptr<ScheduleWriter> schedule_;
   std::vector<Slot> slots_;
   std::uint64_t steps_ = 0;

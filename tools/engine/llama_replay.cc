@@ -65,7 +65,7 @@ void Replay::compare_page(const ScheduledImport& import, const ImportedPage& pag
   const double off = deviation(page.sample, sample_of(state_, count));
   out_.result.page_most = std::max(out_.result.page_most, off);
   if (off == 0) ++out_.result.pages_equal_bits;
-  if (off > page_bound_) out_.result.wrong_pages.push_back({import.request, position, page.page, off});
+  if (off > page_bound_) out_.result.wrong_pages.push_back({import.request, position, page.page, import.time_us, off});
 }
 
 void Replay::compare_choice(const ScheduledChoice& choice) {
@@ -176,9 +176,12 @@ Replayed replay_all(const std::string& directory, const LlamaModel& model, const
   }
   if (failure) std::rethrow_exception(failure);
   std::ranges::sort(all.choices);
-  const auto by_place = [](const auto& item) { return std::tuple(item.request, item.position); };
-  std::ranges::sort(all.result.differences, {}, by_place);
-  std::ranges::sort(all.result.wrong_pages, {}, by_place);
+  std::ranges::sort(all.result.differences, {}, [](const TokenDifference& one) {
+    return std::tuple(one.request, one.position);
+  });
+  std::ranges::sort(all.result.wrong_pages, {}, [](const WrongPage& one) {
+    return std::tuple(one.time_us, one.position);
+  });
   return all;
 }
 

@@ -102,6 +102,17 @@ RunResult run_on(const EngineOptions& options, const std::string& program, repla
   return result;
 }
 
+// How large a page of its model is.
+bool ask_model(EngineOptions& options) {
+  try {
+    options.page_bytes = llama_page_bytes(options.run, options.tokens_per_page);
+    return true;
+  } catch (const std::runtime_error& error) {
+    fmt::print(stderr, "kvtrie-engine: {}\n", error.what());
+    return false;
+  }
+}
+
 }  // namespace
 
 ExitCode run_engines(const EngineOptions& asked) {
@@ -109,8 +120,7 @@ ExitCode run_engines(const EngineOptions& asked) {
     EngineOptions options = asked;
     put_text(options.run.model, options.model);
     put_text(options.run.back_end, options.back_end);
-    if (options.run.engine == EngineKind::kLlama)
-      options.page_bytes = llama_page_bytes(options.run, options.tokens_per_page);
+    if (options.run.engine == EngineKind::kLlama && !ask_model(options)) return kExitUsage;
     replay::Signals signals;
     const std::string program = replay::own_path();
     const std::string kvtried = (std::filesystem::path(program).parent_path() / "kvtried").string();

@@ -34,8 +34,8 @@ void ScheduleWriter::remove(std::uint32_t slot, std::uint32_t first) {
 }
 
 void ScheduleWriter::import_pages(const ScheduledImport& import) {
-  put({number(ScheduleRecord::kImport), import.request, import.slot, import.first, count(import.tokens.size()),
-       count(import.pages.size())});
+  put({number(ScheduleRecord::kImport), import.request, import.time_us, import.slot, import.first,
+       count(import.tokens.size()), count(import.pages.size())});
   words_.insert(words_.end(), import.tokens.begin(), import.tokens.end());
   for (const ImportedPage& page : import.pages) {
     words_.push_back(page.page);
@@ -89,6 +89,7 @@ void ScheduleReader::remove(std::uint32_t& slot, std::uint32_t& first) {
 ScheduledImport ScheduleReader::import_pages() {
   ScheduledImport import;
   import.request = word();
+  import.time_us = word();
   import.slot = word();
   import.first = word();
   import.tokens.resize(word());

@@ -5,8 +5,8 @@
 // all its steps but the one that it was in. 32-bit words in the host's order, records one behind the other:
 //
 //   remove   1, slot, first                          KV of the slot's positions from `first` on was removed
-//   import   2, request, slot, first, tokens n, pages m | n x token | m x { page, sample (PageSample) }
-//            KV of n tokens came from the cache, into the slot's positions from `first` on
+//   import   2, request, time, slot, first, tokens n, pages m | n x token | m x { page, sample (PageSample) }
+//            KV of n tokens came from the cache, into the slot's positions from `first` on; us since the run began
 //   batch    3, n | n x { slot, position, token, wanted }               one llama_decode
 //   choice   4, request, slot, position, index, n | n x { token, logit (float) }
 //            of the batch before: the best n next tokens at `position`, from the logits of its token `index`
@@ -29,7 +29,7 @@ struct ImportedPage {
   PageSample sample{};
 };
 struct ScheduledImport {
-  std::uint32_t request = 0, slot = 0, first = 0;
+  std::uint32_t request = 0, time_us = 0, slot = 0, first = 0;
   std::vector<std::uint32_t> tokens;
   std::vector<ImportedPage> pages;
 };
