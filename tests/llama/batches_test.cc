@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie-engine with llama.cpp: engines with batches of prefill and decode, beam search, failures and deaths on a small
-// pool choose the tokens that the same batches choose without a cache; and a wrong page would be seen, and named.
+// kvtrie-engine with llama.cpp: engines with batches of prefill and decode, beam search, failures
+// and deaths on a small pool choose the tokens that the same batches choose without a cache; and a
+// wrong page would be seen, and named.
 
 #include <filesystem>
 #include <string>
@@ -25,7 +26,8 @@ class LlamaBatchesTest : public test::LlamaTest {
     std::string said;
   };
 
-  // x64 has no kernels of its own for single tokens, so that a token's KV is the same in all batches.
+  // x64 has no kernels of its own for single tokens, so that a token's KV is the same in all
+  // batches.
   Ended run_engines(const std::vector<std::string>& more) {
     std::vector<std::string> words = {"--engine", "llama", "--model", model(), "--back-end", "x64", "--seed", "4"};
     words.insert(words.end(), more.begin(), more.end());
@@ -43,9 +45,8 @@ class LlamaBatchesTest : public test::LlamaTest {
 };
 
 TEST_F(LlamaBatchesTest, TheSameBatchesWithoutTheCacheChooseTheSameTokens) {
-  const Ended run =
-      run_engines({"--requests", "20", "--workers", "3", "--in-flight", "5", "--pages", "124", "--chunk", "48", "--fail",
-                   "20", "--kill", "2", "--alone", "2", "--wait-policy", "wait"});
+  const Ended run = run_engines({"--requests", "20", "--workers", "3", "--in-flight", "5", "--pages", "124", "--chunk",
+                                 "48", "--fail", "20", "--kill", "2", "--alone", "2", "--wait-policy", "wait"});
   ASSERT_EQ(run.code, 0) << run.said;
   EXPECT_EQ(run.json["finished"], 20);
   EXPECT_EQ(run.json["lost_pages"], 0);

@@ -110,11 +110,11 @@ void LlamaEngine::bring_in(std::uint32_t slot, const Work& work) {
   if (schedule_) schedule_->import_pages(import);
 }
 
-// Once a worker. Not the page but the one before, as if it stood there: of other tokens, and with the right positions in its head, so
-// that nothing but the comparison sees it.
+// Once a worker: not the page but the one before, as if it stood there, with the right positions in
+// its head. So nothing but the comparison sees it.
 void LlamaEngine::sabotage(std::span<std::byte> state, const std::byte* other) {
   if (std::exchange(sabotaged_, true)) return;
-  const std::size_t head = 24 + std::size_t{12} * shape_.tokens_per_page;  // page_state.h
+  const std::size_t head = state_head_bytes(shape_.tokens_per_page);
   std::memcpy(state.data() + head, other + head, state.size() - head);
 }
 
@@ -132,7 +132,8 @@ void LlamaEngine::choose(std::uint32_t slot, std::size_t index, Work& work) {
   if (work.wanted == 0) return;
   const std::span<const float> logits = session_.logits(index);
   const std::vector<ChosenToken> best = best_of(logits, work.wanted);
-  // Costs of several texts are compared: -log of the probabilities. Of a single one nobody needs them.
+  // Costs of several texts are compared: -log of the probabilities. Of a single one nobody needs
+  // them.
   double all = 0;
   if (work.wanted > 1) {
     for (const float logit : logits)
@@ -143,8 +144,8 @@ void LlamaEngine::choose(std::uint32_t slot, std::size_t index, Work& work) {
     work.candidates.push_back({chosen.token, static_cast<std::uint32_t>(std::lround(cost * kCostUnit))});
   }
   if (schedule_) {
-    schedule_->choice({work.request, slot, static_cast<std::uint32_t>(work.end), static_cast<std::uint32_t>(index),
-                       best});
+    schedule_->choice(
+        {work.request, slot, static_cast<std::uint32_t>(work.end), static_cast<std::uint32_t>(index), best});
   }
 }
 

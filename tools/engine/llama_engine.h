@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// llama.cpp as the loop's engine. Each running sequence has a slot, a sequence id of one llama_context with a unified
-// KV cache, and keeps its KV there from step to step. Of a sequence that has none (its prompt was cached, it was forked
-// or resumed, or did not run for a while) the KV before `first` is taken from the pages. Behind each step the tokens
-// that it computed are written to their pages:
+// llama.cpp as the loop's engine. Each running sequence has a slot, a sequence id of one
+// llama_context with a unified KV cache, and keeps its KV there from step to step. Of a sequence
+// that has none (its prompt was cached, it was forked or resumed, or did not run for a while) the
+// KV before `first` is taken from the pages. Behind each step the tokens that it computed are
+// written to their pages:
 //
 //   a page that is full       a state of tokens_per_page tokens (page_state.h)
 //   a page that is not        a state of as many as it has, written anew when there are more
 //
-// Pages are checked before llama.cpp reads them: one that is not of its positions throws, with its number.
+// Pages are checked before llama.cpp reads them: one that is not of its positions throws, with its
+// number.
 #pragma once
 
 #include <memory>

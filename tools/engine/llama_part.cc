@@ -67,7 +67,8 @@ void compare_alone(const Board& board, const EngineOptions& options, LlamaResult
   }
 }
 
-// Every token of every answer is one that a schedule chose for that request at that place: so all was compared.
+// Every token of every answer is one that a schedule chose for that request at that place: so all
+// was compared.
 std::uint64_t count_unexplained(const Board& board, const Replayed& replayed) {
   std::uint64_t unexplained = 0;
   for (std::uint32_t index = 0; index < board.requests(); ++index) {
@@ -113,8 +114,8 @@ EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape
 LlamaResult compare_llama(const Board& board, const EngineOptions& options) {
   const std::uint64_t start = now_ns();
   const RunSettings& settings = board.settings();
-  Replayed replayed = replay_all(settings.schedules, model_of(settings), settings, options.tokens_per_page,
-                                 options.page_bound);
+  Replayed replayed =
+      replay_all(settings.schedules, model_of(settings), settings, options.tokens_per_page, options.page_bound);
   LlamaResult& result = replayed.result;
   result.page_bound = options.page_bound;
   result.logit_bound = options.logit_bound;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What the program needs of its second engine, llama.cpp. llama_part.cc is of kvtrie-engine-llama, which belongs to the
-// build tree as its llama.cpp does; no_llama.cc is of kvtrie-engine, which is installed and starts the other one.
+// What the program needs of its second engine, llama.cpp. llama_part.cc is of kvtrie-engine-llama,
+// which belongs to the build tree as its llama.cpp does; no_llama.cc is of kvtrie-engine, which is
+// installed and starts the other one.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,8 @@ struct EngineInNamespace {
 [[nodiscard]] std::uint64_t llama_page_bytes(const RunSettings& settings, std::uint32_t tokens_per_page);
 // A worker's; it writes its schedule into settings.schedules.
 [[nodiscard]] EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape& shape);
-// Runs the schedules of all workers again without a cache, and compares each page that was handed in and each token
-// that was chosen; and some answers with those of the request alone.
+// Runs the schedules of all workers again without a cache, and compares each page that was handed
+// in and each token that was chosen; and some answers with those of the request alone.
 [[nodiscard]] LlamaResult compare_llama(const Board& board, const EngineOptions& options);
 
 }  // namespace kvtrie::engine

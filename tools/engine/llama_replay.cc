@@ -21,8 +21,7 @@ namespace {
 
 class Replay {
  public:
-  Replay(const LlamaModel& model, const RunSettings& settings, std::uint32_t tokens_per_page,
-         double page_bound)
+  Replay(const LlamaModel& model, const RunSettings& settings, std::uint32_t tokens_per_page, double page_bound)
       : session_(model, settings), tokens_per_page_(tokens_per_page), page_bound_(page_bound) {}
 
   Replayed run(ScheduleReader& schedule);
@@ -176,12 +175,10 @@ Replayed replay_all(const std::string& directory, const LlamaModel& model, const
   }
   if (failure) std::rethrow_exception(failure);
   std::ranges::sort(all.choices);
-  std::ranges::sort(all.result.differences, {}, [](const TokenDifference& one) {
-    return std::tuple(one.request, one.position);
-  });
-  std::ranges::sort(all.result.wrong_pages, {}, [](const WrongPage& one) {
-    return std::tuple(one.time_us, one.position);
-  });
+  std::ranges::sort(all.result.differences, {},
+                    [](const TokenDifference& one) { return std::tuple(one.request, one.position); });
+  std::ranges::sort(all.result.wrong_pages, {},
+                    [](const WrongPage& one) { return std::tuple(one.time_us, one.position); });
   return all;
 }
 

@@ -33,10 +33,14 @@ std::string LlamaResult::first_wrong() const {
 
 std::string to_text(const LlamaResult& r) {
   std::string text = fmt::format(
-      "  without the cache  {} batches of {} tokens in {:.1f} s; {} tokens of {} pages computed in their place\n"
-      "  pages handed in    {} wrong; {} of {} bit for bit the same, the others up to {:.3f} % off (wrong: {:.0f} %)\n"
-      "  tokens chosen      {} other than without the cache, of {}; {} with the same logit to the last bit\n"
-      "  logits             up to {:.6f} off (wrong: {:.2f}); between the two best ones {:.3f}, median\n",
+      "  without the cache  {} batches of {} tokens in {:.1f} s; {} tokens of {} pages computed in "
+      "their place\n"
+      "  pages handed in    {} wrong; {} of {} bit for bit the same, the others up to {:.3f} % off "
+      "(wrong: {:.0f} %)\n"
+      "  tokens chosen      {} other than without the cache, of {}; {} with the same logit to the "
+      "last bit\n"
+      "  logits             up to {:.6f} off (wrong: {:.2f}); between the two best ones {:.3f}, "
+      "median\n",
       r.batches, r.tokens, r.seconds, r.page_tokens, r.pages, r.wrong_pages.size(), r.pages_equal_bits, r.pages,
       r.page_most * 100, r.page_bound * 100, r.differences.size(), r.choices, r.choices_equal_bits, r.logit.by,
       r.logit_bound, r.gap_median);

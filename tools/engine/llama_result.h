@@ -24,8 +24,8 @@ struct WrongPage {
   std::uint32_t request = 0;
   std::uint32_t position = 0;  // of its first token
   std::uint32_t page = 0;
-  std::uint32_t time_us = 0;   // since the run began: the first one may be the cause of the others
-  double off = 0;  // root mean square of the difference, of that of the values
+  std::uint32_t time_us = 0;  // since the run began: the first one may be the cause of the others
+  double off = 0;             // root mean square of the difference, of that of the values
 };
 
 // The logit of a token that both chose.
@@ -51,8 +51,8 @@ struct LlamaResult {
   double page_most = 0;                  // WrongPage::off of the page that differs most, right ones included
   double gap_median = 0;                 // between the two top logits, of all choices
   std::vector<TokenDifference> differences;
-  std::vector<WrongPage> wrong_pages;        // oldest first
-  std::uint32_t alone = 0;  // answers compared with those of the request alone
+  std::vector<WrongPage> wrong_pages;  // oldest first
+  std::uint32_t alone = 0;             // answers compared with those of the request alone
   std::uint32_t alone_differ = 0;
   double seconds = 0;
   std::string kept;  // where the schedules are, of a run that is wrong

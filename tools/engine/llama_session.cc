@@ -10,8 +10,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "worker_plugin/llama/kvtrie_llama.h"
-
 namespace kvtrie::engine {
 namespace {
 
@@ -101,7 +99,7 @@ void LlamaSession::export_to(std::uint32_t slot, std::uint32_t first, std::uint3
 }
 
 PageSample sample_of(std::span<const std::byte> state, std::uint32_t count) {
-  const std::span<const std::byte> body = state.subspan(24 + std::size_t{12} * count);  // page_state.h
+  const std::span<const std::byte> body = state.subspan(state_head_bytes(count));
   const std::size_t numbers = body.size() / sizeof(ggml_fp16_t);
   constexpr std::size_t kNumbers = kSampleWords * 2;
   PageSample sample{};

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A llama_context with several sequences, as the engine (llama_engine.h) and the run without a cache (llama_replay.h)
-// use it: the same settings, so that they can be compared.
+// A llama_context with several sequences, as the engine (llama_engine.h) and the run without a
+// cache (llama_replay.h) use it: the same settings, so that they can be compared.
 //
-// Thread safety: a model may be used by several sessions in several threads; a session is one thread's.
+// Thread safety: a model may be used by several sessions in several threads; a session is one
+// thread's.
 #pragma once
 
 #include <llama.h>
@@ -18,13 +19,14 @@
 #include <vector>
 
 #include "tools/engine/board.h"
-#include "worker_plugin/llama/page_state.h"
+#include "worker_plugin/llama/kvtrie_llama.h"
 
 namespace kvtrie::engine {
 
 class LlamaModel {
  public:
-  // `back_end`: libggml-cpu-NAME.so, empty: the best for this CPU. One a process. Throws std::runtime_error.
+  // `back_end`: libggml-cpu-NAME.so, empty: the best for this CPU. One a process. Throws
+  // std::runtime_error.
   LlamaModel(const std::string& file, const std::string& back_end);
 
   [[nodiscard]] llama_model* get() const { return model_.get(); }
@@ -65,11 +67,12 @@ class LlamaSession {
   [[nodiscard]] const llama::StateShape& shape() const { return shape_; }
 
   void decode(std::span<const BatchToken> tokens);
-  // Of the batch's token `index`, which wanted them; model.words() of them, until the next decode().
+  // Of the batch's token `index`, which wanted them; model.words() of them, until the next
+  // decode().
   [[nodiscard]] std::span<const float> logits(std::size_t index) const;
   // KV at positions from `first` on.
   void remove(std::uint32_t slot, std::uint32_t first);
-  // KV of `count` positions from `first` on, which no page has more of than is in its bytes. As a state.
+  // A state of `count` tokens, which says their positions itself; checked by shape().fits() before.
   void import(std::uint32_t slot, std::uint32_t count, std::span<const std::byte> state);
   // The other way, in order, into shape().bytes(count) bytes.
   void export_to(std::uint32_t slot, std::uint32_t first, std::uint32_t count, std::byte* page);
@@ -87,6 +90,8 @@ class LlamaSession {
   std::vector<std::byte> buffer_;
 };
 
+// Before the KV in a state of so many cells (page_state.h).
+inline constexpr std::size_t state_head_bytes(std::size_t cells) { return 24 + 12 * cells; }
 // Of `count` tokens in a state of shape.bytes(count).
 [[nodiscard]] PageSample sample_of(std::span<const std::byte> state, std::uint32_t count);
 

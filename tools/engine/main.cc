@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// kvtrie-engine: example engines with continuous batching in several processes on one small pool; each answer is
-// compared. It starts itself again as its workers: kvtrie-engine --worker-fd FD WORKER.
+// kvtrie-engine: example engines with continuous batching in several processes on one small pool;
+// each answer is compared. It starts itself again as its workers: kvtrie-engine --worker-fd FD
+// WORKER.
 
 #include <fmt/format.h>
 #include <unistd.h>

@@ -39,7 +39,8 @@ void add_options(CLI::App& app, EngineOptions& options) {
   app.add_option("--prefill-us", run.prefill_token_us, "Time that a prefill takes for each token, in us (0)")
       ->check(CLI::Range(0.0, 1e6));
   app.add_option("--same-prompt", run.same_tokens,
-                 "All workers get one new prompt of so many tokens at once, again and again; --requests are "
+                 "All workers get one new prompt of so many tokens at once, again and again; "
+                 "--requests are "
                  "prompts times workers")
       ->check(CLI::Range(1U, 1U << 20));
   app.add_flag("--kill-owner", run.kill_owner, "With --same-prompt: who computes it is killed half-way");
@@ -51,7 +52,9 @@ void add_options(CLI::App& app, EngineOptions& options) {
   app.add_option("--page-bytes", options.page_bytes, "Bytes of a page (512)");
   app.add_option("--stall-s", options.stall_s, "Fails when nothing goes on for so many seconds (30)");
   app.add_option("--sabotage", run.sabotage,
-                 "A fault of the engine, to see that it is found: publish-early, half-write, foreign-page, wrong-page (of llama)")
+                 "A fault of the engine, to see that it is found: publish-early, half-write, "
+                 "foreign-page; of llama: "
+                 "wrong-page")
       ->transform(CLI::CheckedTransformer(kSabotages));
   app.add_option("--engine", run.engine, "What computes: hash, llama (hash)")
       ->transform(CLI::CheckedTransformer(kEngines));
@@ -59,7 +62,8 @@ void add_options(CLI::App& app, EngineOptions& options) {
   app.add_option("--back-end", options.back_end, "... CPU back end: x64, haswell, ... (the best one for this CPU)")
       ->type_name("NAME");
   app.add_option("--logit-bound", options.logit_bound,
-                 "... a token of other than the run without the cache, or a logit, is wrong when it is further off (0.05)")
+                 "... a logit, or a token chosen other than without the cache, is wrong when it is "
+                 "further off (0.01)")
       ->check(CLI::Range(0.0, 1e6));
   app.add_option("--page-bound", options.page_bound,
                  "... a page is wrong when so much of it is other than without the cache (0.05)")
@@ -82,7 +86,8 @@ std::string problem_of(const EngineOptions& options) {
   }
   const std::uint64_t longest = options.run.same_tokens > 0 ? options.run.same_tokens : kMixedPromptMax + kOutputMax;
   const std::uint64_t beams = options.run.same_tokens > 0 ? 1 : kBeamsMax;
-  // All beams of a request at once, none of whose pages may be shared; and kvtried keeps some pages free.
+  // All beams of a request at once, none of whose pages may be shared; and kvtried keeps some pages
+  // free.
   const std::uint64_t needed = (longest / options.tokens_per_page + 2) * beams + 8;
   if (options.pages < needed) return fmt::format("--pages: the longest request needs {}", needed);
   if (options.run.kill_owner != 0 && (options.run.same_tokens == 0 || options.run.kills > 0)) {
@@ -98,8 +103,7 @@ std::string problem_of(const EngineOptions& options) {
 }  // namespace
 
 std::optional<EngineOptions> parse_options(int argc, const char* const* argv, int& exit_code) {
-  CLI::App app{"Engines with continuous batching on one small pool, whose every answer is compared.",
-               "kvtrie-engine"};
+  CLI::App app{"Engines with continuous batching on one small pool, whose every answer is compared.", "kvtrie-engine"};
   app.footer("exit codes: 0 all answers right and no page lost, 1 not so, 2 usage");
   app.set_version_flag("--version", KVTRIE_VERSION);
   EngineOptions options;

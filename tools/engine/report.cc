@@ -136,10 +136,9 @@ void compare_answers(const Board& board, const EngineOptions& options, RunResult
 }
 
 std::string to_text(const RunResult& result, const EngineOptions& options) {
-  std::string text =
-      fmt::format("{} of {} requests in {:.1f} s: {} engines with up to {} each, {} pages of {} tokens\n",
-                  result.finished, options.requests, result.seconds, options.workers, options.run.in_flight,
-                  options.pages, options.tokens_per_page);
+  std::string text = fmt::format(
+      "{} of {} requests in {:.1f} s: {} engines with up to {} each, {} pages of {} tokens\n", result.finished,
+      options.requests, result.seconds, options.workers, options.run.in_flight, options.pages, options.tokens_per_page);
   for (std::size_t i = 0; i < kCounts; ++i)
     text += fmt::format("  {:>10} {}\n", result.counts[i], kCountNames[i]);
   text += fmt::format("  {:>10} evictions\n", result.evictions);

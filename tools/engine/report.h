@@ -42,7 +42,7 @@ struct RunResult {
   std::uint64_t pages_lost = 0;
   std::uint64_t evictions = 0;
   std::optional<LlamaResult> llama;  // with --engine llama: instead of wrong_answers
-  std::string verify;  // what `kvtrie verify` would say; empty: clean
+  std::string verify;                // what `kvtrie verify` would say; empty: clean
 
   [[nodiscard]] bool right() const {
     return failure.empty() && wrong_answers == 0 && pages_lost == 0 && verify.empty() &&

@@ -28,7 +28,8 @@ namespace {
 
 constexpr auto kRestLimit = std::chrono::seconds(5);
 
-// The replay's kvtried, on the system's clock. Places for the killed, which are given back a little later.
+// The replay's kvtried, on the system's clock. Places for the killed, which are given back a little
+// later.
 replay::ReplayOptions cache_options(const EngineOptions& options) {
   replay::ReplayOptions cache;
   cache.geometry.pages = options.pages;

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What a llama.cpp worker did, batch by batch: a file that it appends to, one write a step, so that who is killed leaves
-// all its steps but the one that it was in. 32-bit words in the host's order, records one behind the other:
+// What a llama.cpp worker did, batch by batch: a file that it appends to, one write a step, so that
+// who is killed leaves all its steps but the one that it was in. 32-bit words in the host's order,
+// records one behind the other:
 //
-//   remove   1, slot, first                          KV of the slot's positions from `first` on was removed
-//   import   2, request, time, slot, first, tokens n, pages m | n x token | m x { page, sample (PageSample) }
-//            KV of n tokens came from the cache, into the slot's positions from `first` on; us since the run began
+//   remove   1, slot, first                          KV of the slot's positions from `first` on was
+//   removed import   2, request, time, slot, first, tokens n, pages m | n x token | m x { page,
+//   sample (PageSample) }
+//            KV of n tokens came from the cache, into the slot's positions from `first` on; us
+//            since the run began
 //   batch    3, n | n x { slot, position, token, wanted }               one llama_decode
 //   choice   4, request, slot, position, index, n | n x { token, logit (float) }
-//            of the batch before: the best n next tokens at `position`, from the logits of its token `index`
+//            of the batch before: the best n next tokens at `position`, from the logits of its
+//            token `index`
 #pragma once
 
 #include <cstdint>
