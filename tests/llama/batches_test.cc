@@ -39,7 +39,13 @@ class LlamaBatchesTest : public test::LlamaTest {
   // What a run that is wrong leaves behind.
   static void take_away(const Ended& run) {
     const std::string kept = run.json["llama"]["kept"];
-    EXPECT_FALSE(std::filesystem::is_empty(kept)) << kept;
+    bool schedule = false;
+    bool segment = false;
+    for (const auto& entry : std::filesystem::directory_iterator(kept)) {
+      schedule = schedule || entry.path().extension() == ".schedule";
+      segment = segment || entry.path().filename().string().starts_with("kvtrie.");
+    }
+    EXPECT_TRUE(schedule && segment) << kept;
     std::filesystem::remove_all(kept);
   }
 };

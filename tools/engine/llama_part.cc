@@ -52,7 +52,8 @@ std::span<const std::uint32_t> answer_of(const RequestRecord& record) {
   return {record.answer, std::min<std::size_t>(record.answer_tokens, std::size(record.answer))};
 }
 
-void compare_alone(const Board& board, const EngineOptions& options, LlamaResult& result) {
+void compare_alone(const Board& board, const EngineOptions& options, const std::function<bool()>& asked_to_end,
+                   LlamaResult& result) {
   const std::uint32_t count = std::min(options.alone, board.requests());
   if (count == 0) return;
   const PageShape shape{options.tokens_per_page, options.page_bytes};
@@ -61,6 +62,7 @@ void compare_alone(const Board& board, const EngineOptions& options, LlamaResult
     const std::uint32_t index = static_cast<std::uint32_t>(std::uint64_t{i} * board.requests() / count);
     const RequestRecord& record = board.record(index);
     if (record.owner.load() != RequestRecord::kDone) continue;
+    if (asked_to_end()) throw std::runtime_error("stopped by a signal");
     ++result.alone;
     const auto alone = reference_answer(engine, shape, make_request(board.workload(), index));
     if (!std::ranges::equal(answer_of(record), alone)) ++result.alone_differ;
@@ -111,11 +113,11 @@ EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape
   return made;
 }
 
-LlamaResult compare_llama(const Board& board, const EngineOptions& options) {
+LlamaResult compare_llama(const Board& board, const EngineOptions& options, const std::function<bool()>& asked_to_end) {
   const std::uint64_t start = now_ns();
   const RunSettings& settings = board.settings();
-  Replayed replayed =
-      replay_all(settings.schedules, model_of(settings), settings, options.tokens_per_page, options.page_bound);
+  Replayed replayed = replay_all(settings.schedules, model_of(settings), settings, options.tokens_per_page,
+                                 options.page_bound, asked_to_end);
   LlamaResult& result = replayed.result;
   result.page_bound = options.page_bound;
   result.logit_bound = options.logit_bound;
@@ -126,7 +128,7 @@ LlamaResult compare_llama(const Board& board, const EngineOptions& options) {
     result.gap_median = static_cast<double>(*middle);
   }
   result.seconds = static_cast<double>(now_ns() - start) * 1e-9;
-  compare_alone(board, options, result);
+  compare_alone(board, options, asked_to_end, result);
   return std::move(result);
 }
 

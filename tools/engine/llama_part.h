@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -33,7 +34,9 @@ struct EngineInNamespace {
 // A worker's; it writes its schedule into settings.schedules.
 [[nodiscard]] EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape& shape);
 // Runs the schedules of all workers again without a cache, and compares each page that was handed
-// in and each token that was chosen; and some answers with those of the request alone.
-[[nodiscard]] LlamaResult compare_llama(const Board& board, const EngineOptions& options);
+// in and each token that was chosen; and some answers with those of the request alone. Also throws when it is asked to
+// end.
+[[nodiscard]] LlamaResult compare_llama(const Board& board, const EngineOptions& options,
+                                        const std::function<bool()>& asked_to_end);
 
 }  // namespace kvtrie::engine

@@ -5,12 +5,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
+#include <chrono>
 #include <cmath>
 #include <exception>
 #include <filesystem>
 #include <iterator>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 
 #include "tools/engine/llama_engine.h"
@@ -19,12 +20,15 @@
 namespace kvtrie::engine {
 namespace {
 
+constexpr auto kLook = std::chrono::milliseconds(20);
+
 class Replay {
  public:
   Replay(const LlamaModel& model, const RunSettings& settings, std::uint32_t tokens_per_page, double page_bound)
       : session_(model, settings), tokens_per_page_(tokens_per_page), page_bound_(page_bound) {}
 
-  Replayed run(ScheduleReader& schedule);
+  // Until its end, or `stop`.
+  Replayed run(ScheduleReader& schedule, const std::atomic<bool>& stop);
 
  private:
   void compute_imported(const ScheduledImport& import);
@@ -88,9 +92,10 @@ void Replay::compare_choice(const ScheduledChoice& choice) {
   }
 }
 
-Replayed Replay::run(ScheduleReader& schedule) {
+Replayed Replay::run(ScheduleReader& schedule, const std::atomic<bool>& stop) {
   LlamaResult& result = out_.result;
   while (const std::optional<ScheduleRecord> record = schedule.next()) {
+    if (stop) break;
     switch (*record) {
       case ScheduleRecord::kRemove: {
         std::uint32_t slot = 0;
@@ -145,7 +150,7 @@ void merge(Replayed& all, const Replayed& one) {
 }  // namespace
 
 Replayed replay_all(const std::string& directory, const LlamaModel& model, const RunSettings& settings,
-                    std::uint32_t tokens_per_page, double page_bound) {
+                    std::uint32_t tokens_per_page, double page_bound, const std::function<bool()>& asked_to_end) {
   std::vector<std::string> paths;
   for (const auto& entry : std::filesystem::directory_iterator(directory))
     paths.push_back(entry.path().string());
@@ -154,11 +159,13 @@ Replayed replay_all(const std::string& directory, const LlamaModel& model, const
   std::exception_ptr failure;
   std::mutex mutex;
   std::atomic<std::size_t> next = 0;
+  std::atomic<std::size_t> running = 0;
+  std::atomic<bool> stop = false;
   const auto work = [&] {
     try {
       for (std::size_t i = next++; i < paths.size(); i = next++) {
         ScheduleReader schedule(paths[i]);
-        const Replayed one = Replay(model, settings, tokens_per_page, page_bound).run(schedule);
+        const Replayed one = Replay(model, settings, tokens_per_page, page_bound).run(schedule, stop);
         const std::lock_guard lock(mutex);
         merge(all, one);
       }
@@ -166,13 +173,20 @@ Replayed replay_all(const std::string& directory, const LlamaModel& model, const
       const std::lock_guard lock(mutex);
       failure = std::current_exception();
     }
+    --running;
   };
   {
     std::vector<std::jthread> threads;
     const std::size_t count = std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, 16);
-    for (std::size_t i = 0; i < std::min(count, paths.size()); ++i)
+    running = std::min(count, paths.size());
+    for (std::size_t i = running; i > 0; --i)
       threads.emplace_back(work);
+    while (running > 0 && !stop) {
+      std::this_thread::sleep_for(kLook);
+      stop = asked_to_end();
+    }
   }
+  if (stop) throw std::runtime_error("stopped by a signal");
   if (failure) std::rethrow_exception(failure);
   std::ranges::sort(all.choices);
   std::ranges::sort(all.result.differences, {},

@@ -9,6 +9,7 @@
 // that follows.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -28,6 +29,7 @@ struct Replayed {
 // more than `page_bound` is a wrong one. Results are in order of requests. Throws
 // std::runtime_error.
 [[nodiscard]] Replayed replay_all(const std::string& directory, const LlamaModel& model, const RunSettings& settings,
-                                  std::uint32_t tokens_per_page, double page_bound);
+                                  std::uint32_t tokens_per_page, double page_bound,
+                                  const std::function<bool()>& asked_to_end);
 
 }  // namespace kvtrie::engine

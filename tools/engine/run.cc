@@ -72,6 +72,16 @@ class Schedules {
   std::string path_;
 };
 
+// Segment and pools as they are at the end, so that `kvtrie` can look at them later.
+void copy_cache(const std::string& cache, const std::string& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("kvtrie." + cache + ".")) continue;
+    std::error_code ignored;  // a help; what is wrong is said all the same
+    std::filesystem::copy_file(entry.path(), folder + "/" + name, ignored);
+  }
+}
+
 RunResult run_on(const EngineOptions& options, const std::string& program, replay::OwnCache& cache,
                  replay::Signals& signals) {
   Schedules schedules(options.run.engine == EngineKind::kLlama);
@@ -97,8 +107,14 @@ RunResult run_on(const EngineOptions& options, const std::string& program, repla
   result.evictions = observer.counters()[static_cast<std::size_t>(Counter::kEvictions)];
   result.verify = replay::verify_problem(observer, true);
   if (options.run.engine == EngineKind::kLlama) {
-    result.llama = compare_llama(board, options);
-    if (!result.right()) result.llama->kept = schedules.keep();
+    result.llama = compare_llama(board, options, [&signals] {
+      signals.wait(std::chrono::milliseconds(0));
+      return signals.asked_to_end();
+    });
+    if (!result.right()) {
+      copy_cache(cache.name(), schedules.path());
+      result.llama->kept = schedules.keep();
+    }
   }
   return result;
 }
