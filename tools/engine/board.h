@@ -34,11 +34,16 @@ inline constexpr const char* kStageNames[kStages] = {"begin", "allocate", "compu
 enum class WaitMode : std::uint32_t { kCompute, kWait, kAuto };
 
 // A fault of the engine itself, which the comparison must see.
-enum class Sabotage : std::uint32_t { kNone, kPublishEarly, kHalfWrite, kForeignPage };
+enum class Sabotage : std::uint32_t { kNone, kPublishEarly, kHalfWrite, kForeignPage, kWrongPage };
+
+enum class EngineKind : std::uint32_t { kHash, kLlama };
 
 struct RunSettings {
   char cache[256];
   char directory[512];
+  char model[512];      // of llama.cpp
+  char back_end[32];    // ...
+  char schedules[512];  // ... folder for what the workers did (schedule.h)
   std::uint64_t seed;
   std::uint64_t start_ns;
   std::uint32_t in_flight;     // requests that a worker has begun
@@ -50,6 +55,7 @@ struct RunSettings {
   std::uint32_t kill_owner;    // 1: who computes a prompt of `same` dies half-way
   std::uint32_t slow_worker;   // worker 0 computes so many times slower; above 1 it begins first
   double prefill_token_us;
+  EngineKind engine;
   WaitMode wait;
   Sabotage sabotage;
 };

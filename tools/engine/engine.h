@@ -32,6 +32,9 @@ struct Work {
   // steps: of a sequence that they do not know they take it from the pages, as of one that was forked or resumed.
   // 0: none.
   std::uint64_t sequence = 0;
+  // For what an engine says of it; the pages' numbers go with `pages`.
+  std::uint32_t request = 0xFFFF'FFFF;
+  std::span<const std::uint32_t> page_ids{};
 };
 
 class Engine {

@@ -363,7 +363,8 @@ std::uint64_t EngineLoop::plan_beam(Request& request, Beam& beam, std::uint64_t 
   beam.step_end = end;
   const std::uint32_t wanted = end == beam.tokens.size() ? request.spec.beams : 0;
   parts.push_back({&request, &beam});
-  works.push_back({beam.tokens, beam.pages, beam.computed, end, wanted, {}, beam.sequence.handle().id});
+  works.push_back({beam.tokens, beam.pages, beam.computed, end, wanted, {}, beam.sequence.handle().id, request.index,
+                   beam.page_ids});
   // Faults: half of it is computed.
   const std::uint64_t half = beam.computed + (end - beam.computed + 1) / 2;
   if (request.fault == Stage::kCompute || sabotages(Sabotage::kHalfWrite, request)) works.back().end = half;

@@ -27,9 +27,16 @@ struct EngineOptions {
   std::uint32_t stall_s = 30;  // without progress for so long, the run has failed
   RunSettings run{};           // but for cache, directory and start
   std::string json;
+  // Of llama.cpp
+  std::string model;
+  std::string back_end;
+  double logit_bound = 0.01;
+  double page_bound = 0.05;
+  std::uint32_t alone = 20;  // answers compared with those of the request alone
 };
 
-// Empty, with what main() is to return, when there is nothing to do: --help, or a mistake that has been printed.
+// Empty, with what main() is to return, when there is nothing to do: --help, or a mistake that has
+// been printed.
 std::optional<EngineOptions> parse_options(int argc, const char* const* argv, int& exit_code);
 
 }  // namespace kvtrie::engine

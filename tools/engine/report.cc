@@ -49,6 +49,38 @@ nlohmann::ordered_json stages_json(const std::array<std::uint64_t, kStages>& cou
   return json;
 }
 
+nlohmann::ordered_json llama_json(const LlamaResult& llama) {
+  nlohmann::ordered_json json = {{"batches", llama.batches},
+                                 {"tokens", llama.tokens},
+                                 {"pages", llama.pages},
+                                 {"pages_equal_bits", llama.pages_equal_bits},
+                                 {"page_off_max", llama.page_most},
+                                 {"choices", llama.choices},
+                                 {"choices_equal_bits", llama.choices_equal_bits},
+                                 {"logit_off_max", llama.logit.by},
+                                 {"gap_median", llama.gap_median},
+                                 {"unexplained", llama.unexplained},
+                                 {"alone", llama.alone},
+                                 {"alone_differ", llama.alone_differ},
+                                 {"seconds", llama.seconds},
+                                 {"kept", llama.kept},
+                                 {"first_wrong", llama.first_wrong()},
+                                 {"differences", nlohmann::ordered_json::array()},
+                                 {"wrong_pages", nlohmann::ordered_json::array()}};
+  for (const TokenDifference& one : llama.differences) {
+    json["differences"].push_back({{"request", one.request},
+                                   {"position", one.position},
+                                   {"cached", one.cached},
+                                   {"plain", one.plain},
+                                   {"gap", one.gap}});
+  }
+  for (const WrongPage& one : llama.wrong_pages) {
+    json["wrong_pages"].push_back(
+        {{"request", one.request}, {"position", one.position}, {"page", one.page}, {"off", one.off}});
+  }
+  return json;
+}
+
 }  // namespace
 
 void add_board(const Board& board, const EngineOptions& options, RunResult& result) {
@@ -104,10 +136,9 @@ void compare_answers(const Board& board, const EngineOptions& options, RunResult
 }
 
 std::string to_text(const RunResult& result, const EngineOptions& options) {
-  std::string text =
-      fmt::format("{} of {} requests in {:.1f} s: {} engines with up to {} each, {} pages of {} tokens\n",
-                  result.finished, options.requests, result.seconds, options.workers, options.run.in_flight,
-                  options.pages, options.tokens_per_page);
+  std::string text = fmt::format(
+      "{} of {} requests in {:.1f} s: {} engines with up to {} each, {} pages of {} tokens\n", result.finished,
+      options.requests, result.seconds, options.workers, options.run.in_flight, options.pages, options.tokens_per_page);
   for (std::size_t i = 0; i < kCounts; ++i)
     text += fmt::format("  {:>10} {}\n", result.counts[i], kCountNames[i]);
   text += fmt::format("  {:>10} evictions\n", result.evictions);
@@ -123,8 +154,11 @@ std::string to_text(const RunResult& result, const EngineOptions& options) {
     text += fmt::format("  taken over         {} prompts, after median {:.0f} us, most {:.0f} us; by {} at most\n",
                         result.woken.count, result.woken.median_us, result.woken.most_us, result.takeovers_max);
   }
-  text += fmt::format("  wrong outputs      {}{}{}\n", result.wrong_answers, result.first_wrong.empty() ? "" : ": ",
-                      result.first_wrong);
+  if (result.llama) text += to_text(*result.llama);
+  if (!result.llama) {
+    text += fmt::format("  wrong outputs      {}{}{}\n", result.wrong_answers, result.first_wrong.empty() ? "" : ": ",
+                        result.first_wrong);
+  }
   text += fmt::format("  lost pages         {} (free {}, cached {})\n", result.pages_lost, result.pages_free,
                       result.pages_cached);
   text += fmt::format("  verify             {}\n", result.verify.empty() ? "clean" : result.verify);
@@ -151,6 +185,7 @@ std::string to_json(const RunResult& result, const EngineOptions& options) {
       {"count", result.woken.count}, {"median", result.woken.median_us}, {"max", result.woken.most_us}};
   json["takeovers_max"] = result.takeovers_max;
   json["wrong_outputs"] = result.wrong_answers;
+  if (result.llama) json["llama"] = llama_json(*result.llama);
   json["lost_pages"] = result.pages_lost;
   json["pages_free"] = result.pages_free;
   json["pages_cached"] = result.pages_cached;

@@ -6,10 +6,12 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "tools/engine/board.h"
+#include "tools/engine/llama_result.h"
 #include "tools/engine/options.h"
 #include "tools/replay/observer.h"
 
@@ -39,10 +41,12 @@ struct RunResult {
   std::uint64_t pages_cached = 0;
   std::uint64_t pages_lost = 0;
   std::uint64_t evictions = 0;
-  std::string verify;  // what `kvtrie verify` would say; empty: clean
+  std::optional<LlamaResult> llama;  // with --engine llama: instead of wrong_answers
+  std::string verify;                // what `kvtrie verify` would say; empty: clean
 
   [[nodiscard]] bool right() const {
-    return failure.empty() && wrong_answers == 0 && pages_lost == 0 && verify.empty();
+    return failure.empty() && wrong_answers == 0 && pages_lost == 0 && verify.empty() &&
+           (!llama || llama->first_wrong().empty());
   }
 };
 

@@ -6,14 +6,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
+#include <system_error>
+#include <utility>
 
 #include "tools/engine/crew.h"
+#include "tools/engine/llama_part.h"
 #include "tools/engine/report.h"
 #include "tools/replay/mix_report.h"
 #include "tools/replay/own_cache.h"
@@ -23,7 +28,8 @@ namespace {
 
 constexpr auto kRestLimit = std::chrono::seconds(5);
 
-// The replay's kvtried, on the system's clock. Places for the killed, which are given back a little later.
+// The replay's kvtried, on the system's clock. Places for the killed, which are given back a little
+// later.
 replay::ReplayOptions cache_options(const EngineOptions& options) {
   replay::ReplayOptions cache;
   cache.geometry.pages = options.pages;
@@ -45,9 +51,42 @@ void put_text(char (&field)[N], const std::string& text) {
   std::memcpy(field, text.c_str(), text.size() + 1);
 }
 
+// What is left of a run that is wrong: llama.cpp's schedules.
+class Schedules {
+ public:
+  explicit Schedules(bool wanted) {
+    if (!wanted) return;
+    path_ = (std::filesystem::temp_directory_path() / "kvtrie-engine-XXXXXX").string();
+    if (::mkdtemp(path_.data()) == nullptr) throw std::system_error(errno, std::generic_category(), path_);
+  }
+  Schedules(const Schedules&) = delete;
+  Schedules& operator=(const Schedules&) = delete;
+  ~Schedules() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  [[nodiscard]] const std::string& path() const { return path_; }
+  std::string keep() { return std::exchange(path_, {}); }
+
+ private:
+  std::string path_;
+};
+
+// Segment and pools as they are at the end, so that `kvtrie` can look at them later.
+void copy_cache(const std::string& cache, const std::string& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("kvtrie." + cache + ".")) continue;
+    std::error_code ignored;  // a help; what is wrong is said all the same
+    std::filesystem::copy_file(entry.path(), folder + "/" + name, ignored);
+  }
+}
+
 RunResult run_on(const EngineOptions& options, const std::string& program, replay::OwnCache& cache,
                  replay::Signals& signals) {
+  Schedules schedules(options.run.engine == EngineKind::kLlama);
   RunSettings settings = options.run;
+  put_text(settings.schedules, schedules.path());
   put_text(settings.cache, cache.name());
   put_text(settings.directory, cache.directory());
   settings.start_ns = now_ns();
@@ -60,20 +99,45 @@ RunResult run_on(const EngineOptions& options, const std::string& program, repla
   });
   result.seconds = static_cast<double>(now_ns() - settings.start_ns) * 1e-9;
   add_board(board, options, result);
-  compare_answers(board, options, result);
+  if (options.run.engine == EngineKind::kHash) compare_answers(board, options, result);
   const replay::Census census = observer.census_at_rest(kRestLimit);
   result.pages_free = census.free_bits;
   result.pages_cached = census.in(PageState::kLive);
   result.pages_lost = census.lost();
   result.evictions = observer.counters()[static_cast<std::size_t>(Counter::kEvictions)];
   result.verify = replay::verify_problem(observer, true);
+  if (options.run.engine == EngineKind::kLlama) {
+    result.llama = compare_llama(board, options, [&signals] {
+      signals.wait(std::chrono::milliseconds(0));
+      return signals.asked_to_end();
+    });
+    if (!result.right()) {
+      copy_cache(cache.name(), schedules.path());
+      result.llama->kept = schedules.keep();
+    }
+  }
   return result;
+}
+
+// How large a page of its model is.
+bool ask_model(EngineOptions& options) {
+  try {
+    options.page_bytes = llama_page_bytes(options.run, options.tokens_per_page);
+    return true;
+  } catch (const std::runtime_error& error) {
+    fmt::print(stderr, "kvtrie-engine: {}\n", error.what());
+    return false;
+  }
 }
 
 }  // namespace
 
-ExitCode run_engines(const EngineOptions& options) {
+ExitCode run_engines(const EngineOptions& asked) {
   try {
+    EngineOptions options = asked;
+    put_text(options.run.model, options.model);
+    put_text(options.run.back_end, options.back_end);
+    if (options.run.engine == EngineKind::kLlama && !ask_model(options)) return kExitUsage;
     replay::Signals signals;
     const std::string program = replay::own_path();
     const std::string kvtried = (std::filesystem::path(program).parent_path() / "kvtried").string();

@@ -15,6 +15,7 @@
 #include "tools/engine/board.h"
 #include "tools/engine/engine_loop.h"
 #include "tools/engine/hash_engine.h"
+#include "tools/engine/llama_part.h"
 
 namespace kvtrie::engine {
 namespace {
@@ -53,22 +54,35 @@ kv::PrefillSpeed warm_up(Engine& engine, const kv::Geometry& geometry, std::uint
   return speed;
 }
 
+// All that its KV depends on: the hash's seed and the size of a token's KV.
+EngineInNamespace make_hash_engine(const RunSettings& settings, const kv::Geometry& geometry, std::uint32_t number) {
+  EngineInNamespace made;
+  made.fields = {{"model", "hash"},
+                 {"weights", fmt::format("{:x}", settings.seed)},
+                 {"kv_bytes", fmt::format("{}", geometry.page_bytes / geometry.tokens_per_page)}};
+  made.engine = std::make_unique<HashEngine>(
+      HashModel{.seed = settings.seed,
+                .tokens_per_page = geometry.tokens_per_page,
+                .page_bytes = geometry.page_bytes,
+                .prefill_token_us = settings.prefill_token_us * (number == 0 ? settings.slow_worker : 1)});
+  return made;
+}
+
 void serve(Board& board, std::uint32_t number) {
   const RunSettings& settings = board.settings();
   const kv::Library library = kv::Library::linked();
   const kv::Worker worker = attach(library, settings, fmt::format("engine-{}", number));
   const kv::Geometry geometry = worker.geometry();
-  // All that KV depends on: here the hash's seed and the size of a token's KV.
-  const std::string seed = fmt::format("{:x}", settings.seed);
-  const std::string bytes = fmt::format("{}", geometry.page_bytes / geometry.tokens_per_page);
-  const kvtrie_field fields[] = {{"model", "hash"}, {"weights", seed.c_str()}, {"kv_bytes", bytes.c_str()}};
-  const kvtrie_namespace name_space = worker.open_namespace(fields, "hash");
-  HashEngine engine({.seed = settings.seed,
-                     .tokens_per_page = geometry.tokens_per_page,
-                     .page_bytes = geometry.page_bytes,
-                     .prefill_token_us = settings.prefill_token_us * (number == 0 ? settings.slow_worker : 1)});
-  const kv::PrefillSpeed measured = warm_up(engine, geometry, settings.chunk);
-  EngineLoop(worker, name_space, engine, board, number, measured).run();
+  const EngineInNamespace made = settings.engine == EngineKind::kLlama
+                                     ? make_llama_engine(settings, {geometry.tokens_per_page, geometry.page_bytes})
+                                     : make_hash_engine(settings, geometry, number);
+  std::vector<kvtrie_field> fields;
+  for (const auto& [key, value] : made.fields)
+    fields.push_back({key.c_str(), value.c_str()});
+  const char* const label = settings.engine == EngineKind::kLlama ? "llama.cpp" : "hash";
+  const kvtrie_namespace name_space = worker.open_namespace(fields, label);
+  const kv::PrefillSpeed measured = warm_up(*made.engine, geometry, settings.chunk);
+  EngineLoop(worker, name_space, *made.engine, board, number, measured).run();
 }
 
 }  // namespace
