@@ -33,6 +33,7 @@
 
 #include <llama.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -167,6 +168,7 @@ class SharedContext {
   kvtrie_namespace namespace_{};
   std::unique_ptr<std::byte[]> buffer_;  // of states of several pages
   std::size_t buffer_bytes_ = 0;
+  std::chrono::steady_clock::time_point no_room_until_{};  // until then nobody waits for free pages
   Counters counters_;
   std::string last_failure_;
   WaitSettings wait_;

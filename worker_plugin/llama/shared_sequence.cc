@@ -9,11 +9,13 @@
 #include "worker_plugin/llama/timer.h"
 
 namespace kvtrie::llama {
-
 namespace {
+
+constexpr std::uint32_t kRoomWaitMs = 100;
 constexpr int kSecondMax = 6;
 constexpr std::chrono::milliseconds kAnnounces{1};
-}
+
+}  // namespace
 
 void SharedSequence::release() {
   if (sequence_.id != 0) {
@@ -97,7 +99,16 @@ void SharedSequence::import_pages(std::size_t limit) {
 
 bool SharedSequence::allocate(std::size_t whole) {
   const Timer timer(context_.counters_.allocate_ns);
-  const kvtrie_code code = kvtrie_allocate(sequence_, whole, nullptr);
+  // A full pool has few free pages, whose number a long prompt exceeds; the coordinator makes more in milliseconds. Where
+  // it could not, since all is in use, nobody waits again for a while.
+  constexpr std::chrono::seconds kPause{1};
+  kvtrie_allocate_options options{};
+  options.size = sizeof options;
+  options.wait_ms = std::chrono::steady_clock::now() < context_.no_room_until_ ? 0 : kRoomWaitMs;
+  const kvtrie_code code = kvtrie_allocate(sequence_, whole, &options);
+  if (code == KVTRIE_E_NOT_NOW && options.wait_ms != 0) {
+    context_.no_room_until_ = std::chrono::steady_clock::now() + kPause;
+  }
   if (code == KVTRIE_E_NOT_NOW || code == KVTRIE_E_NEVER) {
     context_.note_failure(context_.counters_.no_free_pages, "allocate", code);
   } else if (code != KVTRIE_OK) {
