@@ -103,9 +103,11 @@ llama_context_params shareable_params(llama_context_params params, bool unify) {
     throw Refused("it has " + std::to_string(sequences) + " sequences with KV caches of their own (kv_unified is off)");
   }
   if (sequences + 1 > kSequencesMax) throw Refused("no sequence id is free for carrying pages");
-  // llama.cpp asserts room for one output of each sequence.
-  const std::uint32_t outputs = params.n_outputs_max == 0 ? params.n_batch : params.n_outputs_max;
-  if (outputs < sequences + 1) throw Refused("its batches are too small for one more sequence id");
+  // llama.cpp asserts room for one output of each sequence. llama-server says exactly how many it has.
+  if (params.n_outputs_max == 0 && params.n_batch < sequences + 1) {
+    throw Refused("its batches are too small for one more sequence id");
+  }
+  if (params.n_outputs_max != 0) params.n_outputs_max = std::max(params.n_outputs_max, sequences + 1);
   params.n_seq_max = sequences + 1;
   params.kv_unified = true;
   return params;
@@ -145,6 +147,7 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
       context_(context),
       memory_(calls.llama_get_memory(context)),
       scratch_(static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1) {
+  if (const std::string reason = reason_not_to_share(source); !reason.empty()) throw Refused(reason);
   if (const std::string reason = reason_not_to_share(calls_, context, params); !reason.empty()) throw Refused(reason);
   if (!params.kv_unified) throw Refused("its KV cache is not unified");
   shape_ = probe_state(calls_, context);

@@ -31,6 +31,7 @@ void SharedSequence::take_in(std::span<const llama_token> next) {
     const std::size_t place = size_ + i;
     if (place < tokens_.size() && tokens_[place] == token) continue;
     if (place < handed_) release();
+    shared_ = std::min(shared_, place);
     tokens_.resize(place);
     tokens_.push_back(token);
   }
@@ -60,8 +61,9 @@ bool SharedSequence::begin(std::size_t total, bool again) {
     release();
     return false;
   }
-  // Its old lease still stands, so what is missing now went by a flush (or, had it none, perhaps by eviction).
-  if (hit.cached_tokens < std::min(shared_, size_)) keep_private_ = true;
+  // What is missing now went by a flush, or by eviction while it had no lease. Whole pages: of one that was changed in
+  // its middle nothing matches.
+  if (hit.cached_tokens < std::min(shared_, size_) / per_page * per_page) keep_private_ = true;
   release();
   sequence_ = fresh;
   handed_ = whole;
