@@ -73,11 +73,8 @@ std::string meta(const Calls& calls, const llama_model* model, const char* key) 
 
 std::string loaded_with(const Calls& calls, const ModelSource& source) {
   std::string devices;
-  if (source.params.devices != nullptr) {
-    for (const ggml_backend_dev_t* device = source.params.devices; *device != nullptr; ++device) {
-      devices += std::string(calls.ggml_backend_dev_name(*device)) + " ";
-    }
-  }
+  for (const ggml_backend_dev_t device : source.devices)
+    devices += std::string(calls.ggml_backend_dev_name(device)) + " ";
   const llama_model_params& params = source.params;
   std::string all = text("gpu_layers=%d split=%d main_gpu=%d extra_bufts=%d", params.n_gpu_layers,
                          static_cast<int>(params.split_mode), params.main_gpu, params.use_extra_bufts ? 1 : 0);
@@ -141,7 +138,9 @@ std::vector<std::string> parts_of_model(const std::string& path) {
 }
 
 ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params) {
-  ModelSource source{{}, params, {}};
+  ModelSource source{{}, params, {}, {}};
+  for (const ggml_backend_dev_t* device = params.devices; device != nullptr && *device != nullptr; ++device)
+    source.devices.push_back(*device);
   for (const std::string& path : paths)
     source.files.push_back(file_version(path));
   if (params.kv_overrides != nullptr) {

@@ -24,6 +24,7 @@ std::vector<std::string> parts_of_model(const std::string& path);
 struct ModelSource {
   std::vector<FileVersion> files;  // as they were when it was loaded
   llama_model_params params{};     // it was loaded with; pointers in it may be gone, so see below
+  std::vector<ggml_backend_dev_t> devices;  // params.devices, without the NULL
   std::string overrides;           // text of params.kv_overrides and tensor_buft_overrides while they were there
 };
 // Throws std::system_error: a file is not there. Before the model is loaded, so that what is put in its place meanwhile is
