@@ -257,14 +257,17 @@ void no_memory(Odd& odd) {
   }
 }
 
-// The first line of input comes when the cache is another one.
+// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that.
 void told(Odd& odd) {
+  odd.params.n_batch = 1024;
   odd.start();
-  int name = 20;
+  const int size = std::atoi(odd.more.c_str());
+  std::uint32_t name = 20;
   for (int c = 0; (c = std::getchar()) != EOF; ++name) {
     if (c == 'c') llama_memory_clear(odd.memory, true);
-    if (c == 'd') odd.decode("told", words(static_cast<std::uint32_t>(name), 200), 0);
-    if (c == 'g') odd.decode("told", words(static_cast<std::uint32_t>(name), 48), 200);
+    if (c == 'd') odd.decode("told", words(name, static_cast<std::size_t>(size)), 0);
+    for (int i = 0; c == 'g' && i < 48; ++i)
+      odd.decode("told", words(name + static_cast<std::uint32_t>(i), 1), size + i);
   }
 }
 

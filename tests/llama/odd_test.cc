@@ -4,6 +4,9 @@
 // Programs that do what few programs do (odd_engine.cc), with the preload library: the same comes out of them, and what
 // others find is right.
 
+#include <set>
+#include <thread>
+
 #include "tests/llama/llama_process.h"
 
 namespace kvtrie::test {
@@ -15,6 +18,28 @@ class LlamaOddTest : public PreloadedTest {
     return std::string(KVTRIE_TEST_ODD_ENGINE) + " " + mode + " " + (model.empty() ? this->model() : model) + " " +
            back_end_library() + " " + more;
   }
+  // `first` and, once go() was called, `second` go to its standard input; while_it_waits() runs in between.
+  template <typename Between>
+  void told(const std::string& size, const std::string& first, const std::string& second, Between while_it_waits) {
+    const std::string out = cache_.directory() + "/told";
+    const std::string go = cache_.directory() + "/go";
+    const std::string alone = run("printf " + first + second + " | " + odd("told", size)).out;
+    const std::string input = "(printf " + first + "; while ! test -e " + go + "; do sleep 0.02; done; printf " + second + ")";
+    Ran ran;
+    std::thread program([&] { ran = run(input + " | env " + preloaded() + " " + odd("told", size) + " >" + out); });
+    const auto said = [&] {
+      std::ifstream file(out);
+      return std::string(std::istreambuf_iterator<char>(file), {});
+    };
+    EXPECT_TRUE(eventually([&] { return said().find('\n') != std::string::npos; }));
+    while_it_waits();
+    std::ofstream(go) << "go";
+    program.join();
+    EXPECT_EQ(ran.code, 0);
+    EXPECT_EQ(said(), alone);
+    told_ = ran.err;
+  }
+  std::string told_;
   // It says the same with the library as without.
   Ran same(const std::string& command, const std::string& more = "") const {
     const Ran alone = run(command);
@@ -98,6 +123,48 @@ TEST_F(LlamaOddTest, LeavesNoTokenAlone) {
   (void)same(odd("parts", "18"));
   (void)same(odd("parts", "81"));
   EXPECT_EQ(report()[0]["tokens_imported"], 15);
+}
+
+TEST_F(LlamaOddTest, SurvivesItsCache) {
+  serve(16);
+  told("200", "d", "cdcd", [&] {
+    ASSERT_EQ(daemon_->stop(), 0);
+    daemon_ = std::make_unique<KvtriedProcess>(
+        cache_, std::vector<std::string>{"--pages", "512", "--tokens-per-page", "8", "--page-bytes",
+                                         std::to_string(page_bytes_), "--metrics", "off", "--fresh"});
+    ASSERT_TRUE(daemon_->ready()) << daemon_->err();
+  });
+  EXPECT_EQ(report()[0]["caches_lost"], 1);
+  EXPECT_EQ(report()[0]["pages_published"], 200 / 16 + 200 / 8);  // in the first one; in the second, of the third prompt
+  EXPECT_NE(told_.find("given up"), std::string::npos) << told_;
+  EXPECT_EQ(std::count(told_.begin(), told_.end(), '\n'), 1) << told_;
+}
+
+TEST_F(LlamaOddTest, HoldsNothingWhileItWaits) {
+  serve(16, 64);
+  told("880", "d", "g", [&] {
+    const Ran other = run(odd("context_of", "1024"), preloaded("KVTRIE_LLAMA_REPORT=" + cache_.directory() + "/other"));
+    EXPECT_EQ(other.code, 0);
+    std::ifstream file(cache_.directory() + "/other");
+    const Json context = Json::parse(file)["contexts"][0];
+    EXPECT_EQ(context["pages_published"], 12) << context.dump();
+  });
+  told("200", "d", "g", [] {});
+  EXPECT_EQ(report()[0]["pages_published"], (200 + 48) / 16);
+  EXPECT_EQ(report()[0]["begins"], 1 + 48 / 16);
+}
+
+TEST_F(LlamaOddTest, WritesThePagesThatOthersWrite) {
+  serve(64);
+  (void)same(odd("context_of", "1024"), "KVTRIE_TENANT=a");
+  (void)same(odd("few_outputs"), "KVTRIE_TENANT=b");  // another number of sequences
+  std::ifstream pool(cache_.pool_path(0), std::ios::binary);
+  std::multiset<std::string> pages;
+  for (std::string page(page_bytes_, '\0'); pool.read(page.data(), static_cast<std::streamsize>(page.size()));) {
+    if (page.find_first_not_of('\0') != std::string::npos) pages.insert(page);
+  }
+  EXPECT_EQ(pages.size(), 6U);
+  EXPECT_EQ(std::set<std::string>(pages.begin(), pages.end()).size(), 3U);
 }
 
 TEST_F(LlamaOddTest, HasNoMemory) {

@@ -24,6 +24,12 @@ void SharedSequence::release() {
   cached_ = written_ = 0;
 }
 
+void SharedSequence::cache_lost() {
+  release();
+  shared_ = 0;
+  keep_private_ = size_ != 0;
+}
+
 // Behind size_ these come now: what was known of that place holds as far as it is the same.
 void SharedSequence::take_in(std::span<const llama_token> next) {
   for (std::size_t i = 0; i < next.size(); ++i) {
@@ -43,6 +49,11 @@ bool SharedSequence::begin(std::size_t total, bool again) {
   const std::size_t whole = total / per_page * per_page;
   if (!again && sequence_.id != 0 && (whole <= handed_ || total - size_ < per_page)) return true;
   if (whole <= size_) return false;  // no page is filled by what comes
+  if (context_.lost_) {
+    if (size_ == 0 && context_.attach_again()) return begin(total, again);  // the next cache may have other pages
+    release();
+    return false;
+  }
   const Timer timer(context_.counters_.begin_ns);
   kvtrie_begin_options options{};
   options.size = sizeof options;
@@ -52,7 +63,7 @@ bool SharedSequence::begin(std::size_t total, bool again) {
   hit.size = sizeof hit;
   kvtrie_sequence fresh{};
   const auto ask = [&] {
-    return kvtrie_begin(context_.cache_.worker(), context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
+    return kvtrie_begin(context_.attachment_->worker, context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
   };
   kvtrie_code code = ask();
   if (code == KVTRIE_E_STALE && context_.open_namespace()) code = ask();
@@ -181,17 +192,25 @@ void SharedSequence::decoded(std::span<const llama_token> tokens) {
   if (sequence_.id == 0) (void)begin(size_ + tokens.size());
   size_ += tokens.size();
   publish();
+  rest();
+}
+
+// A sequence that nothing happens to holds no pages of the pool: begin() takes up again where this was when the next page
+// is full. What others cannot find yet is kept: published after a flush that nothing here noticed, it would be wrong.
+void SharedSequence::rest() {
+  if (sequence_.id != 0 && handed_ <= size_ && (keep_private_ || shared_ >= handed_)) release();
 }
 
 void SharedSequence::undo_import(std::size_t tokens) {
   context_.counters_.tokens_imported -= tokens;
-  truncated(size_ - tokens);
+  size_ -= tokens;  // they come next
 }
 
 void SharedSequence::truncated(std::size_t size) {
   if (size > size_) return;
   size_ = size;
   diverged_ = false;
+  if (handed_ > size) release();  // announced pages that are perhaps not computed after all, for one
   if (size != 0) return;
   release();
   tokens_.clear();

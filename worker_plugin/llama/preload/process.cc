@@ -141,8 +141,7 @@ SharedCache* Process::cache() {
 }
 
 std::unique_ptr<TrackedContext> Process::track(llama_context* context) const {
-  return std::make_unique<TrackedContext>(real_, calls_, context,
-                                          [](const std::string& what) { Process::get().say_once(what); });
+  return std::make_unique<TrackedContext>(real_, calls_, context, &Process::say);
 }
 
 void Process::keep_context(llama_context* context, std::unique_ptr<TrackedContext> tracked) {
@@ -175,6 +174,7 @@ llama_context* Process::share_context(llama_model* model, const llama_context_pa
         *cache, calls_, context, wanted, source->second,
         FingerprintOptions{.tenant = settings_.tenant, .hash_memory = settings_.hashes});
     shared->set_wait(wait);
+    shared->set_say(&Process::say);
     tracked->share(std::move(shared));
     keep_context(context, std::move(tracked));
   } catch (...) {

@@ -83,6 +83,7 @@ class Process {
  private:
   Process();
   void keep_context(llama_context* context, std::unique_ptr<TrackedContext> tracked);
+  static void say(const std::string& what) { get().say_once(what); }
   std::unique_ptr<TrackedContext> track(llama_context* context) const;
   SharedCache* cache();
   llama_context* share_context(llama_model* model, const llama_context_params& params);

@@ -34,9 +34,6 @@ struct BatchCounters {
   std::uint64_t tokens_seen = 0;     // by llama_decode
 };
 
-// Tells the user, once for the same text.
-using Say = void (*)(const std::string& what);
-
 class TrackedContext {
  public:
   TrackedContext(const Real& real, const Calls& calls, llama_context* context, Say say)
