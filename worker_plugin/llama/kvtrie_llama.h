@@ -146,6 +146,10 @@ class SharedContext {
   SharedContext(SharedCache& cache, const Calls& calls, llama_context* context, const llama_context_params& params,
                 const ModelSource& source, const FingerprintOptions& options);
 
+  ~SharedContext() { (void)kvtrie_release(guard_); }
+  SharedContext(const SharedContext&) = delete;
+  SharedContext& operator=(const SharedContext&) = delete;
+
   // Before its sequences are used.
   void set_wait(const WaitSettings& settings) { wait_ = settings; }
   void set_say(Say say) { say_ = say; }
@@ -181,10 +185,14 @@ class SharedContext {
   std::span<std::byte> buffer(std::size_t bytes);
   void note_failure(std::uint64_t& counter, const char* what, kvtrie_code code);
   bool attach_again();
+  // How often the namespace was flushed since the first call.
+  std::uint64_t flushes();
 
   SharedCache& cache_;
   std::shared_ptr<const Attachment> attachment_;
   bool lost_ = false;  // its cache was given up
+  kvtrie_sequence guard_{};  // of no tokens: sequences come and go, and this one knows of flushes between them
+  std::uint64_t flushes_ = 0;
   Say say_ = nullptr;
   std::vector<SharedSequence*> sequences_;
   const Calls calls_;
@@ -264,7 +272,7 @@ class SharedSequence {
   std::size_t size_ = 0;
   bool diverged_ = false;
   bool keep_private_ = false;   // the namespace was flushed since: what it has may not be published again
-  std::size_t shared_ = 0;      // tokens that the cache had when this sequence last looked
+  std::uint64_t flushes_ = 0;   // of the namespace, when this was empty
   kvtrie_sequence sequence_{};  // id 0: none
   std::size_t handed_ = 0;      // tokens that sequence_ knows: whole pages
   std::uint32_t cached_ = 0;    // pages of it that were others' when it began

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <utility>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
 #include "worker_plugin/llama/timer.h"
@@ -231,12 +232,34 @@ void SharedContext::note_failure(std::uint64_t& counter, const char* what, kvtri
   if (say_ != nullptr) say_("the cache was given up (" + last_failure_ + "): from the next one on");
 }
 
+std::uint64_t SharedContext::flushes() {
+  if (guard_.id != 0) {
+    const kvtrie_code code = kvtrie_publish(guard_, 0, nullptr);
+    if (code == KVTRIE_OK) return flushes_;
+    (void)kvtrie_release(std::exchange(guard_, {}));
+    ++flushes_;  // also when that cannot be known
+    if (code != KVTRIE_E_FLUSHED) note_failure(counters_.other_failures, "publish", code);
+    if (lost_) return flushes_;
+  }
+  kvtrie_begin_result nothing{};
+  nothing.size = sizeof nothing;
+  const auto ask = [&] {
+    return kvtrie_begin(attachment_->worker, namespace_, nullptr, 0, nullptr, &nothing, &guard_);
+  };
+  kvtrie_code code = ask();
+  if (code == KVTRIE_E_STALE && open_namespace()) code = ask();
+  if (code == KVTRIE_OK) return flushes_;
+  note_failure(counters_.other_failures, "begin", code);
+  return ++flushes_;
+}
+
 // For a sequence that is empty. Those that are not have KV that may be what the old cache was given up for: private.
 bool SharedContext::attach_again() {
   const std::shared_ptr<const Attachment> next = cache_.attach_again(attachment_);
   if (!next || shape_.bytes(next->geometry.tokens_per_page) > next->geometry.page_bytes) return false;
   for (SharedSequence* const sequence : sequences_)
     sequence->cache_lost();
+  (void)kvtrie_release(std::exchange(guard_, {}));
   attachment_ = next;
   if (!open_namespace()) return false;
   lost_ = false;

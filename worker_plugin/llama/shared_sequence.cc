@@ -26,7 +26,6 @@ void SharedSequence::release() {
 
 void SharedSequence::cache_lost() {
   release();
-  shared_ = 0;
   keep_private_ = size_ != 0;
 }
 
@@ -37,7 +36,6 @@ void SharedSequence::take_in(std::span<const llama_token> next) {
     const std::size_t place = size_ + i;
     if (place < tokens_.size() && tokens_[place] == token) continue;
     if (place < handed_) release();
-    shared_ = std::min(shared_, place);
     tokens_.resize(place);
     tokens_.push_back(token);
   }
@@ -72,9 +70,8 @@ bool SharedSequence::begin(std::size_t total, bool again) {
     release();
     return false;
   }
-  // What is missing now went by a flush, or by eviction while it had no lease. Whole pages: of one that was changed in
-  // its middle nothing matches.
-  if (hit.cached_tokens < std::min(shared_, size_) / per_page * per_page) keep_private_ = true;
+  // After the begin, so that a flush that comes later still is one that publish answers.
+  if (context_.flushes() != flushes_) keep_private_ = true;
   release();
   sequence_ = fresh;
   handed_ = whole;
@@ -87,7 +84,6 @@ bool SharedSequence::begin(std::size_t total, bool again) {
 void SharedSequence::match(const kvtrie_begin_result& found) {
   begun_ = found;
   cached_ = written_ = found.cached_pages;
-  shared_ = found.cached_tokens;
 }
 
 void SharedSequence::import_pages(std::size_t limit) {
@@ -119,6 +115,7 @@ bool SharedSequence::allocate(std::size_t whole) {
 
 std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_t most, bool may_wait) {
   if (diverged_ || next.empty()) return 0;
+  if (size_ == 0) flushes_ = context_.flushes();
   take_in(next);
   const std::size_t before = size_;
   const std::size_t total = before + next.size();
@@ -181,13 +178,13 @@ void SharedSequence::publish() {
   }
   context_.counters_.pages_published += done.pages_published;
   context_.counters_.pages_private += done.pages_private;
-  shared_ = std::max<std::size_t>(shared_, done.published_tokens);
   if (whole == handed_) announce(false);
 }
 
 void SharedSequence::decoded(std::span<const llama_token> tokens) {
   context_.counters_.tokens_decoded += tokens.size();
   if (diverged_) return;
+  if (size_ == 0 && tokens_.empty()) flushes_ = context_.flushes_;  // those that were noticed before: import() did not ask
   take_in(tokens);
   if (sequence_.id == 0) (void)begin(size_ + tokens.size());
   size_ += tokens.size();
@@ -195,10 +192,10 @@ void SharedSequence::decoded(std::span<const llama_token> tokens) {
   rest();
 }
 
-// A sequence that nothing happens to holds no pages of the pool: begin() takes up again where this was when the next page
-// is full. What others cannot find yet is kept: published after a flush that nothing here noticed, it would be wrong.
+// A sequence that nothing happens to holds no pages of the pool, be they evicted meanwhile: begin() takes up again where
+// this was when the next page is full.
 void SharedSequence::rest() {
-  if (sequence_.id != 0 && handed_ <= size_ && (keep_private_ || shared_ >= handed_)) release();
+  if (handed_ <= size_) release();
 }
 
 void SharedSequence::undo_import(std::size_t tokens) {
@@ -214,7 +211,6 @@ void SharedSequence::truncated(std::size_t size) {
   if (size != 0) return;
   release();
   tokens_.clear();
-  shared_ = 0;
   keep_private_ = false;
 }
 
@@ -232,7 +228,7 @@ void SharedSequence::copied_from(const SharedSequence& other, std::size_t size) 
   tokens_.assign(other.tokens_.begin(), other.tokens_.begin() + static_cast<std::ptrdiff_t>(size_));
   diverged_ = other.diverged_ && size > other.size_;
   keep_private_ = other.keep_private_;
-  shared_ = std::min(other.shared_, size_);
+  flushes_ = other.flushes_;
 }
 
 void SharedSequence::end() { truncated(0); }
