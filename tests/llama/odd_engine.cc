@@ -245,14 +245,14 @@ void parts(Odd& odd) {
 // Each allocation that the library makes fails in one of the contexts.
 void no_memory(Odd& odd) {
   odd.load();
-  for (int succeeding = 0; succeeding < 200; succeeding += 1 + succeeding / 6) {
+  for (int succeeding = 0; succeeding < 160; succeeding += 1 + succeeding / 4) {
     odd.make();
     odd.decode("before", words(1, 40), 0);
     allocations_left = succeeding;
-    odd.decode("end", words(succeeding % 2 == 0 ? 1U : 4U + static_cast<unsigned>(succeeding), 201), 40);
-    (void)llama_memory_seq_rm(odd.memory, 0, 200, -1);
+    odd.decode("end", words(succeeding % 2 == 0 ? 1U : 4U + static_cast<unsigned>(succeeding), 101), 40);
+    (void)llama_memory_seq_rm(odd.memory, 0, 100, -1);
     allocations_left = -1;
-    odd.decode("behind", words(3, 20), 200);
+    odd.decode("behind", words(3, 20), 100);
     llama_free(odd.context);
   }
 }
