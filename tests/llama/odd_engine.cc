@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A program on llama.cpp that knows nothing of kvtrie and does one of the things that few programs do. Lines of what came
-// out; with and without the preload library they are the same.
+// A program on llama.cpp that knows nothing of kvtrie and does one of the things that few programs do. Lines of what
+// came out; with and without the preload library they are the same.
 //   odd_engine MODE MODEL BACK_END_LIBRARY [MORE]
 #include <dlfcn.h>
 #include <ggml-backend.h>
@@ -37,7 +37,8 @@ std::int64_t allocations_left = -1;
 
 bool asked_by_the_preload_library(const void* caller) {
   Dl_info info{};
-  return ::dladdr(caller, &info) != 0 && std::string_view(info.dli_fname).find("kvtrie-llama-preload") != std::string::npos;
+  return ::dladdr(caller, &info) != 0 &&
+         std::string_view(info.dli_fname).find("kvtrie-llama-preload") != std::string::npos;
 }
 
 using Tokens = std::vector<llama_token>;
@@ -85,9 +86,11 @@ struct Odd {
     batch.n_tokens = static_cast<std::int32_t>(tokens.size());
     const int code = llama_decode(context, batch);
     llama_batch_free(batch);
-    const float* const logits = code == 0 ? llama_get_logits_ith(context, static_cast<int>(tokens.size()) - 1) : nullptr;
+    const auto last = static_cast<std::int32_t>(tokens.size()) - 1;
+    const float* const logits = code == 0 ? llama_get_logits_ith(context, last) : nullptr;
     const auto size = static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model)));
-    std::printf("%s %d %016" PRIx64 "\n", step, code, logits == nullptr ? 0 : XXH3_64bits(logits, size * sizeof *logits));
+    const std::uint64_t hash = logits == nullptr ? 0 : XXH3_64bits(logits, size * sizeof *logits);
+    std::printf("%s %d %016" PRIx64 "\n", step, code, hash);
     std::fflush(stdout);
   }
   void remove(int from) const { (void)llama_memory_seq_rm(memory, 0, from, -1); }

@@ -26,7 +26,8 @@ class LlamaOddTest : public PreloadedTest {
     std::filesystem::remove(out);
     std::filesystem::remove(go);
     const std::string alone = run("printf " + first + second + " | " + odd("told", size)).out;
-    const std::string input = "(printf " + first + "; while ! test -e " + go + "; do sleep 0.02; done; printf " + second + ")";
+    const std::string input =
+        "(printf " + first + "; while ! test -e " + go + "; do sleep 0.02; done; printf " + second + ")";
     Ran ran;
     std::thread program([&] { ran = run(input + " | env " + preloaded() + " " + odd("told", size) + " >" + out); });
     const auto said = [&] {
@@ -116,7 +117,8 @@ TEST_F(LlamaOddTest, StopsSharingAndSaysSo) {
 TEST_F(LlamaOddTest, HasAChild) {
   serve(16);
   const Ran ran = run(odd("with_a_child"), preloaded());
-  EXPECT_NE(ran.out.find("pid " + std::to_string(whole_report()["pid"].get<int>()) + "\n"), std::string::npos) << ran.out;
+  const auto reported = "pid " + std::to_string(whole_report()["pid"].get<int>()) + "\n";
+  EXPECT_NE(ran.out.find(reported), std::string::npos) << ran.out;
 }
 
 // 65 tokens behind a hit of 16, in parts of 64: the last one alone would go through other kernels.

@@ -105,7 +105,8 @@ void remember(const std::string& path, const std::string& version, const std::st
 std::string hash_of_file(const FileVersion& wanted, const std::string& memory) {
   const File file(wanted.path);
   const auto check = [&] {
-    if (file.version() != wanted) throw std::runtime_error(wanted.path + " was changed or replaced since it was loaded");
+    if (file.version() == wanted) return;
+    throw std::runtime_error(wanted.path + " was changed or replaced since it was loaded");
   };
   check();
   if (memory.empty() || !settled(wanted)) {

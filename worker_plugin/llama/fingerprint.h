@@ -27,8 +27,8 @@ struct ModelSource {
   std::vector<ggml_backend_dev_t> devices;  // params.devices, without the NULL
   std::string overrides;           // text of params.kv_overrides and tensor_buft_overrides while they were there
 };
-// Throws std::system_error: a file is not there. Before the model is loaded, so that what is put in its place meanwhile is
-// seen: a model whose files are others by the time of fingerprint() is refused.
+// Throws std::system_error: a file is not there. Before the model is loaded, so that what is put in its place meanwhile
+// is seen: a model whose files are others by the time of fingerprint() is refused.
 ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params);
 
 struct FingerprintOptions {
@@ -38,8 +38,8 @@ struct FingerprintOptions {
 
 using Fields = std::vector<std::pair<std::string, std::string>>;
 
-// Whether positions of contexts with so many tokens in a sequence are made with the model's factors for long ones, where it
-// has two kinds (longrope). 0: as many as it was trained with.
+// Whether positions of contexts with so many tokens in a sequence are made with the model's factors for long ones, where
+// it has two kinds (longrope). 0: as many as it was trained with.
 bool long_positions(const Calls& calls, const llama_model* model, std::uint32_t tokens);
 
 // Throws std::system_error: a file of the model cannot be read; std::runtime_error: it is another one by now.

@@ -205,8 +205,8 @@ void SharedContext::warm_up() {
   found.size = sizeof found;
   kvtrie_sequence sequence{};
   for (int i = 0; i < 2; ++i) {
-    if (kvtrie_begin(attachment_->worker, namespace_, tokens.data(), tokens.size(), &options, &found, &sequence) != KVTRIE_OK)
-      return;
+    const kvtrie_worker worker = attachment_->worker;
+    if (kvtrie_begin(worker, namespace_, tokens.data(), tokens.size(), &options, &found, &sequence) != KVTRIE_OK) return;
     (void)kvtrie_release(sequence);
   }
 }

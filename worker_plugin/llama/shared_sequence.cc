@@ -61,7 +61,8 @@ bool SharedSequence::begin(std::size_t total, bool again) {
   hit.size = sizeof hit;
   kvtrie_sequence fresh{};
   const auto ask = [&] {
-    return kvtrie_begin(context_.attachment_->worker, context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
+    const kvtrie_worker worker = context_.attachment_->worker;
+    return kvtrie_begin(worker, context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
   };
   kvtrie_code code = ask();
   if (code == KVTRIE_E_STALE && context_.open_namespace()) code = ask();
@@ -184,7 +185,7 @@ void SharedSequence::publish() {
 void SharedSequence::decoded(std::span<const llama_token> tokens) {
   context_.counters_.tokens_decoded += tokens.size();
   if (diverged_) return;
-  if (size_ == 0 && tokens_.empty()) flushes_ = context_.flushes_;  // those that were noticed before: import() did not ask
+  if (size_ == 0 && tokens_.empty()) flushes_ = context_.flushes_;  // import() did not ask: those noticed before
   take_in(tokens);
   if (sequence_.id == 0) (void)begin(size_ + tokens.size());
   size_ += tokens.size();
@@ -192,8 +193,8 @@ void SharedSequence::decoded(std::span<const llama_token> tokens) {
   rest();
 }
 
-// A sequence that nothing happens to holds no pages of the pool, be they evicted meanwhile: begin() takes up again where
-// this was when the next page is full.
+// A sequence that nothing happens to holds no pages of the pool, be they evicted meanwhile: begin() takes up again
+// where this was when the next page is full.
 void SharedSequence::rest() {
   if (handed_ <= size_) release();
 }

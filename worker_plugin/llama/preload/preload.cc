@@ -93,8 +93,8 @@ __attribute__((destructor)) void report_at_end() {
   if (cache == nullptr || *cache == '\0' || ::getpid() != loaded_in) return;
   try {
     if (kvtrie::llama::find_loaded_llama(reinterpret_cast<const void*>(&report_at_end)).handle == nullptr) return;
-    std::fputs("kvtrie: prefixes are not shared: libllama was loaded, and no call of it came by here: the program found "
-               "its functions by dlsym, or used none\n",
+    std::fputs("kvtrie: prefixes are not shared: libllama was loaded, and no call of it came by here: the program "
+               "found its functions by dlsym, or used none\n",
                stderr);
   } catch (const std::exception&) {  // then it is not said
   }
