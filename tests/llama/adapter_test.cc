@@ -92,6 +92,13 @@ TEST_F(LlamaAdapterTest, SharesNothingWhereNumericsOrTenantsDiffer) {
     EXPECT_EQ(first["tokens"], answer(prompt + other)["tokens"]) << other;
     EXPECT_GT(answer(prompt + cached() + other)["cached_tokens"], 0) << other;
   }
+  // The engine's own variable: quantized K and V lie in the cache otherwise.
+  const std::string quantized = prompt + "--kv-type q8_0 --flash-attention ";
+  (void)answer(quantized + cached());
+  const Ran unturned = run(llama(quantized + cached()), "LLAMA_ATTN_ROT_DISABLE=1");
+  ASSERT_EQ(unturned.code, 0) << unturned.err;
+  EXPECT_EQ(Json::parse(unturned.out)["cached_tokens"], 0);
+  EXPECT_GT(answer(quantized + cached())["cached_tokens"], 0);
   for (const std::string other : {"--back-end x64", "--back-end sse42"}) {
     const Ran ran = run(program("kvtrie-llama") + " --json --model " + model() + " " + other + " " + prompt + cached());
     ASSERT_EQ(ran.code, 0) << ran.err;

@@ -108,4 +108,21 @@ class LlamaTest : public testing::Test {
   std::uint32_t pages_ = 0;
 };
 
+// Programs that know nothing of kvtrie, with the preload library.
+class PreloadedTest : public LlamaTest {
+ protected:
+  static std::string back_end_library() { return KVTRIE_TEST_LLAMA_DIR "/lib/libggml-cpu-" + back_end() + ".so"; }
+  std::string report_path() const { return cache_.directory() + "/report"; }
+  std::string preloaded(const std::string& more = "") const {
+    return "KVTRIE_CACHE=" + cache_.name() + " KVTRIE_DIR=" + cache_.directory() +
+           " KVTRIE_LLAMA_HASHES= " + "KVTRIE_LLAMA_REPORT=" + report_path() + " " + more +
+           " LD_PRELOAD=" KVTRIE_TEST_PRELOAD;
+  }
+  Json whole_report() const {
+    std::ifstream file(report_path());
+    return Json::parse(file);
+  }
+  Json report() const { return whole_report()["contexts"]; }
+};
+
 }  // namespace kvtrie::test

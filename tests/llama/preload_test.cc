@@ -6,21 +6,10 @@
 namespace kvtrie::test {
 namespace {
 
-class LlamaPreloadTest : public LlamaTest {
+class LlamaPreloadTest : public PreloadedTest {
  protected:
   std::string plain() const {
-    return std::string(KVTRIE_TEST_PLAIN_ENGINE) + " " + model() + " " KVTRIE_TEST_LLAMA_DIR "/lib/libggml-cpu-" +
-           back_end() + ".so";
-  }
-  std::string report_path() const { return cache_.directory() + "/report"; }
-  std::string preloaded(const std::string& more = "") const {
-    return "KVTRIE_CACHE=" + cache_.name() + " KVTRIE_DIR=" + cache_.directory() +
-           " KVTRIE_LLAMA_HASHES= " + "KVTRIE_LLAMA_REPORT=" + report_path() + " " + more +
-           " LD_PRELOAD=" KVTRIE_TEST_PRELOAD;
-  }
-  Json report() const {
-    std::ifstream file(report_path());
-    return Json::parse(file)["contexts"];
+    return std::string(KVTRIE_TEST_PLAIN_ENGINE) + " " + model() + " " + back_end_library();
   }
 };
 

@@ -120,7 +120,7 @@ TEST_F(LlamaWaitTest, FourProcessesComputeOnePrompt) {
 
 // As the policy thinks best, which a busy host may change; the answer is the same.
 TEST_F(LlamaWaitTest, ByThePolicyTheAnswerIsTheSame) {
-  serve(16, 1024);  // room for what each computes
+  serve(16, 1024);  // room for what all three compute
   const Json alone = this->alone();
   std::vector<std::unique_ptr<Asked>> all;
   for (const std::string wait : {"auto", "auto", "never"}) all.push_back(ask(wait));

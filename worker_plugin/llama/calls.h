@@ -19,6 +19,7 @@
   CALL(llama_get_model)          \
   CALL(llama_get_memory)         \
   CALL(llama_n_ctx)              \
+  CALL(llama_n_ctx_seq)          \
   CALL(llama_n_ubatch)           \
   CALL(llama_n_seq_max)          \
   CALL(llama_memory_seq_rm)      \
@@ -32,6 +33,7 @@
   CALL(llama_model_size)         \
   CALL(llama_model_n_params)     \
   CALL(llama_model_n_layer)      \
+  CALL(llama_model_n_ctx_train)  \
   CALL(llama_model_n_swa)        \
   CALL(llama_model_rope_type)    \
   CALL(llama_model_ftype)        \
@@ -42,6 +44,7 @@
   CALL(llama_model_is_hybrid)    \
   CALL(llama_model_is_diffusion) \
   CALL(ggml_type_name)           \
+  CALL(ggml_is_quantized)        \
   CALL(ggml_backend_dev_name)    \
   CALL(ggml_backend_reg_count)   \
   CALL(ggml_backend_reg_get)     \

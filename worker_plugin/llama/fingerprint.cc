@@ -46,7 +46,7 @@ std::string library(const void* address) {
   if (name.empty()) {
     const std::size_t slash = path.rfind('/');
     name = path.substr(slash == std::string::npos ? 0 : slash + 1);
-    if (!path.empty()) name += ":" + hash_of_files({path}, {}).substr(0, 16);
+    if (!path.empty()) name += ":" + hash_of_files(std::vector<std::string>{path}, {}).substr(0, 16);
   }
   return name;
 }
@@ -73,11 +73,8 @@ std::string meta(const Calls& calls, const llama_model* model, const char* key) 
 
 std::string loaded_with(const Calls& calls, const ModelSource& source) {
   std::string devices;
-  if (source.params.devices != nullptr) {
-    for (const ggml_backend_dev_t* device = source.params.devices; *device != nullptr; ++device) {
-      devices += std::string(calls.ggml_backend_dev_name(*device)) + " ";
-    }
-  }
+  for (const ggml_backend_dev_t device : source.devices)
+    devices += std::string(calls.ggml_backend_dev_name(device)) + " ";
   const llama_model_params& params = source.params;
   std::string all = text("gpu_layers=%d split=%d main_gpu=%d extra_bufts=%d", params.n_gpu_layers,
                          static_cast<int>(params.split_mode), params.main_gpu, params.use_extra_bufts ? 1 : 0);
@@ -86,13 +83,25 @@ std::string loaded_with(const Calls& calls, const ModelSource& source) {
   return rest.empty() ? all : all + " " + short_hash(rest);
 }
 
-std::string positions(const llama_context_params& params) {
+std::string positions(const Calls& calls, const ModelSource& source, const llama_context* context,
+                      const llama_context_params& params) {
+  const std::uint32_t tokens = calls.llama_n_ctx_seq(context);
+  std::string kind = long_positions(calls, calls.llama_get_model(context), tokens) ? "long" : "short";
+  // Where the border was moved in a way that the model's metadata do not show.
+  if (source.overrides.find(".rope.scaling.original_context_length") != std::string::npos) kind = std::to_string(tokens);
   // Exact: %a. 0 and negative numbers stand for the model's own values.
-  return text("%d %a %a %a %a %a %a %u", static_cast<int>(params.rope_scaling_type),
+  return text("%s %d %a %a %a %a %a %a %u", kind.c_str(), static_cast<int>(params.rope_scaling_type),
               static_cast<double>(params.rope_freq_base), static_cast<double>(params.rope_freq_scale),
               static_cast<double>(params.yarn_ext_factor), static_cast<double>(params.yarn_attn_factor),
               static_cast<double>(params.yarn_beta_fast), static_cast<double>(params.yarn_beta_slow),
               params.yarn_orig_ctx);
+}
+
+// The engine turns quantized K and V before it stores them, unless this variable of its own says no.
+bool turns(const Calls& calls, const llama_context_params& params) {
+  const char* const off = std::getenv("LLAMA_ATTN_ROT_DISABLE");
+  const bool quantized = calls.ggml_is_quantized(params.type_k) || calls.ggml_is_quantized(params.type_v);
+  return quantized && (off == nullptr || std::atoi(off) == 0);
 }
 
 void add_override(std::string& all, const llama_model_kv_override& one) {
@@ -129,7 +138,11 @@ std::vector<std::string> parts_of_model(const std::string& path) {
 }
 
 ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params) {
-  ModelSource source{paths, params, {}};
+  ModelSource source{{}, params, {}, {}};
+  for (const ggml_backend_dev_t* device = params.devices; device != nullptr && *device != nullptr; ++device)
+    source.devices.push_back(*device);
+  for (const std::string& path : paths)
+    source.files.push_back(file_version(path));
   if (params.kv_overrides != nullptr) {
     for (const auto* one = params.kv_overrides; one->key[0] != '\0'; ++one)
       add_override(source.overrides, *one);
@@ -142,24 +155,37 @@ ModelSource describe_model(const std::vector<std::string>& paths, const llama_mo
   return source;
 }
 
+bool long_positions(const Calls& calls, const llama_model* model, std::uint32_t tokens) {
+  const std::string key = meta(calls, model, "general.architecture") + ".rope.scaling.original_context_length";
+  const std::string given = meta(calls, model, key.c_str());
+  const auto trained = static_cast<std::uint32_t>(calls.llama_model_n_ctx_train(model));
+  if (tokens == 0) tokens = trained;
+  return tokens > (given.empty() ? trained : static_cast<std::uint32_t>(std::strtoul(given.c_str(), nullptr, 10)));
+}
+
 Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_context* context,
                    const llama_context_params& params, const FingerprintOptions& options) {
   const llama_model* const model = calls.llama_get_model(context);
   Fields fields = {
       {"engine", "llama.cpp " + engine(calls)},
       {"model", meta(calls, model, "general.architecture") + " " + text("%" PRIu64 " ", calls.llama_model_size(model)) +
-                    hash_of_files(source.paths, options.hash_memory)},
+                    hash_of_files(source.files, options.hash_memory)},
       {"tensors", text("ftype %d", static_cast<int>(calls.llama_model_ftype(model)))},
       {"loaded", loaded_with(calls, source)},
       {"back_ends", back_ends(calls)},
-      {"kv", text("%s %s unified offload=%d", calls.ggml_type_name(params.type_k), calls.ggml_type_name(params.type_v),
-                  params.offload_kqv ? 1 : 0)},
+      {"kv", text("%s %s unified offload=%d turned=%d", calls.ggml_type_name(params.type_k),
+                  calls.ggml_type_name(params.type_v), params.offload_kqv ? 1 : 0, turns(calls, params) ? 1 : 0)},
       {"attention",
        text("flash=%d type=%d", static_cast<int>(params.flash_attn_type), static_cast<int>(params.attention_type))},
-      {"positions", positions(params)},
+      {"positions", positions(calls, source, context, params)},
   };
   if (!options.tenant.empty()) fields.emplace_back("tenant", options.tenant);
   return fields;
+}
+
+std::string reason_not_to_share(const ModelSource& source) {
+  const bool weights = !source.params.no_alloc && !source.params.vocab_only;
+  return weights ? "" : "its model was loaded without weights";
 }
 
 std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "worker_plugin/llama/calls.h"
+#include "worker_plugin/llama/file_hash.h"
 
 namespace kvtrie::llama {
 
@@ -21,10 +22,13 @@ std::vector<std::string> parts_of_model(const std::string& path);
 
 // What cannot be asked of a llama_model: it is told by who loaded it.
 struct ModelSource {
-  std::vector<std::string> paths;  // its files
+  std::vector<FileVersion> files;  // as they were when it was loaded
   llama_model_params params{};     // it was loaded with; pointers in it may be gone, so see below
+  std::vector<ggml_backend_dev_t> devices;  // params.devices, without the NULL
   std::string overrides;           // text of params.kv_overrides and tensor_buft_overrides while they were there
 };
+// Throws std::system_error: a file is not there. Before the model is loaded, so that what is put in its place meanwhile
+// is seen: a model whose files are others by the time of fingerprint() is refused.
 ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params);
 
 struct FingerprintOptions {
@@ -34,11 +38,16 @@ struct FingerprintOptions {
 
 using Fields = std::vector<std::pair<std::string, std::string>>;
 
-// Throws std::system_error: a file of the model cannot be read.
+// Whether positions of contexts with so many tokens in a sequence are made with the model's factors for long ones, where
+// it has two kinds (longrope). 0: as many as it was trained with.
+bool long_positions(const Calls& calls, const llama_model* model, std::uint32_t tokens);
+
+// Throws std::system_error: a file of the model cannot be read; std::runtime_error: it is another one by now.
 Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_context* context,
                    const llama_context_params& params, const FingerprintOptions& options);
 
-// Empty, or why pages of this context cannot be shared.
+// Empty, or why pages of a model that was loaded so, or of this context, cannot be shared.
+std::string reason_not_to_share(const ModelSource& source);
 std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params);
 
 }  // namespace kvtrie::llama

@@ -37,6 +37,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -70,6 +72,7 @@ struct Counters {
   std::uint64_t export_failures = 0;
   std::uint64_t no_free_pages = 0;   // allocate said not now: not published
   std::uint64_t other_failures = 0;  // of the plugin: its last text is in SharedContext::last_failure
+  std::uint64_t caches_lost = 0;     // given up under it; it attaches to the next one when a sequence begins empty
   std::uint64_t diverged = 0;        // context shift and the like: not shared from there on
   std::uint64_t waits = 0;           // for pages that another process computes
   std::uint64_t tokens_awaited = 0;  // that came meanwhile
@@ -94,20 +97,34 @@ struct WaitSettings {
 // never, auto, always. Anything else throws Refused.
 WaitSettings::Mode wait_mode(const std::string& name);
 
+// One kvtrie_attach, detached with the last of its users.
+struct Attachment {
+  // As of SharedCache.
+  Attachment(const std::string& cache, const std::string& directory, const std::string& name, std::uint32_t timeout_ms);
+  ~Attachment() { (void)kvtrie_detach(worker); }
+  Attachment(const Attachment&) = delete;
+  Attachment& operator=(const Attachment&) = delete;
+
+  kvtrie_worker worker{};
+  kvtrie_geometry geometry{};
+};
+
 class SharedCache {
  public:
   // `directory` empty: the default one. Throws Refused: nobody serves the cache, or it cannot be used.
   SharedCache(const std::string& cache, const std::string& directory, const std::string& name);
-  ~SharedCache();
-  SharedCache(const SharedCache&) = delete;
-  SharedCache& operator=(const SharedCache&) = delete;
 
-  [[nodiscard]] kvtrie_worker worker() const { return worker_; }
-  [[nodiscard]] const kvtrie_geometry& geometry() const { return geometry_; }
+  [[nodiscard]] std::shared_ptr<const Attachment> attachment() const;
+  // Another one than `lost`, whose cache was given up. NULL: there is none now; it asks every 10 s at most.
+  std::shared_ptr<const Attachment> attach_again(const std::shared_ptr<const Attachment>& lost);
 
  private:
-  kvtrie_worker worker_{};
-  kvtrie_geometry geometry_{};
+  const std::string cache_;
+  const std::string directory_;
+  const std::string name_;
+  mutable std::mutex mutex_;  // of these
+  std::shared_ptr<const Attachment> attachment_;
+  std::optional<std::chrono::steady_clock::time_point> asked_again_;
 };
 
 // What the caller wanted, with a unified cache and the sequence id that the adapter needs. Throws Refused: `params` has
@@ -118,14 +135,24 @@ llama_context_params shareable_params(llama_context_params params, bool unify);
 // which is empty before and after. Throws Refused.
 StateShape probe_state(const Calls& calls, llama_context* context);
 
+// Tells the user, once for the same text.
+using Say = void (*)(const std::string& what);
+
+class SharedSequence;
+
 class SharedContext {
  public:
   // Throws Refused, and std::system_error: a file of the model cannot be read. `cache` and `context` outlive it.
   SharedContext(SharedCache& cache, const Calls& calls, llama_context* context, const llama_context_params& params,
                 const ModelSource& source, const FingerprintOptions& options);
 
+  ~SharedContext() { (void)kvtrie_release(guard_); }
+  SharedContext(const SharedContext&) = delete;
+  SharedContext& operator=(const SharedContext&) = delete;
+
   // Before its sequences are used.
   void set_wait(const WaitSettings& settings) { wait_ = settings; }
+  void set_say(Say say) { say_ = say; }
   // llama_decode took so long for so many tokens of prompts.
   void computed(std::size_t tokens, double seconds) {
     speed_.computed(tokens, seconds);
@@ -135,7 +162,7 @@ class SharedContext {
   [[nodiscard]] const Counters& counters() const { return counters_; }
   [[nodiscard]] const std::string& last_failure() const { return last_failure_; }
   [[nodiscard]] const StateShape& shape() const { return shape_; }
-  [[nodiscard]] std::uint32_t tokens_per_page() const { return cache_.geometry().tokens_per_page; }
+  [[nodiscard]] std::uint32_t tokens_per_page() const { return attachment_->geometry.tokens_per_page; }
   [[nodiscard]] llama_context* context() const { return context_; }
   [[nodiscard]] bool waits() const { return wait_.mode != WaitSettings::Mode::kNever; }
 
@@ -157,8 +184,17 @@ class SharedContext {
   bool export_run(llama_seq_id sequence, std::span<std::byte* const> pages, std::size_t first);
   std::span<std::byte> buffer(std::size_t bytes);
   void note_failure(std::uint64_t& counter, const char* what, kvtrie_code code);
+  bool attach_again();
+  // How often the namespace was flushed since the first call.
+  std::uint64_t flushes();
 
   SharedCache& cache_;
+  std::shared_ptr<const Attachment> attachment_;
+  bool lost_ = false;  // its cache was given up
+  kvtrie_sequence guard_{};  // of no tokens: sequences come and go, and this one knows of flushes between them
+  std::uint64_t flushes_ = 0;
+  Say say_ = nullptr;
+  std::vector<SharedSequence*> sequences_;
   const Calls calls_;
   llama_context* const context_;
   const llama_memory_t memory_;
@@ -178,9 +214,16 @@ class SharedContext {
 };
 
 class SharedSequence {
+  friend class SharedContext;
+
  public:
-  SharedSequence(SharedContext& context, llama_seq_id id) : context_(context), id_(id) {}
-  ~SharedSequence() { end(); }
+  SharedSequence(SharedContext& context, llama_seq_id id) : context_(context), id_(id) {
+    context.sequences_.push_back(this);
+  }
+  ~SharedSequence() {
+    end();
+    std::erase(context_.sequences_, this);
+  }
   SharedSequence(const SharedSequence&) = delete;
   SharedSequence& operator=(const SharedSequence&) = delete;
 
@@ -219,7 +262,9 @@ class SharedSequence {
   bool allocate(std::size_t whole);
   bool write_pages(std::uint32_t full);
   void publish();
+  void rest();
   void release();
+  void cache_lost();
 
   SharedContext& context_;
   const llama_seq_id id_;
@@ -229,7 +274,7 @@ class SharedSequence {
   std::size_t size_ = 0;
   bool diverged_ = false;
   bool keep_private_ = false;   // the namespace was flushed since: what it has may not be published again
-  std::size_t shared_ = 0;      // tokens that the cache had when this sequence last looked
+  std::uint64_t flushes_ = 0;   // of the namespace, when this was empty
   kvtrie_sequence sequence_{};  // id 0: none
   std::size_t handed_ = 0;      // tokens that sequence_ knows: whole pages
   std::uint32_t cached_ = 0;    // pages of it that were others' when it began

@@ -134,6 +134,13 @@ bool StateShape::fits(std::span<const std::byte> state, std::int32_t first, std:
   return !cells.empty() && std::ranges::is_sorted(cells);
 }
 
+void StateShape::clear_ids(std::span<std::byte> state, std::uint32_t tokens) {
+  std::memset(state.data() + sizeof(std::uint32_t), 0, sizeof(std::int32_t));
+  std::byte* cell = state.data() + 4 * sizeof(std::uint32_t);
+  for (std::uint32_t i = 0; i < tokens; ++i, cell += kCellBytes)
+    std::memset(cell + 2 * sizeof(std::uint32_t), 0, sizeof(std::int32_t));
+}
+
 std::byte* StateShape::write_head(std::byte* at, std::int32_t first, std::size_t cells) const {
   const auto put = [&at](std::uint32_t word) {
     std::memcpy(at, &word, sizeof word);

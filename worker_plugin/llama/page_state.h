@@ -41,6 +41,9 @@ class StateShape {
   [[nodiscard]] std::size_t bytes(std::size_t cells) const;
   // Whether `state` is of the `tokens` positions from `first` on, in order.
   [[nodiscard]] bool fits(std::span<const std::byte> state, std::int32_t first, std::uint32_t tokens) const;
+  // Which sequence a state of so many tokens was read from is nothing of the page: 0, so that equal pages have equal
+  // bytes.
+  static void clear_ids(std::span<std::byte> state, std::uint32_t tokens);
 
   // From a state of pages.size() * tokens positions from `first` on, in any order, to a state of `tokens` in each page,
   // of bytes(tokens). False: it is no such state; then pages have any bytes.

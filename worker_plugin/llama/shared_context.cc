@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <utility>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
 #include "worker_plugin/llama/timer.h"
@@ -18,6 +20,8 @@ constexpr std::size_t kRunBytesMax = 32U << 20;
 // copy between.
 constexpr std::size_t kRunTokensMax = 128;
 constexpr std::size_t kPageTokensAlone = 64;
+constexpr std::chrono::seconds kAskAgainAfter{10};
+constexpr std::uint32_t kAskAgainMs = 500;  // a program's request waits for it
 constexpr std::uint32_t kSequencesMax = 256;  // LLAMA_MAX_SEQ, which its public headers do not have
 
 std::string plugin_says(const char* call, kvtrie_code code) {
@@ -61,6 +65,7 @@ std::vector<std::pair<const char*, std::uint64_t>> list(const Counters& c) {
           {"export_failures", c.export_failures},
           {"no_free_pages", c.no_free_pages},
           {"other_failures", c.other_failures},
+          {"caches_lost", c.caches_lost},
           {"diverged", c.diverged},
           {"waits", c.waits},
           {"tokens_awaited", c.tokens_awaited},
@@ -74,28 +79,53 @@ std::vector<std::pair<const char*, std::uint64_t>> list(const Counters& c) {
           {"wait_ns", c.wait_ns}};
 }
 
-SharedCache::SharedCache(const std::string& cache, const std::string& directory, const std::string& name) {
+Attachment::Attachment(const std::string& cache, const std::string& directory, const std::string& name,
+                       std::uint32_t timeout_ms) {
   kvtrie_attach_options options{};
   options.size = sizeof options;
   options.cache = cache.c_str();
   options.directory = directory.empty() ? nullptr : directory.c_str();
   options.name = name.empty() ? nullptr : name.c_str();
-  if (const kvtrie_code code = kvtrie_attach(&options, &worker_); code != KVTRIE_OK) {
+  options.timeout_ms = timeout_ms;
+  if (const kvtrie_code code = kvtrie_attach(&options, &worker); code != KVTRIE_OK) {
     throw Refused("cache " + cache + ": " + plugin_says("attach", code));
   }
-  geometry_.size = sizeof geometry_;
-  if (const kvtrie_code code = kvtrie_get_geometry(worker_, &geometry_); code != KVTRIE_OK) {
+  geometry.size = sizeof geometry;
+  if (const kvtrie_code code = kvtrie_get_geometry(worker, &geometry); code != KVTRIE_OK) {
     const std::string text = plugin_says("geometry", code);
-    (void)kvtrie_detach(worker_);
+    (void)kvtrie_detach(worker);
     throw Refused("cache " + cache + ": " + text);
   }
-  if (geometry_.planes != 1) {
-    (void)kvtrie_detach(worker_);
-    throw Refused("cache " + cache + " has " + std::to_string(geometry_.planes) + " planes; llama.cpp needs 1");
+  if (geometry.planes != 1) {
+    (void)kvtrie_detach(worker);
+    throw Refused("cache " + cache + " has " + std::to_string(geometry.planes) + " planes; llama.cpp needs 1");
   }
 }
 
-SharedCache::~SharedCache() { (void)kvtrie_detach(worker_); }
+SharedCache::SharedCache(const std::string& cache, const std::string& directory, const std::string& name)
+    : cache_(cache),
+      directory_(directory),
+      name_(name),
+      attachment_(std::make_shared<const Attachment>(cache, directory, name, 0)) {}
+
+std::shared_ptr<const Attachment> SharedCache::attachment() const {
+  const std::lock_guard lock(mutex_);
+  return attachment_;
+}
+
+std::shared_ptr<const Attachment> SharedCache::attach_again(const std::shared_ptr<const Attachment>& lost) {
+  const std::lock_guard lock(mutex_);
+  if (attachment_ != lost) return attachment_;
+  const auto now = std::chrono::steady_clock::now();
+  if (asked_again_ && now - *asked_again_ < kAskAgainAfter) return nullptr;
+  asked_again_ = now;
+  try {
+    attachment_ = std::make_shared<const Attachment>(cache_, directory_, name_, kAskAgainMs);
+  } catch (const Refused&) {
+    return nullptr;
+  }
+  return attachment_;
+}
 
 llama_context_params shareable_params(llama_context_params params, bool unify) {
   const std::uint32_t sequences = std::max(1U, params.n_seq_max);
@@ -103,9 +133,11 @@ llama_context_params shareable_params(llama_context_params params, bool unify) {
     throw Refused("it has " + std::to_string(sequences) + " sequences with KV caches of their own (kv_unified is off)");
   }
   if (sequences + 1 > kSequencesMax) throw Refused("no sequence id is free for carrying pages");
-  // llama.cpp asserts room for one output of each sequence.
-  const std::uint32_t outputs = params.n_outputs_max == 0 ? params.n_batch : params.n_outputs_max;
-  if (outputs < sequences + 1) throw Refused("its batches are too small for one more sequence id");
+  // llama.cpp asserts room for one output of each sequence. llama-server says exactly how many it has.
+  if (params.n_outputs_max == 0 && params.n_batch < sequences + 1) {
+    throw Refused("its batches are too small for one more sequence id");
+  }
+  if (params.n_outputs_max != 0) params.n_outputs_max = std::max(params.n_outputs_max, sequences + 1);
   params.n_seq_max = sequences + 1;
   params.kv_unified = true;
   return params;
@@ -141,16 +173,18 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
                              const llama_context_params& params, const ModelSource& source,
                              const FingerprintOptions& options)
     : cache_(cache),
+      attachment_(cache.attachment()),
       calls_(calls),
       context_(context),
       memory_(calls.llama_get_memory(context)),
       scratch_(static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1) {
+  if (const std::string reason = reason_not_to_share(source); !reason.empty()) throw Refused(reason);
   if (const std::string reason = reason_not_to_share(calls_, context, params); !reason.empty()) throw Refused(reason);
   if (!params.kv_unified) throw Refused("its KV cache is not unified");
   shape_ = probe_state(calls_, context);
   const std::uint64_t bytes = shape_.bytes(tokens_per_page());
-  if (bytes > cache_.geometry().page_bytes) {
-    throw Refused("the cache has pages of " + std::to_string(cache_.geometry().page_bytes) + " bytes, and " +
+  if (bytes > attachment_->geometry.page_bytes) {
+    throw Refused("the cache has pages of " + std::to_string(attachment_->geometry.page_bytes) + " bytes, and " +
                   std::to_string(tokens_per_page()) + " tokens of this model have " + std::to_string(bytes) +
                   ": start kvtried with --page-bytes " + std::to_string((bytes + 63) / 64 * 64));
   }
@@ -171,9 +205,8 @@ void SharedContext::warm_up() {
   found.size = sizeof found;
   kvtrie_sequence sequence{};
   for (int i = 0; i < 2; ++i) {
-    const kvtrie_code code =
-        kvtrie_begin(cache_.worker(), namespace_, tokens.data(), tokens.size(), &options, &found, &sequence);
-    if (code != KVTRIE_OK) return;
+    const kvtrie_worker worker = attachment_->worker;
+    if (kvtrie_begin(worker, namespace_, tokens.data(), tokens.size(), &options, &found, &sequence) != KVTRIE_OK) return;
     (void)kvtrie_release(sequence);
   }
 }
@@ -185,7 +218,7 @@ bool SharedContext::open_namespace() {
   std::array<char, 64> label{};
   (void)calls_.llama_model_meta_val_str(calls_.llama_get_model(context_), "general.name", label.data(), label.size());
   const kvtrie_code code =
-      kvtrie_open_namespace(cache_.worker(), fields.data(), fields.size(), label.data(), &namespace_);
+      kvtrie_open_namespace(attachment_->worker, fields.data(), fields.size(), label.data(), &namespace_);
   if (code != KVTRIE_OK) note_failure(counters_.other_failures, "open namespace", code);
   return code == KVTRIE_OK;
 }
@@ -193,11 +226,49 @@ bool SharedContext::open_namespace() {
 void SharedContext::note_failure(std::uint64_t& counter, const char* what, kvtrie_code code) {
   ++counter;
   last_failure_ = plugin_says(what, code);
+  if (lost_ || (code != KVTRIE_E_POISONED && code != KVTRIE_E_CORRUPT)) return;
+  lost_ = true;
+  ++counters_.caches_lost;
+  if (say_ != nullptr) say_("the cache was given up (" + last_failure_ + "): from the next one on");
+}
+
+std::uint64_t SharedContext::flushes() {
+  if (guard_.id != 0) {
+    const kvtrie_code code = kvtrie_publish(guard_, 0, nullptr);
+    if (code == KVTRIE_OK) return flushes_;
+    (void)kvtrie_release(std::exchange(guard_, {}));
+    ++flushes_;  // also when that cannot be known
+    if (code != KVTRIE_E_FLUSHED) note_failure(counters_.other_failures, "publish", code);
+    if (lost_) return flushes_;
+  }
+  kvtrie_begin_result nothing{};
+  nothing.size = sizeof nothing;
+  const auto ask = [&] {
+    return kvtrie_begin(attachment_->worker, namespace_, nullptr, 0, nullptr, &nothing, &guard_);
+  };
+  kvtrie_code code = ask();
+  if (code == KVTRIE_E_STALE && open_namespace()) code = ask();
+  if (code == KVTRIE_OK) return flushes_;
+  note_failure(counters_.other_failures, "begin", code);
+  return ++flushes_;
+}
+
+// For a sequence that is empty. Those that are not have KV that may be what the old cache was given up for: private.
+bool SharedContext::attach_again() {
+  const std::shared_ptr<const Attachment> next = cache_.attach_again(attachment_);
+  if (!next || shape_.bytes(next->geometry.tokens_per_page) > next->geometry.page_bytes) return false;
+  for (SharedSequence* const sequence : sequences_)
+    sequence->cache_lost();
+  (void)kvtrie_release(std::exchange(guard_, {}));
+  attachment_ = next;
+  if (!open_namespace()) return false;
+  lost_ = false;
+  return true;
 }
 
 std::byte* SharedContext::page(std::uint32_t index) const {
   void* address = nullptr;
-  const bool there = kvtrie_page_address(cache_.worker(), index, 0, &address) == KVTRIE_OK;
+  const bool there = kvtrie_page_address(attachment_->worker, index, 0, &address) == KVTRIE_OK;
   return there ? static_cast<std::byte*>(address) : nullptr;
 }
 
@@ -273,7 +344,9 @@ bool SharedContext::export_run(llama_seq_id sequence, std::span<std::byte* const
   calls_.llama_memory_seq_cp(memory_, sequence, scratch_, begin, begin + static_cast<llama_pos>(pages.size() * tokens));
   // One page goes straight to its place, unless its cells do not lie in order.
   bool good = pages.size() == 1 && get(pages[0]) && shape_.fits({pages[0], bytes}, begin, tokens);
-  if (!good) {
+  if (good) {
+    StateShape::clear_ids({pages[0], bytes}, tokens);
+  } else {
     const std::span<std::byte> all = buffer(bytes);
     good = get(all.data()) && shape_.split(all, begin, tokens, pages);
   }

@@ -29,6 +29,11 @@ void SharedSequence::release() {
   cached_ = written_ = 0;
 }
 
+void SharedSequence::cache_lost() {
+  release();
+  keep_private_ = size_ != 0;
+}
+
 // Behind size_ these come now: what was known of that place holds as far as it is the same.
 void SharedSequence::take_in(std::span<const llama_token> next) {
   for (std::size_t i = 0; i < next.size(); ++i) {
@@ -47,6 +52,11 @@ bool SharedSequence::begin(std::size_t total, bool again) {
   const std::size_t whole = total / per_page * per_page;
   if (!again && sequence_.id != 0 && (whole <= handed_ || total - size_ < per_page)) return true;
   if (whole <= size_) return false;  // no page is filled by what comes
+  if (context_.lost_) {
+    if (size_ == 0 && context_.attach_again()) return begin(total, again);  // the next cache may have other pages
+    release();
+    return false;
+  }
   const Timer timer(context_.counters_.begin_ns);
   kvtrie_begin_options options{};
   options.size = sizeof options;
@@ -56,7 +66,8 @@ bool SharedSequence::begin(std::size_t total, bool again) {
   hit.size = sizeof hit;
   kvtrie_sequence fresh{};
   const auto ask = [&] {
-    return kvtrie_begin(context_.cache_.worker(), context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
+    const kvtrie_worker worker = context_.attachment_->worker;
+    return kvtrie_begin(worker, context_.namespace_, tokens_.data(), whole, &options, &hit, &fresh);
   };
   kvtrie_code code = ask();
   if (code == KVTRIE_E_STALE && context_.open_namespace()) code = ask();
@@ -65,8 +76,8 @@ bool SharedSequence::begin(std::size_t total, bool again) {
     release();
     return false;
   }
-  // Its old lease still stands, so what is missing now went by a flush (or, had it none, perhaps by eviction).
-  if (hit.cached_tokens < std::min(shared_, size_)) keep_private_ = true;
+  // After the begin, so that a flush that comes later still is one that publish answers.
+  if (context_.flushes() != flushes_) keep_private_ = true;
   release();
   sequence_ = fresh;
   handed_ = whole;
@@ -79,7 +90,6 @@ bool SharedSequence::begin(std::size_t total, bool again) {
 void SharedSequence::match(const kvtrie_begin_result& found) {
   begun_ = found;
   cached_ = written_ = found.cached_pages;
-  shared_ = found.cached_tokens;
 }
 
 void SharedSequence::import_pages(std::size_t limit) {
@@ -120,6 +130,7 @@ bool SharedSequence::allocate(std::size_t whole) {
 
 std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_t most, bool may_wait) {
   if (diverged_ || next.empty()) return 0;
+  if (size_ == 0) flushes_ = context_.flushes();
   take_in(next);
   const std::size_t before = size_;
   const std::size_t total = before + next.size();
@@ -191,32 +202,39 @@ void SharedSequence::publish() {
   }
   context_.counters_.pages_published += done.pages_published;
   context_.counters_.pages_private += done.pages_private;
-  shared_ = std::max<std::size_t>(shared_, done.published_tokens);
   if (whole == handed_) announce(false);
 }
 
 void SharedSequence::decoded(std::span<const llama_token> tokens) {
   context_.counters_.tokens_decoded += tokens.size();
   if (diverged_) return;
+  if (size_ == 0 && tokens_.empty()) flushes_ = context_.flushes_;  // import() did not ask: those noticed before
   take_in(tokens);
   if (sequence_.id == 0) (void)begin(size_ + tokens.size());
   size_ += tokens.size();
   publish();
+  rest();
+}
+
+// A sequence that nothing happens to holds no pages of the pool, be they evicted meanwhile: begin() takes up again
+// where this was when the next page is full.
+void SharedSequence::rest() {
+  if (handed_ <= size_) release();
 }
 
 void SharedSequence::undo_import(std::size_t tokens) {
   context_.counters_.tokens_imported -= tokens;
-  truncated(size_ - tokens);
+  size_ -= tokens;  // they come next
 }
 
 void SharedSequence::truncated(std::size_t size) {
   if (size > size_) return;
   size_ = size;
   diverged_ = false;
+  if (handed_ > size) release();  // announced pages that are perhaps not computed after all, for one
   if (size != 0) return;
   release();
   tokens_.clear();
-  shared_ = 0;
   keep_private_ = false;
 }
 
@@ -234,7 +252,7 @@ void SharedSequence::copied_from(const SharedSequence& other, std::size_t size) 
   tokens_.assign(other.tokens_.begin(), other.tokens_.begin() + static_cast<std::ptrdiff_t>(size_));
   diverged_ = other.diverged_ && size > other.size_;
   keep_private_ = other.keep_private_;
-  shared_ = std::min(other.shared_, size_);
+  flushes_ = other.flushes_;
 }
 
 void SharedSequence::end() { truncated(0); }

@@ -36,7 +36,7 @@ client::WaitPolicy SharedContext::wait_policy() const {
     options.slowness = std::numeric_limits<float>::max();
     options.worth_ms = 0;
   }
-  return client::WaitPolicy(cache_.geometry(), options);
+  return client::WaitPolicy(attachment_->geometry, options);
 }
 
 // By the sequence id that carries pages, which is empty before and after. Costs no time where it is asked for: the

@@ -9,6 +9,14 @@
 // (find_loaded_llama).
 
 #include <llama.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <utility>
 
 #include "worker_plugin/llama/preload/process.h"
 
@@ -24,32 +32,99 @@ using kvtrie::llama::TrackedContext;
 const Real& real() { return Process::get().real(); }
 bool looked_at() { return !Inside::already() && Process::get().on(); }
 
-// The context of a call that is looked at, else NULL.
-TrackedContext* tracked(const llama_context* context) { return looked_at() ? Process::get().find(context) : nullptr; }
-TrackedContext* tracked(llama_memory_t memory) { return looked_at() ? Process::get().find(memory) : nullptr; }
+// The context of a call that is looked at, for as long as the call lasts; else false.
+class Use {
+ public:
+  explicit Use(TrackedContext* context) : context_(context) {
+    if (context != nullptr) lock_ = std::unique_lock(context->mutex);
+  }
+  explicit operator bool() const { return context_ != nullptr; }
+  TrackedContext* operator->() const { return context_; }
+
+  // Follows what the program is about to do. No exception may get into llama.cpp or the program, which are C for that.
+  template <typename Follow>
+  void note(Follow follow) const noexcept {
+    if (context_ == nullptr) return;
+    try {
+      follow(*context_);
+    } catch (const std::exception& error) {
+      context_->stop(error.what());
+    }
+  }
+  void stop_if(bool condition, std::string_view why) const noexcept {
+    if (context_ != nullptr && condition) context_->stop(why);
+  }
+
+ private:
+  TrackedContext* context_;
+  std::unique_lock<std::mutex> lock_;
+};
+Use use(const llama_context* context) { return Use(looked_at() ? Process::get().find(context) : nullptr); }
+Use use(llama_memory_t memory) { return Use(looked_at() ? Process::get().find(memory) : nullptr); }
+
+// `ours` does what llama.cpp's function does, too. Where it cannot, the real one does.
+template <typename Ours, typename Theirs>
+auto instead(const Use& context, Ours ours, Theirs theirs) noexcept {
+  if (context) {
+    const Inside inside;
+    try {
+      return ours();
+    } catch (const std::exception& error) {
+      context->stop(error.what());
+    }
+  }
+  return theirs();
+}
 
 // Of an output in the program's last batch, in the one that llama.cpp saw.
 std::int32_t place(const llama_context* context, std::int32_t index) {
-  const TrackedContext* const found = tracked(context);
-  return found == nullptr ? index : found->place(index);
+  const Use found = use(context);
+  return found ? found->place(index) : index;
 }
 
+const pid_t loaded_in = ::getpid();
+
 __attribute__((destructor)) void report_at_end() {
-  if (Process* const process = Process::existing()) process->write_report();
+  if (Process* const process = Process::existing()) {
+    process->write_report();
+    return;
+  }
+  const char* const cache = std::getenv("KVTRIE_CACHE");
+  if (cache == nullptr || *cache == '\0' || ::getpid() != loaded_in) return;
+  try {
+    if (kvtrie::llama::find_loaded_llama(reinterpret_cast<const void*>(&report_at_end)).handle == nullptr) return;
+    std::fputs("kvtrie: prefixes are not shared: libllama was loaded, and no call of it came by here: the program "
+               "found its functions by dlsym, or used none\n",
+               stderr);
+  } catch (const std::exception&) {  // then it is not said
+  }
+}
+
+// Before the model is loaded: what replaces a file later is another file.
+template <typename Paths>
+std::optional<kvtrie::llama::ModelSource> described(Paths paths, const llama_model_params& params) noexcept {
+  try {
+    return kvtrie::llama::describe_model(paths(), params);
+  } catch (const std::exception&) {
+    return std::nullopt;  // no file, or no memory: a model that is not known, and not shared
+  }
+}
+
+llama_model* remember(llama_model* model, std::optional<kvtrie::llama::ModelSource> source) {
+  if (model != nullptr && source) Process::get().add_model(model, std::move(*source));
+  return model;
 }
 
 llama_model* load_from_file(const char* path, llama_model_params params) {
   const Inside inside;
-  llama_model* const model = real().llama_model_load_from_file(path, params);
-  if (model != nullptr && path != nullptr) Process::get().add_model(model, kvtrie::llama::parts_of_model(path), params);
-  return model;
+  auto source = described([path] { return kvtrie::llama::parts_of_model(path == nullptr ? "" : path); }, params);
+  return remember(real().llama_model_load_from_file(path, params), std::move(source));
 }
 
 llama_model* load_from_splits(const char** paths, std::size_t count, llama_model_params params) {
   const Inside inside;
-  llama_model* const model = real().llama_model_load_from_splits(paths, count, params);
-  if (model != nullptr) Process::get().add_model(model, {paths, paths + count}, params);
-  return model;
+  auto source = described([=] { return std::vector<std::string>(paths, paths + count); }, params);
+  return remember(real().llama_model_load_from_splits(paths, count, params), std::move(source));
 }
 
 llama_context* init_from_model(llama_model* model, llama_context_params params) {
@@ -57,7 +132,7 @@ llama_context* init_from_model(llama_model* model, llama_context_params params) 
   return Process::get().make_context(model, params);
 }
 
-// A structure by value has another size in another llama.cpp. So these three jump, with the program's arguments
+// A structure by value has another size in another llama.cpp. So these four jump, with the program's arguments
 // untouched, to what a route says: the function above, or the real one where that is another llama.cpp or nothing is
 // shared.
 using Function = void (*)();
@@ -78,6 +153,10 @@ __attribute__((used, visibility("hidden"))) Function kvtrie_route_load_from_spli
 }
 __attribute__((used, visibility("hidden"))) Function kvtrie_route_init_from_model() {
   return route(&init_from_model, real().llama_init_from_model);
+}
+__attribute__((used, visibility("hidden"))) Function kvtrie_route_opt_init(llama_context* context) {
+  use(context).stop_if(true, "its model is trained");
+  return reinterpret_cast<Function>(real().llama_opt_init);
 }
 
 #define KVTRIE_JUMP(name, routed)              \
@@ -100,6 +179,7 @@ KVTRIE_JUMP(llama_load_model_from_file, kvtrie_route_load_from_file);
 KVTRIE_JUMP(llama_model_load_from_splits, kvtrie_route_load_from_splits);
 KVTRIE_JUMP(llama_init_from_model, kvtrie_route_init_from_model);
 KVTRIE_JUMP(llama_new_context_with_model, kvtrie_route_init_from_model);
+KVTRIE_JUMP(llama_opt_init, kvtrie_route_opt_init);
 #undef KVTRIE_JUMP
 
 void llama_model_free(llama_model* model) {
@@ -118,84 +198,89 @@ void llama_free(llama_context* context) {
 }
 
 std::uint32_t llama_n_seq_max(const llama_context* context) {
-  const TrackedContext* const found = tracked(context);
+  // Without its lock, which another thread may hold for long: this does not change.
+  const TrackedContext* const found = looked_at() ? Process::get().find(context) : nullptr;
   return found == nullptr || found->sequences_asked == 0 ? real().llama_n_seq_max(context) : found->sequences_asked;
 }
 
 std::int32_t llama_decode(llama_context* context, llama_batch batch) {
-  TrackedContext* const found = tracked(context);
-  if (found == nullptr) return real().llama_decode(context, batch);
+  const Use found = use(context);
+  if (!found) return real().llama_decode(context, batch);
   const Inside inside;
   return found->decode(batch);
+}
+
+std::int32_t llama_encode(llama_context* context, llama_batch batch) {
+  use(context).note([](TrackedContext& c) { c.forget_places(); });
+  return real().llama_encode(context, batch);
 }
 
 // ---- the KV cache
 
 void llama_memory_clear(llama_memory_t memory, bool data) {
-  if (TrackedContext* const found = tracked(memory)) found->clear();
+  use(memory).note([](TrackedContext& c) { c.clear(); });
   real().llama_memory_clear(memory, data);
 }
 
 bool llama_memory_seq_rm(llama_memory_t memory, llama_seq_id sequence, llama_pos from, llama_pos to) {
-  TrackedContext* const found = tracked(memory);
-  if (found == nullptr) return real().llama_memory_seq_rm(memory, sequence, from, to);
-  const Inside inside;
-  return found->remove(sequence, from, to);
+  const Use found = use(memory);
+  return instead(
+      found, [&] { return found->remove(sequence, from, to); },
+      [&] { return real().llama_memory_seq_rm(memory, sequence, from, to); });
 }
 
 void llama_memory_seq_cp(llama_memory_t memory, llama_seq_id from_sequence, llama_seq_id to_sequence, llama_pos from,
                          llama_pos to) {
-  TrackedContext* const found = tracked(memory);
-  if (found == nullptr) return real().llama_memory_seq_cp(memory, from_sequence, to_sequence, from, to);
-  const Inside inside;
-  found->copy(from_sequence, to_sequence, from, to);
+  const Use found = use(memory);
+  instead(
+      found, [&] { found->copy(from_sequence, to_sequence, from, to); },
+      [&] { real().llama_memory_seq_cp(memory, from_sequence, to_sequence, from, to); });
 }
 
 void llama_memory_seq_keep(llama_memory_t memory, llama_seq_id sequence) {
-  TrackedContext* const found = tracked(memory);
-  if (found == nullptr) return real().llama_memory_seq_keep(memory, sequence);
-  const Inside inside;
-  found->keep(sequence);
+  const Use found = use(memory);
+  instead(
+      found, [&] { found->keep(sequence); }, [&] { real().llama_memory_seq_keep(memory, sequence); });
 }
 
 void llama_memory_seq_add(llama_memory_t memory, llama_seq_id sequence, llama_pos from, llama_pos to, llama_pos delta) {
-  if (TrackedContext* const found = tracked(memory)) found->shifted(sequence, from, delta);
+  use(memory).note([=](TrackedContext& c) { c.shifted(sequence, from, delta); });
   real().llama_memory_seq_add(memory, sequence, from, to, delta);
 }
 
 void llama_memory_seq_div(llama_memory_t memory, llama_seq_id sequence, llama_pos from, llama_pos to, int divisor) {
-  if (TrackedContext* const found = tracked(memory)) found->shifted(sequence, from, -from);
+  use(memory).note([=](TrackedContext& c) { c.shifted(sequence, from, -from); });
   real().llama_memory_seq_div(memory, sequence, from, to, divisor);
 }
 
 // ---- KV that comes from elsewhere
 
 std::size_t llama_state_set_data(llama_context* context, const std::uint8_t* data, std::size_t bytes) {
-  if (TrackedContext* const found = tracked(context)) found->loaded(-1);
+  use(context).note([](TrackedContext& c) { c.loaded(-1); });
   return real().llama_state_set_data(context, data, bytes);
 }
 
 bool llama_state_load_file(llama_context* context, const char* path, llama_token* tokens, std::size_t capacity,
                            std::size_t* count) {
-  if (TrackedContext* const found = tracked(context)) found->loaded(-1);
+  use(context).note([](TrackedContext& c) { c.loaded(-1); });
   return real().llama_state_load_file(context, path, tokens, capacity, count);
 }
 
 std::size_t llama_state_seq_set_data(llama_context* context, const std::uint8_t* data, std::size_t bytes,
                                      llama_seq_id sequence) {
-  if (TrackedContext* const found = tracked(context)) found->loaded(sequence);
+  use(context).note([=](TrackedContext& c) { c.loaded(sequence); });
   return real().llama_state_seq_set_data(context, data, bytes, sequence);
 }
 
 std::size_t llama_state_seq_set_data_ext(llama_context* context, const std::uint8_t* data, std::size_t bytes,
                                          llama_seq_id sequence, llama_state_seq_flags flags) {
-  if (TrackedContext* const found = tracked(context)) found->loaded(sequence);
+  use(context).note([=](TrackedContext& c) { c.loaded(sequence); });
   return real().llama_state_seq_set_data_ext(context, data, bytes, sequence, flags);
 }
 
 std::size_t llama_state_seq_load_file(llama_context* context, const char* path, llama_seq_id sequence,
                                       llama_token* tokens, std::size_t capacity, std::size_t* count) {
-  if (TrackedContext* const found = tracked(context); found != nullptr && tokens != nullptr) found->loaded(sequence);
+  if (tokens != nullptr) use(context).note([=](TrackedContext& c) { c.loaded(sequence); });
   return real().llama_state_seq_load_file(context, path, sequence, tokens, capacity, count);
 }
 
@@ -203,28 +288,36 @@ std::size_t llama_state_seq_load_file(llama_context* context, const char* path, 
 
 std::int32_t llama_set_adapters_lora(llama_context* context, llama_adapter_lora** adapters, std::size_t count,
                                      float* scales) {
-  if (TrackedContext* const found = tracked(context); found != nullptr && count > 0)
-    found->stop("a LoRA adapter is set");
+  use(context).stop_if(count > 0, "a LoRA adapter is set");
   return real().llama_set_adapters_lora(context, adapters, count, scales);
 }
 
 std::int32_t llama_set_adapter_cvec(llama_context* context, const float* data, std::size_t bytes, std::int32_t width,
                                     std::int32_t first, std::int32_t last) {
-  if (TrackedContext* const found = tracked(context); found != nullptr && data != nullptr) {
-    found->stop("a control vector is set");
-  }
+  use(context).stop_if(data != nullptr, "a control vector is set");
   return real().llama_set_adapter_cvec(context, data, bytes, width, first, last);
 }
 
 void llama_set_causal_attn(llama_context* context, bool causal) {
-  if (TrackedContext* const found = tracked(context); found != nullptr && !causal)
-    found->stop("attention is not causal");
+  use(context).stop_if(!causal, "attention is not causal");
   real().llama_set_causal_attn(context, causal);
 }
 
 void llama_set_embeddings(llama_context* context, bool on) {
-  if (TrackedContext* const found = tracked(context)) found->embeddings(on);
+  use(context).note([=](TrackedContext& c) { c.embeddings(on); });
   real().llama_set_embeddings(context, on);
+}
+
+void llama_set_warmup(llama_context* context, bool on) {
+  use(context).note([=](TrackedContext& c) { c.warm_up(on); });
+  real().llama_set_warmup(context, on);
+}
+
+void llama_opt_epoch(llama_context* context, ggml_opt_dataset_t dataset, ggml_opt_result_t trained,
+                     ggml_opt_result_t evaluated, std::int64_t split, ggml_opt_epoch_callback after_training,
+                     ggml_opt_epoch_callback after_evaluation) {
+  use(context).stop_if(true, "its model is trained");
+  real().llama_opt_epoch(context, dataset, trained, evaluated, split, after_training, after_evaluation);
 }
 
 // ---- outputs of the last batch, by the program's index
@@ -249,3 +342,16 @@ KVTRIE_BY_INDEX(std::uint32_t, llama_get_sampled_candidates_count_ith)
 #undef KVTRIE_BY_INDEX
 
 }  // extern "C"
+
+// ---- C++ functions of libllama that no public header has (src/llama-ext.h), for speculative decoding
+
+#define KVTRIE_EXPORTED __attribute__((visibility("default")))
+KVTRIE_EXPORTED void llama_set_embeddings_nextn(llama_context* context, bool on, bool masked) {
+  use(context).stop_if(on, "every token's hidden state is read");
+  if (real().set_embeddings_nextn != nullptr) real().set_embeddings_nextn(context, on, masked);
+}
+
+KVTRIE_EXPORTED void llama_set_embeddings_layer_inp(llama_context* context, std::uint32_t layer, bool on) {
+  use(context).stop_if(on, "every token's hidden state is read");
+  if (real().set_embeddings_layer_inp != nullptr) real().set_embeddings_layer_inp(context, layer, on);
+}

@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <system_error>
+#include <exception>
 
 namespace kvtrie::llama {
 namespace {
@@ -81,7 +81,7 @@ std::atomic<Process*> the_process{nullptr};
 }
 
 // Never destroyed: a program's threads may still be inside llama.cpp when it ends.
-Process& Process::get() {
+Process& Process::get() noexcept {
   static Process* const process = [] {
     auto* const made = new Process;
     the_process = made;
@@ -92,7 +92,7 @@ Process& Process::get() {
 
 Process* Process::existing() { return the_process; }
 
-Process::Process() : settings_(settings_from_environment()) {
+Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()) {
   const LoadedLibrary library = find_loaded_llama(reinterpret_cast<const void*>(&settings_from_environment));
   const auto find = [&](const char* name, auto& call) {
     call = reinterpret_cast<std::remove_reference_t<decltype(call)>>(
@@ -101,6 +101,8 @@ Process::Process() : settings_(settings_from_environment()) {
 #define KVTRIE_LLAMA_FIND(name) find(#name, real_.name);
   KVTRIE_LLAMA_INTERPOSED(KVTRIE_LLAMA_FIND)
 #undef KVTRIE_LLAMA_FIND
+  find("_Z26llama_set_embeddings_nextnP13llama_contextbb", real_.set_embeddings_nextn);
+  find("_Z30llama_set_embeddings_layer_inpP13llama_contextjb", real_.set_embeddings_layer_inp);
   if (settings_.cache.empty()) return;
   std::string missing;
   if (!library.problem.empty()) {
@@ -115,17 +117,20 @@ Process::Process() : settings_(settings_from_environment()) {
 }
 
 void Process::say_once(const std::string& what) {
+  const std::lock_guard lock(saying_);
   if (!said_.insert(what).second) return;
   std::fprintf(stderr, "kvtrie: prefixes are not shared: %s\n", what.c_str());
 }
 
-void Process::add_model(const llama_model* model, const std::vector<std::string>& paths,
-                        const llama_model_params& params) {
+void Process::add_model(const llama_model* model, ModelSource source) noexcept {
   const std::lock_guard lock(making_);
-  models_[model] = describe_model(paths, params);
+  try {
+    models_[model] = std::move(source);
+  } catch (const std::exception&) {  // no memory: a model of nobody's files
+  }
 }
 
-void Process::remove_model(const llama_model* model) {
+void Process::remove_model(const llama_model* model) noexcept {
   const std::lock_guard lock(making_);
   models_.erase(model);
 }
@@ -135,25 +140,43 @@ SharedCache* Process::cache() {
   return &*cache_;
 }
 
+std::unique_ptr<TrackedContext> Process::track(llama_context* context) const {
+  return std::make_unique<TrackedContext>(real_, calls_, context, &Process::say);
+}
+
+void Process::keep_context(llama_context* context, std::unique_ptr<TrackedContext> tracked) {
+  const std::lock_guard lock(mutex_);
+  contexts_[context] = std::move(tracked);
+}
+
 // Throws where it cannot be shared, and then there is no context.
 llama_context* Process::share_context(llama_model* model, const llama_context_params& params) {
   const auto source = models_.find(model);
   if (source == models_.end()) throw Refused("a model that was not loaded from files");
+  if (const std::string reason = reason_not_to_share(source->second); !reason.empty()) throw Refused(reason);
   const llama_context_params wanted = shareable_params(params, settings_.unify);
   const WaitSettings wait{.mode = wait_mode(settings_.wait)};
   SharedCache* const cache = this->cache();
   llama_context* const context = real_.llama_init_from_model(model, wanted);
   if (context == nullptr) return nullptr;
   try {
-    auto tracked = std::make_unique<TrackedContext>(real_, calls_, context);
-    tracked->sequences_asked = wanted.n_seq_max - 1;
+    const std::uint32_t sequences = wanted.n_seq_max - 1;
+    // llama.cpp would have divided the context's tokens by the sequences.
+    const std::uint32_t tokens = calls_.llama_n_ctx(context);
+    const std::uint32_t own_tokens = params.kv_unified ? tokens : (tokens / sequences + 255) / 256 * 256;
+    if (long_positions(calls_, model, tokens) != long_positions(calls_, model, own_tokens)) {
+      throw Refused("with one KV cache for all sequences its model would take other factors for positions");
+    }
+    auto tracked = track(context);
+    tracked->sequences_asked = sequences;
+    tracked->unified_asked = params.kv_unified;
     auto shared = std::make_unique<SharedContext>(
         *cache, calls_, context, wanted, source->second,
         FingerprintOptions{.tenant = settings_.tenant, .hash_memory = settings_.hashes});
     shared->set_wait(wait);
+    shared->set_say(&Process::say);
     tracked->share(std::move(shared));
-    const std::lock_guard lock(mutex_);
-    contexts_[context] = std::move(tracked);
+    keep_context(context, std::move(tracked));
   } catch (...) {
     real_.llama_free(context);
     throw;
@@ -161,34 +184,44 @@ llama_context* Process::share_context(llama_model* model, const llama_context_pa
   return context;
 }
 
-llama_context* Process::make_context(llama_model* model, const llama_context_params& params) {
+llama_context* Process::make_context(llama_model* model, const llama_context_params& params) noexcept {
   const std::lock_guard lock(making_);
   std::string reason;
   try {
     if (llama_context* const context = share_context(model, params)) return context;
     reason = "llama.cpp makes no context with one sequence id more";
   } catch (const std::exception& error) {
-    reason = error.what();
+    try {
+      reason = error.what();
+    } catch (const std::exception&) {  // no memory for the words
+    }
   }
-  say_once(reason);
   llama_context* const context = real_.llama_init_from_model(model, params);
-  if (context != nullptr) {
-    auto tracked = std::make_unique<TrackedContext>(real_, calls_, context);
+  try {
+    say_once(reason);
+    if (context == nullptr) return context;
+    auto tracked = track(context);
     tracked->stop(reason);
-    const std::lock_guard contexts_lock(mutex_);
-    contexts_[context] = std::move(tracked);
+    keep_context(context, std::move(tracked));
+  } catch (const std::exception&) {  // then it is not in the report
   }
   return context;
 }
 
-void Process::remove_context(const llama_context* context) {
+void Process::remove_context(const llama_context* context) noexcept {
+  std::unique_ptr<TrackedContext> ended;
   {
     const std::lock_guard lock(mutex_);
     const auto found = contexts_.find(context);
     if (found == contexts_.end()) return;
-    ended_.push_back(report_of(*found->second));
+    ended = std::move(found->second);
     contexts_.erase(found);
+    try {
+      ended_.push_back(report_of(*ended));
+    } catch (const std::exception&) {  // then it is not in the report
+    }
   }
+  ended.reset();
   write_report();
 }
 
@@ -206,24 +239,26 @@ TrackedContext* Process::find(llama_memory_t memory) {
   return nullptr;
 }
 
-void Process::write_report() {
-  if (settings_.report.empty() || !on_) return;
+// Contexts that another thread is inside of are as they were when they could be asked last.
+void Process::write_report() noexcept try {
+  if (settings_.report.empty() || !on_ || ::getpid() != made_in_) return;
   const std::lock_guard lock(mutex_);
+  std::string all;
+  const auto put = [&all](const std::string& report) { all += (all.empty() ? "\n" : ",\n") + report; };
+  for (const std::string& report : ended_)
+    put(report);
+  for (const auto& [context, tracked] : contexts_) {
+    if (const std::unique_lock inside(tracked->mutex, std::try_to_lock); inside.owns_lock()) {
+      tracked->last_report = report_of(*tracked);
+    }
+    put(tracked->last_report.empty() ? "{\"busy\": true}" : tracked->last_report);
+  }
   const std::string temporary = settings_.report + ".new";
   std::FILE* const file = std::fopen(temporary.c_str(), "we");
   if (file == nullptr) return;
-  std::fprintf(file, "{\"pid\": %d, \"contexts\": [", static_cast<int>(::getpid()));
-  const char* between = "";
-  const auto put = [&](const std::string& report) {
-    std::fprintf(file, "%s\n%s", between, report.c_str());
-    between = ",";
-  };
-  for (const std::string& report : ended_)
-    put(report);
-  for (const auto& [context, tracked] : contexts_)
-    put(report_of(*tracked));
-  std::fprintf(file, "]}\n");
+  std::fprintf(file, "{\"pid\": %d, \"contexts\": [%s]}\n", static_cast<int>(made_in_), all.c_str());
   if (std::fclose(file) == 0) (void)std::rename(temporary.c_str(), settings_.report.c_str());
+} catch (const std::exception&) {  // a report less
 }
 
 }  // namespace kvtrie::llama

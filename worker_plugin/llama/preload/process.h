@@ -17,6 +17,7 @@
 #pragma once
 
 #include <llama.h>
+#include <sys/types.h>
 
 #include <atomic>
 #include <cstdint>
@@ -59,7 +60,7 @@ class Inside {
 
 class Process {
  public:
-  static Process& get();
+  static Process& get() noexcept;
   // NULL: no call of llama.cpp came yet.
   static Process* existing();
 
@@ -67,19 +68,23 @@ class Process {
   // Whether calls are looked at at all: a cache is named, and the libllama is the one that this was built for.
   [[nodiscard]] bool on() const { return on_; }
 
-  void add_model(const llama_model* model, const std::vector<std::string>& paths, const llama_model_params& params);
-  void remove_model(const llama_model* model);
-  llama_context* make_context(llama_model* model, const llama_context_params& params);
+  // None of these throws; what cannot be remembered is not shared.
+  void add_model(const llama_model* model, ModelSource source) noexcept;
+  void remove_model(const llama_model* model) noexcept;
+  llama_context* make_context(llama_model* model, const llama_context_params& params) noexcept;
   // Before llama_free.
-  void remove_context(const llama_context* context);
+  void remove_context(const llama_context* context) noexcept;
   // NULL: not one that is looked at. Valid until it is freed, as the llama_context.
   TrackedContext* find(const llama_context* context);
   TrackedContext* find(llama_memory_t memory);
-  void write_report();
+  void write_report() noexcept;
+  void say_once(const std::string& what);
 
  private:
   Process();
-  void say_once(const std::string& what);
+  void keep_context(llama_context* context, std::unique_ptr<TrackedContext> tracked);
+  static void say(const std::string& what) { get().say_once(what); }
+  std::unique_ptr<TrackedContext> track(llama_context* context) const;
   SharedCache* cache();
   llama_context* share_context(llama_model* model, const llama_context_params& params);
 
@@ -88,11 +93,13 @@ class Process {
   Calls calls_;
   bool on_ = false;
 
-  std::mutex making_;  // of these; may be held long: files are hashed
+  const pid_t made_in_;  // a forked child reports nothing
+  std::mutex saying_;    // of this; taken last
   std::set<std::string> said_;
+  std::mutex making_;  // of these; may be held long: files are hashed
   std::map<const llama_model*, ModelSource> models_;
   std::optional<SharedCache> cache_;
-  std::mutex mutex_;  // of these; taken last
+  std::mutex mutex_;  // of these; taken after making_
   std::map<const llama_context*, std::unique_ptr<TrackedContext>> contexts_;
   std::vector<std::string> ended_;  // reports of contexts that are gone
 };

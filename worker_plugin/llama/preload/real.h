@@ -6,7 +6,11 @@
 
 #include <llama.h>
 
+#include <cstdint>
+
 #include "worker_plugin/llama/calls.h"
+
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
 #define KVTRIE_LLAMA_INTERPOSED(CALL)      \
   CALL(llama_model_load_from_file)         \
@@ -16,6 +20,7 @@
   CALL(llama_free)                         \
   CALL(llama_n_seq_max)                    \
   CALL(llama_decode)                       \
+  CALL(llama_encode)                       \
   CALL(llama_memory_clear)                 \
   CALL(llama_memory_seq_rm)                \
   CALL(llama_memory_seq_cp)                \
@@ -31,6 +36,9 @@
   CALL(llama_set_adapter_cvec)             \
   CALL(llama_set_causal_attn)              \
   CALL(llama_set_embeddings)               \
+  CALL(llama_set_warmup)                   \
+  CALL(llama_opt_init)                     \
+  CALL(llama_opt_epoch)                    \
   CALL(llama_sampler_sample)               \
   CALL(llama_get_logits_ith)               \
   CALL(llama_get_embeddings_ith)           \
@@ -48,6 +56,9 @@ struct Real {
 #define KVTRIE_LLAMA_MEMBER(name) decltype(&::name) name = nullptr;
   KVTRIE_LLAMA_INTERPOSED(KVTRIE_LLAMA_MEMBER)
 #undef KVTRIE_LLAMA_MEMBER
+  // C++ functions that no public header has; NULL: this llama.cpp has none.
+  void (*set_embeddings_nextn)(llama_context*, bool, bool) = nullptr;
+  void (*set_embeddings_layer_inp)(llama_context*, std::uint32_t, bool) = nullptr;
 };
 
 }  // namespace kvtrie::llama

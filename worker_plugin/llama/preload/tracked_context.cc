@@ -26,11 +26,30 @@ bool output_asked(const llama_batch& batch, std::int32_t i) {
 
 }  // namespace
 
-void TrackedContext::stop(const std::string& reason) {
-  if (reason_.empty()) reason_ = reason;
+void TrackedContext::stop(std::string_view reason) noexcept {
+  stopped_ = true;
   for (auto& [id, sequence] : sequences_)
     sequence->diverged_at(0);
-  stopped_ = true;
+  try {
+    if (reason_.empty()) reason_ = reason;
+    say_(std::string(reason));
+  } catch (...) {  // no memory for the words
+  }
+}
+
+bool TrackedContext::beyond(llama_seq_id id) {
+  if (!shared_ || sequences_asked == 0 || id < static_cast<llama_seq_id>(sequences_asked)) return false;
+  if (!stopped_) stop("a sequence id is used that is not below the n_seq_max that was asked for");
+  return true;
+}
+
+bool TrackedContext::beyond(const llama_batch& batch) {
+  bool any = false;
+  for (std::int32_t i = 0; batch.seq_id != nullptr && i < batch.n_tokens; ++i) {
+    for (std::int32_t s = 0; s < (batch.n_seq_id == nullptr ? 1 : batch.n_seq_id[i]); ++s)
+      any = beyond(batch.seq_id[i][s]) || any;
+  }
+  return any;
 }
 
 SharedSequence& TrackedContext::sequence(llama_seq_id id) {
@@ -45,6 +64,11 @@ std::int32_t TrackedContext::place(std::int32_t index) const {
 }
 
 void TrackedContext::diverge_all(const llama_batch& batch) {
+  cells_shared_ = true;  // perhaps
+  if (!warming_up_) {
+    say_("a batch is of something else than tokens, each of one sequence and behind those that it has: "
+         "not shared until that is removed");
+  }
   if (batch.seq_id == nullptr) sequence(0).diverged_at(kEnd);
   for (std::int32_t i = 0; batch.seq_id != nullptr && i < batch.n_tokens; ++i) {
     const std::int32_t count = batch.n_seq_id == nullptr ? 1 : batch.n_seq_id[i];
@@ -71,6 +95,7 @@ bool TrackedContext::sort_out(const llama_batch& batch, std::vector<Part>& parts
       if (there > part->sequence->size()) part->sequence->diverged_at(there);
       if (there <= part->sequence->size()) part->sequence->truncated(there);
       part->size_before = part->sequence->size();
+      part->followed = !part->sequence->diverged();
     }
     const std::size_t position = part->size_before + part->tokens.size();
     if (batch.pos != nullptr && !part->sequence->diverged() && tokens_before(batch.pos[i]) != position) return false;
@@ -99,7 +124,10 @@ void TrackedContext::import(std::vector<Part>& parts, std::int32_t tokens) {
     part.imported = part.sequence->import(part.tokens, part.leading, parts.size() == 1);
     left -= part.imported;
   }
-  if (left == 1 && tokens > 1) leave_one_more(parts);
+  // Neither alone nor, behind whole parts of n_ubatch, as the only one of the last part, where it was not.
+  const std::size_t part_max = calls_.llama_n_ubatch(context_);
+  const bool last_alone = left % part_max == 1 && static_cast<std::size_t>(tokens) % part_max != 1;
+  if (tokens > 1 && (left == 1 || last_alone)) leave_one_more(parts);
 }
 
 std::int32_t TrackedContext::compute(const llama_batch& batch) {
@@ -183,8 +211,8 @@ void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
       if (part.imported > 0) {
         (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
         part.sequence->undo_import(part.imported - part.ahead);
-        part.sequence->truncated(part.size_before);
       }
+      if (part.followed) part.sequence->truncated(part.size_before);
       continue;
     }
     if (code != 0) {  // aborted: what was computed stays
@@ -196,30 +224,61 @@ void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
   if (restored(code)) place_.clear();
 }
 
-std::int32_t TrackedContext::decode(const llama_batch& batch) {
-  place_.clear();
-  ++counters_.batches;
-  counters_.tokens_given += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
-  std::vector<Part> parts;
-  if (!shared_ || stopped_ || batch.n_tokens <= 0 || !sort_out(batch, parts)) {
-    if (shared_ && !stopped_ && batch.n_tokens > 0) diverge_all(batch);
-    ++counters_.batches_passed;
-    counters_.tokens_seen += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
-    return real_.llama_decode(context_, batch);
-  }
+void TrackedContext::decode_shared(const llama_batch& batch, std::vector<Part>& parts,
+                                   std::optional<std::int32_t>& code) {
   import(parts, batch.n_tokens);
-  std::int32_t code = 0;
-  if (parts.size() == 1 && shared_->waits() && !parts[0].sequence->diverged()) code = decode_ahead(parts[0]);
+  std::int32_t ahead = 0;
+  if (parts.size() == 1 && shared_->waits() && !parts[0].sequence->diverged()) ahead = decode_ahead(parts[0]);
   std::size_t imported = 0;
   for (const Part& part : parts)
     imported += part.imported;
-  if (code == 0) code = decode_rest(batch, parts, imported);
-  settle(parts, code);
-  return code;
+  code = ahead == 0 ? decode_rest(batch, parts, imported) : ahead;
+  settle(parts, *code);
+}
+
+// The KV cache is as before the program's call, or, where that was answered, as llama.cpp left it.
+void TrackedContext::give_up(std::vector<Part>& parts, std::optional<std::int32_t> code,
+                             std::string_view why) noexcept {
+  if (!code || restored(*code)) {
+    for (const Part& part : parts) {
+      if (part.followed) {
+        (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
+      }
+    }
+    place_.clear();
+  }
+  (void)real_.llama_memory_seq_rm(memory_, static_cast<llama_seq_id>(calls_.llama_n_seq_max(context_)) - 1, -1, -1);
+  stop(why);
+}
+
+std::int32_t TrackedContext::decode(const llama_batch& batch) noexcept {
+  place_.clear();
+  ++counters_.batches;
+  counters_.tokens_given += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
+  if (beyond(batch) && !unified_asked) return -1;  // llama.cpp's answer without the id more
+  std::vector<Part> parts;
+  std::optional<std::int32_t> code;
+  if (shared_ && !stopped_ && batch.n_tokens > 0) {
+    try {
+      if (!warming_up_ && sort_out(batch, parts)) {
+        decode_shared(batch, parts, code);
+      } else {
+        diverge_all(batch);
+      }
+    } catch (const std::exception& error) {
+      give_up(parts, code, error.what());
+    } catch (...) {
+      give_up(parts, code, "an exception");
+    }
+  }
+  if (code) return *code;
+  ++counters_.batches_passed;
+  counters_.tokens_seen += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
+  return real_.llama_decode(context_, batch);
 }
 
 bool TrackedContext::remove(llama_seq_id id, llama_pos from, llama_pos to) {
-  if (!shared_) return real_.llama_memory_seq_rm(memory_, id, from, to);
+  if (!shared_ || beyond(id)) return real_.llama_memory_seq_rm(memory_, id, from, to);
   from = std::max(from, 0);
   if (to < 0) to = kEnd;
   std::vector<std::pair<SharedSequence*, llama_pos>> touched;
@@ -239,7 +298,9 @@ bool TrackedContext::remove(llama_seq_id id, llama_pos from, llama_pos to) {
 }
 
 void TrackedContext::copy(llama_seq_id from_id, llama_seq_id to_id, llama_pos from, llama_pos to) {
-  if (shared_ && from_id != to_id && from_id >= 0 && to_id >= 0) {
+  const bool both_known = !beyond(from_id) && !beyond(to_id);
+  if (shared_ && both_known && from_id != to_id && from_id >= 0 && to_id >= 0) {
+    cells_shared_ = true;
     SharedSequence& target = sequence(to_id);
     const bool empty = calls_.llama_memory_seq_pos_max(memory_, to_id) < 0;
     if (empty && from <= 0) {
@@ -252,6 +313,7 @@ void TrackedContext::copy(llama_seq_id from_id, llama_seq_id to_id, llama_pos fr
 }
 
 void TrackedContext::keep(llama_seq_id id) {
+  (void)beyond(id);
   real_.llama_memory_seq_keep(memory_, id);
   for (auto& [known, sequence] : sequences_) {
     if (known != id) sequence->truncated(0);
@@ -259,20 +321,22 @@ void TrackedContext::keep(llama_seq_id id) {
 }
 
 void TrackedContext::clear() {
+  cells_shared_ = false;
   for (auto& [known, sequence] : sequences_)
     sequence->truncated(0);
 }
 
 void TrackedContext::shifted(llama_seq_id id, llama_pos from, llama_pos delta) {
-  if (!shared_) return;
+  if (!shared_ || beyond(id)) return;
   for (auto& [known, sequence] : sequences_) {
     const std::size_t first = tokens_before(std::min(std::max(from, 0), std::max(from, 0) + delta));
-    if ((id < 0 || known == id) && first < sequence->size()) sequence->diverged_at(first);
+    // llama.cpp moves cells, whoever else has them.
+    if ((id < 0 || known == id || cells_shared_) && first < sequence->size()) sequence->diverged_at(first);
   }
 }
 
 void TrackedContext::loaded(llama_seq_id id) {
-  if (!shared_) return;
+  if (!shared_ || beyond(id)) return;
   if (id >= 0) {
     sequence(id).diverged_at(0);
     return;

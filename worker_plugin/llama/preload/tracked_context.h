@@ -14,7 +14,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
@@ -33,12 +36,17 @@ struct BatchCounters {
 
 class TrackedContext {
  public:
-  TrackedContext(const Real& real, const Calls& calls, llama_context* context)
-      : real_(real), calls_(calls), context_(context), memory_(calls.llama_get_memory(context)) {}
+  TrackedContext(const Real& real, const Calls& calls, llama_context* context, Say say)
+      : real_(real), calls_(calls), context_(context), memory_(calls.llama_get_memory(context)), say_(say) {}
+
+  // Held by whoever is inside a call of this: the program in one thread, the report in any.
+  std::mutex mutex;
+  // The last one that could be made; under the process's lock.
+  std::string last_report;
 
   // From now on; or not, and why.
   void share(std::unique_ptr<SharedContext> shared) { shared_ = std::move(shared); }
-  void stop(const std::string& reason);
+  void stop(std::string_view reason) noexcept;
   [[nodiscard]] const std::string& reason() const { return reason_; }
   [[nodiscard]] const SharedContext* shared() const { return shared_.get(); }
   [[nodiscard]] const BatchCounters& batch_counters() const { return counters_; }
@@ -46,8 +54,13 @@ class TrackedContext {
 
   // Sequence ids that the program asked for; it must not see the one more. 0: as many as there are.
   std::uint32_t sequences_asked = 0;
+  // Whether the program asked for a unified KV cache, in which llama.cpp takes ids beyond n_seq_max, too.
+  bool unified_asked = true;
 
-  std::int32_t decode(const llama_batch& batch);
+  // Throws nothing: what fails here is computed by llama.cpp as the program gave it.
+  std::int32_t decode(const llama_batch& batch) noexcept;
+  // The outputs of llama_decode are gone.
+  void forget_places() { place_.clear(); }
   // Of an index in the last batch, for the *_ith functions: negative ones count from the end and stay.
   [[nodiscard]] std::int32_t place(std::int32_t index) const;
 
@@ -59,6 +72,8 @@ class TrackedContext {
   // Its KV came from elsewhere. -1: of all sequences.
   void loaded(llama_seq_id sequence);
   void embeddings(bool on) { embeddings_ = on; }
+  // Every expert of a model computes meanwhile: KV of then is of nobody's use.
+  void warm_up(bool on) { warming_up_ = on; }
 
  private:
   // A sequence's part of a batch.
@@ -71,7 +86,13 @@ class TrackedContext {
     std::size_t imported = 0;  // or computed ahead: not in the batch that is left
     std::size_t ahead = 0;     // computed ahead
     std::size_t size_before = 0;
+    bool followed = false;  // its KV is of size_before known tokens, and of nothing else
   };
+  // Whether a call names an id that the program did not ask for: then nothing is shared from now on.
+  bool beyond(llama_seq_id id);
+  bool beyond(const llama_batch& batch);
+  void decode_shared(const llama_batch& batch, std::vector<Part>& parts, std::optional<std::int32_t>& code);
+  void give_up(std::vector<Part>& parts, std::optional<std::int32_t> code, std::string_view why) noexcept;
   SharedSequence& sequence(llama_seq_id id);
   bool sort_out(const llama_batch& batch, std::vector<Part>& parts);
   void diverge_all(const llama_batch& batch);
@@ -88,8 +109,11 @@ class TrackedContext {
   const llama_memory_t memory_;
   std::unique_ptr<SharedContext> shared_;
   std::map<llama_seq_id, std::unique_ptr<SharedSequence>> sequences_;
+  const Say say_;
   std::string reason_;
   bool embeddings_ = false;
+  bool warming_up_ = false;
+  bool cells_shared_ = false;  // some cells of the KV cache belong to several sequences
   bool stopped_ = false;
   BatchCounters counters_;
   std::vector<std::int32_t> place_;  // by place in the program's batch; empty: the same
