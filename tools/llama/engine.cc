@@ -47,6 +47,8 @@ Engine::Engine(const EngineOptions& options) : options_(options) {
   load_back_end(options.back_end);
   const auto start = Clock::now();
   const llama_model_params model_params = llama_model_default_params();
+  // Before it is loaded: a file that is replaced meanwhile is then another one.
+  const ModelSource source = describe_model(parts_of_model(options.model), model_params);
   model_.reset(llama_model_load_from_file(options.model.c_str(), model_params));
   if (!model_) throw EngineError(fmt::format("{}: cannot be loaded", options.model));
 
@@ -65,8 +67,7 @@ Engine::Engine(const EngineOptions& options) : options_(options) {
   const auto attach = Clock::now();
   if (!options.cache.empty()) {
     cache_.emplace(options.cache, options.directory, "kvtrie-llama");
-    shared_.emplace(*cache_, linked_calls(), context_.get(), params,
-                    describe_model(parts_of_model(options.model), model_params),
+    shared_.emplace(*cache_, linked_calls(), context_.get(), params, source,
                     FingerprintOptions{.tenant = options.tenant, .hash_memory = options.hash_memory});
     shared_->set_wait(options.wait);
   }
