@@ -10,7 +10,6 @@
 #include <llama.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cinttypes>
@@ -23,6 +22,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "tests/llama/words.h"
 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"
@@ -39,17 +40,6 @@ bool asked_by_the_preload_library(const void* caller) {
   Dl_info info{};
   return ::dladdr(caller, &info) != 0 &&
          std::string_view(info.dli_fname).find("kvtrie-llama-preload") != std::string::npos;
-}
-
-using Tokens = std::vector<llama_token>;
-
-Tokens words(std::uint32_t name, std::size_t count) {
-  Tokens tokens;
-  for (std::uint32_t i = 0; i < count; ++i) {
-    const std::uint32_t key[] = {name, i};
-    tokens.push_back(static_cast<llama_token>(300 + XXH64(key, sizeof key, 0) % 30000));
-  }
-  return tokens;
 }
 
 struct Odd {

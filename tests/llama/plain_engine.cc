@@ -7,7 +7,6 @@
 //   plain_engine MODEL BACK_END_LIBRARY [own_caches|small_parts]
 #include <ggml-backend.h>
 #include <llama.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cinttypes>
@@ -17,25 +16,15 @@
 #include <string>
 #include <vector>
 
+#include "tests/llama/words.h"
+
 namespace {
 
 constexpr std::int32_t kBatch = 256;
 
-using Tokens = std::vector<llama_token>;
-
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "plain_engine: %s\n", what);
   std::exit(1);
-}
-
-// The same numbers for the same name.
-Tokens words(std::uint32_t name, std::size_t count) {
-  Tokens tokens;
-  for (std::uint32_t i = 0; i < count; ++i) {
-    const std::uint32_t key[] = {name, i};
-    tokens.push_back(static_cast<llama_token>(300 + XXH64(key, sizeof key, 0) % 30000));
-  }
-  return tokens;
 }
 
 struct Engine {

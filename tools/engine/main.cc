@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -23,19 +22,9 @@
 #include "tools/engine/worker_main.h"
 #include "tools/replay/child_process.h"
 
-namespace {
-
-std::uint32_t number_of(std::string_view text) {
-  std::uint32_t value = 0;
-  (void)std::from_chars(text.data(), text.data() + text.size(), value);
-  return value;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
   if (argc == 4 && std::string_view(argv[1]) == "--worker-fd") {
-    return kvtrie::engine::run_worker(static_cast<int>(number_of(argv[2])), number_of(argv[3]));
+    return kvtrie::engine::run_worker(static_cast<int>(kvtrie::replay::number_of(argv[2])), kvtrie::replay::number_of(argv[3]));
   }
   int exit_code = 0;
   const std::optional<kvtrie::engine::EngineOptions> options = kvtrie::engine::parse_options(argc, argv, exit_code);

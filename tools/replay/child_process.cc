@@ -13,6 +13,7 @@
 
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <climits>
 #include <csignal>
 #include <cstring>
@@ -85,6 +86,12 @@ std::string own_path() {
   const ssize_t length = ::readlink("/proc/self/exe", path.data(), path.size() - 1);
   if (length < 0) throw std::system_error(errno, std::generic_category(), "/proc/self/exe");
   return {path.data(), static_cast<std::size_t>(length)};
+}
+
+std::uint32_t number_of(std::string_view argument) {
+  std::uint32_t value = 0;
+  (void)std::from_chars(argument.data(), argument.data() + argument.size(), value);
+  return value;
 }
 
 }  // namespace kvtrie::replay

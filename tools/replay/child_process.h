@@ -8,7 +8,9 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "shm/shared_object.h"
@@ -46,5 +48,8 @@ std::string describe_end(int wait_status);
 
 // This program's own path.
 std::string own_path();
+
+// What a program that starts itself again has put into its arguments; 0 where that is no number.
+std::uint32_t number_of(std::string_view argument);
 
 }  // namespace kvtrie::replay

@@ -6,7 +6,6 @@
 
 #include <unistd.h>
 
-#include <charconv>
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
@@ -14,24 +13,15 @@
 #include <string_view>
 
 #include "shm/runtime_directory.h"
+#include "tools/replay/child_process.h"
 #include "tools/replay/options.h"
 #include "tools/replay/replay.h"
 #include "tools/replay/worker_loop.h"
 
-namespace {
-
-std::uint32_t number_of(std::string_view text) {
-  std::uint32_t value = 0;
-  (void)std::from_chars(text.data(), text.data() + text.size(), value);
-  return value;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
   if (argc == 5 && std::string_view(argv[1]) == "--worker-fd") {
-    return kvtrie::replay::run_worker(static_cast<int>(number_of(argv[2])), number_of(argv[3]),
-                                      number_of(argv[4]));
+    return kvtrie::replay::run_worker(static_cast<int>(kvtrie::replay::number_of(argv[2])), kvtrie::replay::number_of(argv[3]),
+                                      kvtrie::replay::number_of(argv[4]));
   }
   const std::string directory =
       kvtrie::default_runtime_directory(::geteuid(), std::getenv("XDG_RUNTIME_DIR"));
