@@ -135,7 +135,7 @@ bool parse_number(std::string_view text, std::uint64_t max, std::uint64_t& numbe
 std::optional<DumpOptions> parse_dump_options(std::string_view text, std::string& error) {
   DumpOptions options;
   options.directory = text.substr(0, text.find(','));
-  if (options.directory.empty()) error = "no directory for dumps: DIR[,raw][,tag=N][,max=N]";
+  if (options.directory.empty()) error = "no directory for dumps: DIR[,raw][,after][,tag=N][,asked][,max=N]";
   text.remove_prefix(options.directory.size());
   while (error.empty() && !text.empty()) {
     text.remove_prefix(1);
@@ -144,12 +144,16 @@ std::optional<DumpOptions> parse_dump_options(std::string_view text, std::string
     std::uint64_t number = 0;
     if (word == "raw") {
       options.raw = true;
+    } else if (word == "after") {
+      options.after = true;
+    } else if (word == "asked") {
+      options.only_asked = true;
     } else if (word.starts_with("tag=") && parse_number(word.substr(4), 0xFFFFFFFF, number)) {
       options.only_tag = static_cast<std::uint32_t>(number);
     } else if (word.starts_with("max=") && parse_number(word.substr(4), ~std::uint64_t{0}, number)) {
       options.dumps_max = number;
     } else {
-      error = "'" + std::string(word) + "' is not raw, tag=N or max=N";
+      error = "'" + std::string(word) + "' is not raw, after, tag=N, asked or max=N";
     }
   }
   if (!error.empty()) return std::nullopt;

@@ -29,11 +29,13 @@ namespace kvtrie::dump {
 struct DumpOptions {
   std::string directory{};                  // that dumps are made in; empty: no dumps
   bool raw = false;                         // with the bytes of every part, as .npy
+  bool after = false;                       // after a computation, too
+  bool only_asked = false;                  // of requests for which the engine asks by call
   std::optional<std::uint32_t> only_tag{};  // of one request, by its tag
   std::uint64_t dumps_max = 1000;           // of this process; then no more
 };
 
-// "DIR[,raw][,tag=N][,max=N]", as programs take it from a flag or their environment. `error` says what is wrong.
+// "DIR[,raw][,after][,tag=N][,asked][,max=N]", as programs take it from a flag or their environment. `error` says what is wrong.
 std::optional<DumpOptions> parse_dump_options(std::string_view text, std::string& error);
 
 struct DumpedRequest {
@@ -86,10 +88,10 @@ class Dumper {
 
   // Whether dumps are on at all.
   bool on() const noexcept { return on_; }
-  // ... and of a request with this tag.
-  bool wants(std::uint32_t request_tag) const noexcept {
-    return on_ && (!options_.only_tag || *options_.only_tag == request_tag) &&
-           next_.load(std::memory_order_relaxed) < options_.dumps_max;
+  // ... and of a request with this tag. `asked`: the engine wants those of this request, whatever its tag.
+  bool wants(std::uint32_t request_tag, bool asked = false) const noexcept {
+    if (!on_ || next_.load(std::memory_order_relaxed) >= options_.dumps_max) return false;
+    return asked || (!options_.only_asked && (!options_.only_tag || *options_.only_tag == request_tag));
   }
   const DumpOptions& options() const noexcept { return options_; }
 

@@ -107,13 +107,23 @@ TEST(DumpTest, OffByDefaultAndForOneRequestOnly) {
   EXPECT_FALSE(Dumper({.directory = "/d", .only_tag = 4}).wants(5));
   EXPECT_TRUE(Dumper({.directory = "/d", .only_tag = 5}).wants(5));
   EXPECT_FALSE(Dumper({.directory = "/d", .dumps_max = 0}).wants(5));
+  EXPECT_FALSE(Dumper({.directory = "/d", .dumps_max = 0}).wants(5, true));
+  EXPECT_FALSE(Dumper().wants(5, true));
+  EXPECT_TRUE(Dumper({.directory = "/d", .only_tag = 4}).wants(5, true));
+  EXPECT_FALSE(Dumper({.directory = "/d", .only_asked = true}).wants(5));
+  EXPECT_FALSE(Dumper({.directory = "/d", .only_asked = true, .only_tag = 5}).wants(5));
+  EXPECT_TRUE(Dumper({.directory = "/d", .only_asked = true}).wants(5, true));
   std::string error;
   const auto options = parse_dump_options("/a dir/x,raw,tag=4294967295,max=2", error);
   ASSERT_TRUE(options) << error;
   EXPECT_EQ(options->directory, "/a dir/x");
   EXPECT_TRUE(options->raw);
+  EXPECT_FALSE(options->after || options->only_asked);
   EXPECT_EQ(options->only_tag, 4294967295U);
   EXPECT_EQ(options->dumps_max, 2U);
+  const auto others = parse_dump_options("/d,asked,after", error);
+  ASSERT_TRUE(others) << error;
+  EXPECT_TRUE(others->after && others->only_asked);
   for (const char* wrong : {"", ",raw", "/d,", "/d,tag=", "/d,tag=4294967296", "/d,max=-1", "/d,row", "/d,max=1 "}) {
     error.clear();
     EXPECT_FALSE(parse_dump_options(wrong, error)) << wrong;

@@ -41,7 +41,7 @@ ggml_type kv_type(const std::string& name) {
 
 }  // namespace
 
-Engine::Engine(const EngineOptions& options) : options_(options) {
+Engine::Engine(const EngineOptions& options) : options_(options), dumper_(options.dump) {
   llama_log_set(&say_errors_only, nullptr);
   llama_backend_init();
   load_back_end(options.back_end);
@@ -70,6 +70,7 @@ Engine::Engine(const EngineOptions& options) : options_(options) {
     shared_.emplace(*cache_, linked_calls(), context_.get(), params, source,
                     FingerprintOptions{.tenant = options.tenant, .hash_memory = options.hash_memory});
     shared_->set_wait(options.wait);
+    shared_->set_dumps(&dumper_, [](const std::string& what) { fmt::print(stderr, "kvtrie-llama: {}\n", what); });
   }
   attach_ms_ = ms_since(attach);
 }
@@ -107,6 +108,26 @@ void Engine::decode(const std::vector<llama_token>& tokens, std::size_t from, st
   if (code != 0) throw EngineError(fmt::format("llama_decode: {}", code));
 }
 
+// Tokens behind what the sequence has; it may be NULL. How many ms llama_decode took.
+double Engine::decode_next(SharedSequence* sequence, const std::vector<llama_token>& tokens, std::size_t from,
+                           std::size_t to) {
+  const auto part = std::span(tokens).subspan(from, to - from);
+  std::optional<DecodeDump> dump;
+  if (sequence != nullptr && shared_->dumps()) {
+    const ComputedTokens computed{sequence, part};
+    dump.emplace(*shared_, std::span(&computed, 1));
+  }
+  const auto start = Clock::now();
+  decode(tokens, from, to);
+  llama_synchronize(context_.get());
+  const double took_ms = ms_since(start);
+  if (sequence == nullptr) return took_ms;
+  if (part.size() > kDecodedAtLeast) shared_->computed(part.size(), took_ms * 1e-3);
+  sequence->decoded(part);
+  if (dump) dump->after();
+  return took_ms;
+}
+
 Answer Engine::answer(const std::vector<llama_token>& prompt, std::size_t count) {
   if (prompt.empty() || prompt.size() + count > options_.context) {
     throw EngineError(fmt::format("{} tokens and {} more do not fit into {}", prompt.size(), count, options_.context));
@@ -114,24 +135,20 @@ Answer Engine::answer(const std::vector<llama_token>& prompt, std::size_t count)
   for (const llama_token token : prompt) {
     if (token < 0 || token >= vocabulary()) throw EngineError(fmt::format("{} is no token of this model", token));
   }
-  std::optional<SharedSequence> sequence;
-  if (shared_) sequence.emplace(*shared_, 0);
+  std::optional<SharedSequence> shared;
+  if (shared_) shared.emplace(*shared_, 0).set_tag(options_.tag);
+  SharedSequence* const sequence = shared ? &*shared : nullptr;
   Answer answer;
   answer.prompt_tokens = prompt.size();
   const std::uint64_t waited_before = shared_ ? shared_->counters().wait_ns : 0;
   const auto start = Clock::now();
-  std::size_t done = sequence ? sequence->import(prompt, prompt.size() - std::min(kDecodedAtLeast, prompt.size())) : 0;
+  std::size_t done = 0;
+  if (sequence != nullptr) done = sequence->import(prompt, prompt.size() - std::min(kDecodedAtLeast, prompt.size()));
   answer.cached_tokens = done;
   if (shared_) answer.wait_ms = static_cast<double>(shared_->counters().wait_ns - waited_before) * 1e-6;
   while (done < prompt.size()) {
     const std::size_t end = std::min<std::size_t>(prompt.size(), done + options_.batch);
-    const auto decoding = Clock::now();
-    decode(prompt, done, end);
-    llama_synchronize(context_.get());
-    const double took_ms = ms_since(decoding);
-    answer.decode_ms += took_ms;
-    if (shared_ && end - done > kDecodedAtLeast) shared_->computed(end - done, took_ms * 1e-3);
-    if (sequence) sequence->decoded(std::span(prompt).subspan(done, end - done));
+    answer.decode_ms += decode_next(sequence, prompt, done, end);
     done = end;
   }
   const llama_vocab* const vocabulary = llama_model_get_vocab(model_.get());
@@ -143,11 +160,10 @@ Answer Engine::answer(const std::vector<llama_token>& prompt, std::size_t count)
     answer.tokens.push_back(token);
     answer.logits_hash = XXH3_64bits(logits, words * sizeof *logits);
     if (answer.tokens.size() >= count || llama_vocab_is_eog(vocabulary, token)) break;
-    decode(answer.tokens, answer.tokens.size() - 1, answer.tokens.size());
-    if (sequence) sequence->decoded(std::span(answer.tokens).last(1));
+    (void)decode_next(sequence, answer.tokens, answer.tokens.size() - 1, answer.tokens.size());
   }
   answer.total_ms = ms_since(start);
-  if (sequence) sequence->end();
+  if (sequence != nullptr) sequence->end();
   (void)llama_memory_seq_rm(llama_get_memory(context_.get()), 0, -1, -1);
   return answer;
 }

@@ -13,7 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "dump/dumper.h"
 #include "worker_plugin/llama/kvtrie_llama.h"
+#include "worker_plugin/llama/kvtrie_llama_dump.h"
 
 namespace kvtrie::llama {
 
@@ -34,6 +36,8 @@ struct EngineOptions {
   std::string hash_memory;
   std::string tenant;
   WaitSettings wait{.mode = WaitSettings::Mode::kAuto};
+  std::uint32_t tag = 0;         // of all its requests
+  dump::DumpOptions dump{};      // with a cache
 };
 
 struct Answer {
@@ -72,10 +76,12 @@ class Engine {
     void operator()(llama_context* context) const { llama_free(context); }
   };
   void decode(const std::vector<llama_token>& tokens, std::size_t from, std::size_t to);
+  double decode_next(SharedSequence* sequence, const std::vector<llama_token>& tokens, std::size_t from, std::size_t to);
 
   EngineOptions options_;
   std::unique_ptr<llama_model, Free> model_;
   std::unique_ptr<llama_context, Free> context_;
+  dump::Dumper dumper_;
   std::optional<SharedCache> cache_;
   std::optional<SharedContext> shared_;
   double load_ms_ = 0;

@@ -32,6 +32,7 @@ struct Options {
   bool no_cache = false;
   std::string wait = "auto";
   bool start_on_input = false;
+  std::string dump;
 };
 
 void add_options(CLI::App& app, Options& options) {
@@ -74,9 +75,26 @@ void add_options(CLI::App& app, Options& options) {
                  "less than to compute it, too (auto)")
       ->check(CLI::IsMember({"never", "auto", "always"}));
   app.add_option("--wait-limit", engine.wait.limit_ms, "No wait is longer (120000)")->type_name("MS");
+  app.add_option("--dump", options.dump,
+                 "Write debug dumps before each llama_decode: DIR[,raw][,after][,tag=N][,asked][,max=N]; see "
+                 "docs/dumps.md (none)")
+      ->type_name("OPTIONS");
+  app.add_option("--tag", engine.tag, "Request tag, in dumps and in `kvtrie workers --leases` (0)")->type_name("N");
   app.add_flag("--start-on-input", options.start_on_input,
                "Say `ready` on standard output when the model is loaded, begin with the next line of standard input");
   app.add_flag("--json", options.json, "Results as JSON, a line for each answer");
+}
+
+bool read_dump_options(Options& options) {
+  std::string error;
+  std::optional<dump::DumpOptions> dump = dump::parse_dump_options(options.dump, error);
+  if (dump && options.engine.cache.empty()) error = "dumps are of pages: with --cache";
+  if (!error.empty()) {
+    fmt::print(stderr, "kvtrie-llama: --dump: {}\n", error);
+    return false;
+  }
+  options.engine.dump = *std::move(dump);
+  return true;
 }
 
 std::vector<llama_token> prompt_of(const Options& options, const Engine& engine) {
@@ -141,6 +159,7 @@ int run(int argc, const char* const* argv) {
     return app.exit(error) == 0 ? EXIT_SUCCESS : kExitUsage;
   }
   if (options.no_cache) options.engine.cache.clear();
+  if (!options.dump.empty() && !read_dump_options(options)) return kExitUsage;
   options.engine.wait.mode = wait_mode(options.wait);
   try {
     Engine engine(options.engine);

@@ -50,6 +50,10 @@
 #include "worker_plugin/llama/fingerprint.h"
 #include "worker_plugin/llama/page_state.h"
 
+namespace kvtrie::dump {
+class Dumper;
+}
+
 namespace kvtrie::llama {
 
 // Of a prompt that is wholly cached, so many tokens are computed all the same: its logits are wanted, and a batch of
@@ -77,8 +81,9 @@ struct Counters {
   std::uint64_t waits = 0;           // for pages that another process computes
   std::uint64_t tokens_awaited = 0;  // that came meanwhile
   std::uint64_t speed_tokens = 0;    // computed only to know the speed
+  std::uint64_t dumps = 0, dump_failures = 0;  // written; not written: the disk, say
   std::uint64_t begin_ns = 0, allocate_ns = 0, import_ns = 0, export_ns = 0, publish_ns = 0, release_ns = 0;
-  std::uint64_t wait_ns = 0;
+  std::uint64_t wait_ns = 0, dump_ns = 0;
 };
 
 // {name, value} of each, for reports.
@@ -138,6 +143,7 @@ StateShape probe_state(const Calls& calls, llama_context* context);
 // Tells the user, once for the same text.
 using Say = void (*)(const std::string& what);
 
+class DecodeDump;
 class SharedSequence;
 
 class SharedContext {
@@ -153,6 +159,11 @@ class SharedContext {
   // Before its sequences are used.
   void set_wait(const WaitSettings& settings) { wait_ = settings; }
   void set_say(Say say) { say_ = say; }
+  // Debug dumps (kvtrie_llama_dump.h); NULL, or one that is off: none. `dumper` outlives this. `say` is told of the first
+  // one that could not be written, and may be NULL.
+  void set_dumps(dump::Dumper* dumper, Say say);
+  // Whether there are any: ask before a batch is put together for them.
+  [[nodiscard]] bool dumps() const { return dumper_ != nullptr; }
   // llama_decode took so long for so many tokens of prompts.
   void computed(std::size_t tokens, double seconds) {
     speed_.computed(tokens, seconds);
@@ -167,6 +178,7 @@ class SharedContext {
   [[nodiscard]] bool waits() const { return wait_.mode != WaitSettings::Mode::kNever; }
 
  private:
+  friend class DecodeDump;
   friend class SharedSequence;
   bool open_namespace();
   void warm_up();
@@ -211,9 +223,13 @@ class SharedContext {
   client::PrefillSpeed speed_;
   bool speed_known_ = false;
   std::size_t announcing_ = 0;  // sequences with pages that others may be waiting for
+  dump::Dumper* dumper_ = nullptr;
+  Say say_of_dumps_ = nullptr;
+  bool pages_stay_ = false;  // a dump reads them when all sequences of the batch have published
 };
 
 class SharedSequence {
+  friend class DecodeDump;
   friend class SharedContext;
 
  public:
@@ -231,6 +247,11 @@ class SharedSequence {
   // diverged, KV that is not shared.
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] bool diverged() const { return diverged_; }
+
+  // The request that it is of from now on, in `kvtrie workers --leases` and in dumps. The sequence id before.
+  void set_tag(std::uint32_t tag) { tag_ = tag; }
+  // Dumps of what it computes from now on, whatever its tag, where dumps are on; or no longer.
+  void ask_for_dumps(bool on) { asks_for_dumps_ = on; }
 
   // `next` are tokens that the caller is about to decode at positions size() and up. Brings the KV of the first ones in
   // from the cache, up to `most` of them, and says of how many; announces pages for the others. `may_wait`: as the
@@ -268,6 +289,8 @@ class SharedSequence {
 
   SharedContext& context_;
   const llama_seq_id id_;
+  std::uint32_t tag_ = static_cast<std::uint32_t>(id_);
+  bool asks_for_dumps_ = false;
   // The first size_ are as size() says. Behind them are tokens that sequence_ knows and that are not, or no longer, in
   // the llama_context: the same ones may come again.
   std::vector<std::uint32_t> tokens_;

@@ -70,13 +70,16 @@ std::vector<std::pair<const char*, std::uint64_t>> list(const Counters& c) {
           {"waits", c.waits},
           {"tokens_awaited", c.tokens_awaited},
           {"speed_tokens", c.speed_tokens},
+          {"dumps", c.dumps},
+          {"dump_failures", c.dump_failures},
           {"begin_ns", c.begin_ns},
           {"allocate_ns", c.allocate_ns},
           {"import_ns", c.import_ns},
           {"export_ns", c.export_ns},
           {"publish_ns", c.publish_ns},
           {"release_ns", c.release_ns},
-          {"wait_ns", c.wait_ns}};
+          {"wait_ns", c.wait_ns},
+          {"dump_ns", c.dump_ns}};
 }
 
 Attachment::Attachment(const std::string& cache, const std::string& directory, const std::string& name,

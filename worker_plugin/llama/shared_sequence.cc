@@ -61,7 +61,7 @@ bool SharedSequence::begin(std::size_t total, bool again) {
   kvtrie_begin_options options{};
   options.size = sizeof options;
   options.flags = keep_private_ ? std::uint32_t{KVTRIE_NO_PUBLISH} : 0U;
-  options.request_tag = static_cast<std::uint32_t>(id_);
+  options.request_tag = tag_;
   kvtrie_begin_result hit{};
   hit.size = sizeof hit;
   kvtrie_sequence fresh{};
@@ -219,7 +219,7 @@ void SharedSequence::decoded(std::span<const llama_token> tokens) {
 // A sequence that nothing happens to holds no pages of the pool, be they evicted meanwhile: begin() takes up again
 // where this was when the next page is full.
 void SharedSequence::rest() {
-  if (handed_ <= size_) release();
+  if (handed_ <= size_ && !context_.pages_stay_) release();
 }
 
 void SharedSequence::undo_import(std::size_t tokens) {

@@ -69,6 +69,7 @@ PreloadSettings settings_from_environment() {
   settings.wait = variable("KVTRIE_LLAMA_WAIT");
   if (settings.wait.empty()) settings.wait = "auto";
   settings.hashes = std::getenv("KVTRIE_LLAMA_HASHES") != nullptr ? variable("KVTRIE_LLAMA_HASHES") : default_hashes();
+  settings.dump = variable("KVTRIE_LLAMA_DUMP");
   settings.report = variable("KVTRIE_LLAMA_REPORT");
   if (const std::size_t at = settings.report.find("%p"); at != std::string::npos) {
     settings.report.replace(at, 2, std::to_string(::getpid()));
@@ -114,12 +115,19 @@ Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()
   } else {
     on_ = true;
   }
+  if (!on_ || settings_.dump.empty()) return;
+  std::string problem;
+  if (auto options = dump::parse_dump_options(settings_.dump, problem)) {
+    dumper_.emplace(*std::move(options));
+  } else {
+    say_once("KVTRIE_LLAMA_DUMP: " + problem, "");
+  }
 }
 
-void Process::say_once(const std::string& what) {
+void Process::say_once(const std::string& what, const char* of) {
   const std::lock_guard lock(saying_);
   if (!said_.insert(what).second) return;
-  std::fprintf(stderr, "kvtrie: prefixes are not shared: %s\n", what.c_str());
+  std::fprintf(stderr, "kvtrie: %s%s\n", of, what.c_str());
 }
 
 void Process::add_model(const llama_model* model, ModelSource source) noexcept {
@@ -175,6 +183,7 @@ llama_context* Process::share_context(llama_model* model, const llama_context_pa
         FingerprintOptions{.tenant = settings_.tenant, .hash_memory = settings_.hashes});
     shared->set_wait(wait);
     shared->set_say(&Process::say);
+    if (dumper_) shared->set_dumps(&*dumper_, &Process::say_of_dumps);
     tracked->share(std::move(shared));
     keep_context(context, std::move(tracked));
   } catch (...) {

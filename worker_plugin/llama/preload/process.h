@@ -12,6 +12,8 @@
 //                         is likely to cost less than to compute it, too
 //   KVTRIE_LLAMA_HASHES   folder where hashes of model files are remembered; empty: none ($XDG_CACHE_HOME/kvtrie,
 //                         ~/.cache/kvtrie)
+//   KVTRIE_LLAMA_DUMP     debug dumps before each llama_decode (docs/dumps.md): DIR[,raw][,after][,tag=N][,max=N], where a
+//                         sequence's tag is its id
 //   KVTRIE_LLAMA_REPORT   file for counters as JSON, %p in it stands for the process id; written when a context is
 //                         freed and at the end
 #pragma once
@@ -29,6 +31,7 @@
 #include <string>
 #include <vector>
 
+#include "dump/dumper.h"
 #include "worker_plugin/llama/preload/real.h"
 #include "worker_plugin/llama/preload/tracked_context.h"
 
@@ -42,6 +45,7 @@ struct PreloadSettings {
   std::string report;
   bool unify = false;
   std::string wait;  // never, auto, always
+  std::string dump;
 };
 PreloadSettings settings_from_environment();
 
@@ -78,12 +82,13 @@ class Process {
   TrackedContext* find(const llama_context* context);
   TrackedContext* find(llama_memory_t memory);
   void write_report() noexcept;
-  void say_once(const std::string& what);
+  void say_once(const std::string& what, const char* of = "prefixes are not shared: ");
 
  private:
   Process();
   void keep_context(llama_context* context, std::unique_ptr<TrackedContext> tracked);
   static void say(const std::string& what) { get().say_once(what); }
+  static void say_of_dumps(const std::string& what) { get().say_once(what, ""); }
   std::unique_ptr<TrackedContext> track(llama_context* context) const;
   SharedCache* cache();
   llama_context* share_context(llama_model* model, const llama_context_params& params);
@@ -92,6 +97,7 @@ class Process {
   Real real_;
   Calls calls_;
   bool on_ = false;
+  std::optional<dump::Dumper> dumper_;  // of all contexts
 
   const pid_t made_in_;  // a forked child reports nothing
   std::mutex saying_;    // of this; taken last

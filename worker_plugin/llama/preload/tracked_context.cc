@@ -154,10 +154,16 @@ std::int32_t TrackedContext::decode_ahead(Part& part) {
   while (part.imported + step <= part.leading && part.imported + step < part.tokens.size()) {
     for (std::size_t i = 0; i < step; ++i)
       positions[i] = static_cast<llama_pos>(part.size_before + part.imported + i);
+    std::optional<DecodeDump> dump;
+    if (shared_->dumps()) {
+      const ComputedTokens next{part.sequence, std::span(part.tokens).subspan(part.imported, step)};
+      dump.emplace(*shared_, std::span(&next, 1));
+    }
     const std::int32_t code = compute({static_cast<std::int32_t>(step), tokens.data() + part.imported, nullptr,
                                        positions.data(), counts.data(), ids.data(), outputs.data()});
     if (code != 0) return code;
     part.sequence->decoded(std::span(part.tokens).subspan(part.imported, step));
+    if (dump) dump->after();
     part.imported += step;
     part.ahead += step;
     ++counters_.batches_ahead;
@@ -232,8 +238,17 @@ void TrackedContext::decode_shared(const llama_batch& batch, std::vector<Part>& 
   std::size_t imported = 0;
   for (const Part& part : parts)
     imported += part.imported;
+  std::optional<DecodeDump> dump;
+  if (shared_->dumps() && ahead == 0) this->dump(parts, dump);
   code = ahead == 0 ? decode_rest(batch, parts, imported) : ahead;
   settle(parts, *code);
+  if (dump) dump->after();
+}
+
+void TrackedContext::dump(std::span<const Part> parts, std::optional<DecodeDump>& dump) const {
+  std::vector<ComputedTokens> batch;
+  for (const Part& part : parts) batch.push_back({part.sequence, std::span(part.tokens).subspan(part.imported)});
+  dump.emplace(*shared_, batch);
 }
 
 // The KV cache is as before the program's call, or, where that was answered, as llama.cpp left it.

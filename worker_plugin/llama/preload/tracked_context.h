@@ -16,11 +16,13 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
+#include "worker_plugin/llama/kvtrie_llama_dump.h"
 #include "worker_plugin/llama/preload/real.h"
 
 namespace kvtrie::llama {
@@ -102,6 +104,8 @@ class TrackedContext {
   std::int32_t decode_ahead(Part& part);
   std::int32_t decode_rest(const llama_batch& batch, std::vector<Part>& parts, std::size_t imported);
   void settle(std::vector<Part>& parts, std::int32_t code);
+  // Of what is left of the parts, when somebody wants it.
+  void dump(std::span<const Part> parts, std::optional<DecodeDump>& dump) const;
 
   const Real& real_;
   const Calls& calls_;
