@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -129,6 +130,36 @@ TEST(DumpTest, OffByDefaultAndForOneRequestOnly) {
     EXPECT_FALSE(parse_dump_options(wrong, error)) << wrong;
     EXPECT_FALSE(error.empty());
   }
+}
+
+// Engines ask before each batch: no more than the load of a flag. The best of many rounds, since hosts are busy.
+TEST(DumpTest, OffItCostsALoad) {
+  constexpr int kRounds = 50;
+  constexpr std::uint32_t kCalls = 20'000;
+  const auto best_ns = [](auto call) {
+    double best = 1e9;
+    for (int round = 0; round < kRounds; ++round) {
+      const auto start = std::chrono::steady_clock::now();
+      for (std::uint32_t i = 0; i < kCalls; ++i) call(i);
+      const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
+      best = std::min(best, took.count() / kCalls);
+    }
+    return best;
+  };
+  Dumper off;
+  volatile bool flag = false;
+  volatile std::uint64_t wanted = 0;
+  const auto count = [&](bool on) {
+    if (on) wanted = wanted + 1;
+  };
+  const double load_ns = best_ns([&](std::uint32_t) { count(flag); });
+  const double off_ns = best_ns([&](std::uint32_t i) {
+    asm volatile("" : : "r"(&off) : "memory");  // as in the next batch: nothing is known of it any more
+    count(off.wants(i));
+  });
+  RecordProperty("off_ns", std::to_string(off_ns));
+  EXPECT_EQ(wanted, 0U);
+  EXPECT_LT(off_ns, 2 * load_ns + 2) << "a load: " << load_ns;
 }
 
 TEST(DumpTest, IsThereWholeOrNotAtAllAndForTheOwnerAlone) {

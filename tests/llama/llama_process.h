@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/artifacts.h"
 #include "tests/support/kvtried_process.h"
 #include "tests/support/temporary_cache.h"
 
@@ -37,7 +38,13 @@ class LlamaTest : public testing::Test {
     EXPECT_EQ(made.code, 0) << made.err;
   }
   void TearDown() override {
-    if (!daemon_) return;
+    if (daemon_) stop();
+    if (!HasFailure() || pages_ == 0 || artifact_left_) return;
+    const Artifact left;
+    left.keep(cache_);
+    std::fprintf(stderr, "left behind: %s\n", left.path().c_str());
+  }
+  void stop() {
     const Ran verified = run(program("kvtrie") + " verify --cache " + cache_.name() + " --dir " + cache_.directory());
     EXPECT_EQ(verified.code, 0) << verified.out << verified.err;
     EXPECT_EQ(daemon_->stop(), 0) << daemon_->err();
@@ -73,6 +80,21 @@ class LlamaTest : public testing::Test {
     EXPECT_EQ(ran.code, 0) << ran.err;
     return ran.code == 0 ? Json::parse(ran.out) : Json();
   }
+  // Whether kvtrie-llama said the same to `words` with the cache as without: the tokens, and the logits bit for bit. If
+  // not, an artifact is left behind, with dumps of both once more, and the text names the first page that differs.
+  testing::AssertionResult same_answer(const Json& shared, const Json& alone, const std::string& words) const {
+    std::string what;
+    for (const char* key : {"tokens", "logits_hash"}) {
+      if (!shared.contains(key) || !alone.contains(key) || shared[key] != alone[key]) {
+        what += std::string(key) + " of " + shared.dump() + "\nand not of " + alone.dump() + "\n";
+      }
+    }
+    if (what.empty()) return testing::AssertionSuccess();
+    return testing::AssertionFailure() << what << artifact([&](const Artifact& left) {
+             (void)run(llama(words + cached() + "--dump " + left.shared() + ",raw,after"));
+             (void)run(llama(words + cached() + "--tenant artifact --dump " + left.alone() + ",raw,after"));
+           });
+  }
   std::uint64_t page_bytes(std::uint32_t tokens) const {
     const Ran ran = run(llama("--page-bytes " + std::to_string(tokens)));
     EXPECT_EQ(ran.code, 0) << ran.err;
@@ -102,10 +124,22 @@ class LlamaTest : public testing::Test {
     return text + " ";
   }
 
+  // What is said of it. Of the first failure of a test.
+  template <typename Dumps>
+  std::string artifact(Dumps write_dumps) const {
+    if (artifact_left_) return {};
+    artifact_left_ = true;
+    const Artifact left;
+    left.keep(cache_);
+    write_dumps(left);
+    return left.says();
+  }
+
   TemporaryCache cache_{"llama"};
   std::unique_ptr<KvtriedProcess> daemon_;
   std::uint64_t page_bytes_ = 0;
   std::uint32_t pages_ = 0;
+  mutable bool artifact_left_ = false;
 };
 
 // Programs that know nothing of kvtrie, with the preload library.
@@ -117,6 +151,18 @@ class PreloadedTest : public LlamaTest {
     return "KVTRIE_CACHE=" + cache_.name() + " KVTRIE_DIR=" + cache_.directory() +
            " KVTRIE_LLAMA_HASHES= " + "KVTRIE_LLAMA_REPORT=" + report_path() + " " + more +
            " LD_PRELOAD=" KVTRIE_TEST_PRELOAD;
+  }
+  // As same_answer(), for what a program prints; `more` as of preloaded().
+  testing::AssertionResult same_output(const Ran& shared, const Ran& alone, const std::string& command,
+                                       const std::string& more = "") const {
+    if (shared.out == alone.out) return testing::AssertionSuccess();
+    return testing::AssertionFailure() << shared.out << "and not\n"
+                                       << alone.out << shared.err << artifact([&](const Artifact& left) {
+             // Of the same calls of llama_decode: none is computed in parts.
+             const std::string dumps = more + " KVTRIE_LLAMA_WAIT=never KVTRIE_LLAMA_DUMP=";
+             (void)run(command, preloaded(dumps + left.shared() + ",after"));
+             (void)run(command, preloaded(dumps + left.alone() + ",after KVTRIE_TENANT=artifact"));
+           });
   }
   Json whole_report() const {
     std::ifstream file(report_path());

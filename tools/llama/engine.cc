@@ -138,6 +138,7 @@ Answer Engine::answer(const std::vector<llama_token>& prompt, std::size_t count)
   std::optional<SharedSequence> shared;
   if (shared_) shared.emplace(*shared_, 0).set_tag(options_.tag);
   SharedSequence* const sequence = shared ? &*shared : nullptr;
+  if (sequence != nullptr) sequence->ask_for_dumps(options_.ask_for_dumps);
   Answer answer;
   answer.prompt_tokens = prompt.size();
   const std::uint64_t waited_before = shared_ ? shared_->counters().wait_ns : 0;

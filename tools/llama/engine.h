@@ -36,8 +36,9 @@ struct EngineOptions {
   std::string hash_memory;
   std::string tenant;
   WaitSettings wait{.mode = WaitSettings::Mode::kAuto};
-  std::uint32_t tag = 0;         // of all its requests
-  dump::DumpOptions dump{};      // with a cache
+  std::uint32_t tag = 0;       // of all its requests
+  dump::DumpOptions dump{};    // with a cache
+  bool ask_for_dumps = false;  // of all its requests, whatever their tag
 };
 
 struct Answer {

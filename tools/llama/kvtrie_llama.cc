@@ -79,6 +79,7 @@ void add_options(CLI::App& app, Options& options) {
                  "Write debug dumps before each llama_decode: DIR[,raw][,after][,tag=N][,asked][,max=N]; see "
                  "docs/dumps.md (none)")
       ->type_name("OPTIONS");
+  app.add_flag("--ask-for-dumps", engine.ask_for_dumps, "Of this prompt, whatever tag= and asked say");
   app.add_option("--tag", engine.tag, "Request tag, in dumps and in `kvtrie workers --leases` (0)")->type_name("N");
   app.add_flag("--start-on-input", options.start_on_input,
                "Say `ready` on standard output when the model is loaded, begin with the next line of standard input");
