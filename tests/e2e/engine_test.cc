@@ -5,6 +5,8 @@
 // of one request at a time; and a fault of an engine would be seen.
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -24,7 +26,9 @@ struct Ended {
   std::string said;
 };
 
-Ended run_engine(const Words& words) {
+// What a run that fails leaves behind stays: in KVTRIE_ARTIFACTS, else in the build tree.
+Ended run_engine(Words words) {
+  if (std::getenv("KVTRIE_ARTIFACTS") == nullptr) words.insert(words.end(), {"--artifacts", KVTRIE_TEST_ARTIFACTS});
   ReplayProcess engine(testing::TempDir(), words, "kvtrie-engine");
   const int code = engine.wait();
   EXPECT_TRUE(left_behind_by(engine.pid()).empty());
@@ -61,6 +65,20 @@ TEST(EngineTest, AsSmallAPoolAsTheLongestRequestNeeds) {
   EXPECT_GT(run.json["counts"]["preempted"], 0);
 }
 
+// It should have failed, and left this behind.
+std::vector<std::string> take_away(const Ended& run) {
+  std::vector<std::string> names;
+  const std::string kept = run.json.is_object() ? run.json["kept"] : "";
+  EXPECT_TRUE(std::filesystem::is_directory(kept)) << run.said;
+  if (kept.empty()) return names;
+  EXPECT_NE(run.said.find("left behind        " + kept + "\n"), std::string::npos) << run.said;
+  for (const auto& entry : std::filesystem::directory_iterator(kept)) names.push_back(entry.path().filename());
+  std::filesystem::remove_all(kept);
+  EXPECT_TRUE(std::ranges::any_of(names, [](const std::string& name) { return name.ends_with(".seg"); }));
+  EXPECT_TRUE(std::ranges::any_of(names, [](const std::string& name) { return name.ends_with(".pool0"); }));
+  return names;
+}
+
 class SabotagedEngineTest : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Faults, SabotagedEngineTest, testing::Values("publish-early", "half-write", "foreign-page"),
                          [](const auto& instance) {
@@ -75,12 +93,65 @@ TEST_P(SabotagedEngineTest, IsFound) {
   EXPECT_GT(run.json["wrong_outputs"], 0);
   EXPECT_NE(run.said.find("differs from token"), std::string::npos) << run.said;
   EXPECT_EQ(run.json["lost_pages"], 0);
+  EXPECT_NE(run.json["first_wrong_page"], "");
+  (void)take_away(run);
+}
+
+// A pool that holds all, so that the wrong pages are still there at the end.
+TEST(EngineTest, AWrongRunLeavesDumpsThatNameThePage) {
+  const Ended run = run_engine({"--requests", "100", "--pages", "4096", "--fail", "0", "--sabotage", "foreign-page"});
+  EXPECT_EQ(run.code, 1) << run.said;
+  const std::string found = run.json["first_wrong_page"];
+  unsigned request = 0;
+  unsigned page = 0;
+  unsigned position = 0;
+  unsigned item = 0;
+  ASSERT_EQ(std::sscanf(found.c_str(), "request %u: page %u at position %u: part page [%u]", &request, &page, &position,
+                        &item),
+            4)
+      << found;
+  EXPECT_EQ(position % 16, 0U);
+  // The command that it says.
+  const std::string command = std::string(KVTRIE_TEST_BIN_DIR) + "/" + found.substr(found.find("kvtrie diff-dumps "));
+  std::FILE* const pipe = ::popen((command + " --json").c_str(), "re");
+  ASSERT_NE(pipe, nullptr);
+  const nlohmann::json diff = nlohmann::json::parse(pipe);
+  EXPECT_EQ(WEXITSTATUS(::pclose(pipe)), 1);
+  EXPECT_EQ(diff["tokens"], nullptr);
+  EXPECT_EQ(diff["pages"]["page_b"], page);
+  EXPECT_EQ(diff["pages"]["position"], position / 16);
+  EXPECT_EQ(diff["pages"]["item"], item);
+  const std::vector<std::string> left = take_away(run);
+  EXPECT_TRUE(std::ranges::find(left, "shared") != left.end() && std::ranges::find(left, "alone") != left.end());
+}
+
+TEST(EngineTest, ItsStepsAreDumped) {
+  const std::string folder = testing::TempDir() + test::unique_name("steps");
+  const Ended run = run_engine({"--requests", "8", "--workers", "1", "--fail", "0", "--dump", folder + ",after,tag=3"});
+  expect_right(run);
+  std::size_t before = 0;
+  std::size_t after = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    std::ifstream file(entry.path() / "info.json");
+    const nlohmann::json info = nlohmann::json::parse(file);
+    const bool with_it = std::ranges::any_of(info["requests"], [](const auto& one) { return one["request_tag"] == 3; });
+    EXPECT_TRUE(with_it) << entry.path();
+    (info["moment"] == "after" ? after : before) += 1;
+    for (const nlohmann::json& page : info["pages"])
+      EXPECT_TRUE(page["state"] == "read" || info["moment"] == "after") << entry.path();
+    EXPECT_TRUE(info["moment"] == "before" || info["pages"].size() > 0) << entry.path();
+  }
+  std::filesystem::remove_all(folder);
+  EXPECT_GT(before, 1U);
+  EXPECT_EQ(before, after);
 }
 
 TEST(EngineTest, NothingGoingOnIsAFailure) {
   const Ended run = run_engine({"--requests", "4", "--prefill-us", "1000000", "--stall-s", "1"});
   EXPECT_EQ(run.code, 1);
   EXPECT_NE(run.said.find("no progress"), std::string::npos) << run.said;
+  EXPECT_EQ(run.json["first_wrong_page"], "");
+  (void)take_away(run);
 }
 
 TEST(EngineTest, SaysWhatIsWrongWithItsArguments) {

@@ -44,6 +44,7 @@ struct RunSettings {
   char model[512];      // of llama.cpp
   char back_end[32];    // ...
   char schedules[512];  // ... folder for what the workers did (schedule.h)
+  char dump[512];       // options of the workers' debug dumps; empty: none
   std::uint64_t seed;
   std::uint64_t start_ns;
   std::uint32_t in_flight;     // requests that a worker has begun

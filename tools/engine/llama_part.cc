@@ -7,10 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <optional>
-#include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "tools/engine/llama_engine.h"
 #include "tools/engine/llama_replay.h"
@@ -42,11 +40,23 @@ class AloneEngine final : public Engine {
       work.first = first;
     }
   }
+  [[nodiscard]] const LlamaSession& session() const { return engine_.session(); }
 
  private:
   LlamaEngine engine_;
   const std::uint32_t chunk_;
 };
+
+// All that its KV depends on.
+std::vector<std::pair<std::string, std::string>> fields_of(const RunSettings& settings, const LlamaSession& session) {
+  const llama::Calls calls = llama::linked_calls();
+  if (const std::string reason = llama::reason_not_to_share(calls, session.context(), session.params());
+      !reason.empty())
+    throw std::runtime_error(reason);
+  const llama::ModelSource source =
+      llama::describe_model(llama::parts_of_model(settings.model), model_of(settings).params());
+  return llama::fingerprint(calls, source, session.context(), session.params(), {});
+}
 
 std::span<const std::uint32_t> answer_of(const RequestRecord& record) {
   return {record.answer, std::min<std::size_t>(record.answer_tokens, std::size(record.answer))};
@@ -101,14 +111,22 @@ EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape
   // A worker that replaces a killed one has its number, and a file of its own.
   auto schedule = std::make_unique<ScheduleWriter>(fmt::format("{}/{}.schedule", settings.schedules, ::getpid()));
   auto engine = std::make_unique<LlamaEngine>(model, settings, shape, std::move(schedule));
-  const LlamaSession& session = engine->session();
-  const llama::Calls calls = llama::linked_calls();
-  if (const std::string reason = llama::reason_not_to_share(calls, session.context(), session.params());
-      !reason.empty())
-    throw std::runtime_error(reason);
-  const llama::ModelSource source = llama::describe_model(llama::parts_of_model(settings.model), model.params());
   EngineInNamespace made;
-  made.fields = llama::fingerprint(calls, source, session.context(), session.params(), {});
+  made.fields = fields_of(settings, engine->session());
+  made.engine = std::move(engine);
+  return made;
+}
+
+AloneInNamespace make_alone_llama(const RunSettings& settings, const PageShape& shape, double page_bound) {
+  RunSettings right = settings;
+  right.sabotage = Sabotage::kNone;
+  auto engine = std::make_unique<AloneEngine>(right, shape);
+  AloneInNamespace made;
+  made.fields = fields_of(settings, engine->session());
+  made.is_right = [bytes = engine->session().shape().bytes(shape.tokens_per_page), tokens = shape.tokens_per_page,
+                   page_bound](std::span<const std::byte> page, std::span<const std::byte> right_page) {
+    return deviation(sample_of(page.first(bytes), tokens), sample_of(right_page.first(bytes), tokens)) <= page_bound;
+  };
   made.engine = std::move(engine);
   return made;
 }

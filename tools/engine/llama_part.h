@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,6 +27,12 @@ struct EngineInNamespace {
   std::vector<std::pair<std::string, std::string>> fields;  // all that its KV depends on
 };
 
+// ... with nothing of a run: steps of any length into memory of its caller.
+struct AloneInNamespace : EngineInNamespace {
+  // Whether a full page holds what `right` does, but for what a batch of other requests changes.
+  std::function<bool(std::span<const std::byte> page, std::span<const std::byte> right)> is_right;
+};
+
 [[nodiscard]] bool has_llama();
 
 // All throw std::runtime_error: the model or the back end cannot be loaded, or cannot share.
@@ -33,6 +40,8 @@ struct EngineInNamespace {
 [[nodiscard]] std::uint64_t llama_page_bytes(const RunSettings& settings, std::uint32_t tokens_per_page);
 // A worker's; it writes its schedule into settings.schedules.
 [[nodiscard]] EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape& shape);
+[[nodiscard]] AloneInNamespace make_alone_llama(const RunSettings& settings, const PageShape& shape,
+                                                double page_bound);
 // Runs the schedules of all workers again without a cache, and compares each page that was handed
 // in and each token that was chosen; and some answers with those of the request alone. Also throws when it is asked to
 // end.

@@ -52,7 +52,7 @@ std::string to_text(const LlamaResult& r) {
   if (r.differences.size() > kShown) text += fmt::format("    and {} more\n", r.differences.size() - kShown);
   if (r.alone > 0) text += fmt::format("  alone              {} of {} answers differ\n", r.alone_differ, r.alone);
   if (const std::string wrong = r.first_wrong(); !wrong.empty())
-    text += fmt::format("  first wrong        {}\n  left behind        {}\n", wrong, r.kept);
+    text += fmt::format("  first wrong        {}\n", wrong);
   return text;
 }
 

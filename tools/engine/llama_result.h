@@ -55,7 +55,6 @@ struct LlamaResult {
   std::uint32_t alone = 0;             // answers compared with those of the request alone
   std::uint32_t alone_differ = 0;
   double seconds = 0;
-  std::string kept;  // where the schedules are, of a run that is wrong
 
   // Empty, or the first thing that is wrong.
   [[nodiscard]] std::string first_wrong() const;

@@ -15,6 +15,7 @@ namespace {
 bool has_llama() { return false; }
 std::uint64_t llama_page_bytes(const RunSettings&, std::uint32_t) { fail(); }
 EngineInNamespace make_llama_engine(const RunSettings&, const PageShape&) { fail(); }
+AloneInNamespace make_alone_llama(const RunSettings&, const PageShape&, double) { fail(); }
 LlamaResult compare_llama(const Board&, const EngineOptions&, const std::function<bool()>&) { fail(); }
 
 }  // namespace kvtrie::engine

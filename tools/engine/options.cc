@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <map>
 
+#include "dump/dumper.h"
+
 namespace kvtrie::engine {
 namespace {
 
@@ -69,11 +71,21 @@ void add_options(CLI::App& app, EngineOptions& options) {
                  "... a page is wrong when so much of it is other than without the cache (0.05)")
       ->check(CLI::Range(0.0, 1e6));
   app.add_option("--alone", options.alone, "... answers compared with the request alone, only to see (20)");
+  app.add_option("--dump", options.dump,
+                 "Debug dumps of the engines' steps: DIR[,raw][,after][,tag=N][,max=N], where a request's tag is its "
+                 "number; see docs/dumps.md (none)")
+      ->type_name("OPTIONS");
+  app.add_option("--artifacts", options.artifacts,
+                 "Below it goes what a run that is wrong leaves behind (a folder for temporary files)")
+      ->envname("KVTRIE_ARTIFACTS")
+      ->type_name("DIR");
   app.add_option("--json", options.json, "Write the results here")->type_name("FILE");
 }
 
 std::string problem_of(const EngineOptions& options) {
   const bool llama = options.run.engine == EngineKind::kLlama;
+  std::string wrong_dump;
+  if (!options.dump.empty() && !dump::parse_dump_options(options.dump, wrong_dump)) return "--dump: " + wrong_dump;
   if (llama && options.model.empty()) return "--engine llama: with --model";
   if (llama && (options.run.same_tokens > 0 || options.run.slow_worker > 1 || options.run.prefill_token_us > 0))
     return "--engine llama: without --same-prompt, --slow-worker and --prefill-us";

@@ -27,6 +27,8 @@ struct EngineOptions {
   std::uint32_t stall_s = 30;  // without progress for so long, the run has failed
   RunSettings run{};           // but for cache, directory and start
   std::string json;
+  std::string dump;       // options of debug dumps; empty: none
+  std::string artifacts;  // folder for what a wrong run leaves behind; empty: that of temporary files
   // Of llama.cpp
   std::string model;
   std::string back_end;

@@ -63,7 +63,6 @@ nlohmann::ordered_json llama_json(const LlamaResult& llama) {
                                  {"alone", llama.alone},
                                  {"alone_differ", llama.alone_differ},
                                  {"seconds", llama.seconds},
-                                 {"kept", llama.kept},
                                  {"first_wrong", llama.first_wrong()},
                                  {"differences", nlohmann::ordered_json::array()},
                                  {"wrong_pages", nlohmann::ordered_json::array()}};
@@ -128,6 +127,7 @@ void compare_answers(const Board& board, const EngineOptions& options, RunResult
     const std::vector<std::uint32_t> right = reference_answer(engine, shape, make_request(board.workload(), index));
     const std::span given(record.answer, std::min<std::size_t>(record.answer_tokens, std::size(record.answer)));
     if (std::ranges::equal(given, right)) continue;
+    result.wrong_requests.push_back(index);
     if (result.wrong_answers++ > 0) continue;
     const auto differs = std::ranges::mismatch(given, right).in1 - given.begin();
     result.first_wrong =
@@ -162,6 +162,8 @@ std::string to_text(const RunResult& result, const EngineOptions& options) {
   text += fmt::format("  lost pages         {} (free {}, cached {})\n", result.pages_lost, result.pages_free,
                       result.pages_cached);
   text += fmt::format("  verify             {}\n", result.verify.empty() ? "clean" : result.verify);
+  if (!result.first_wrong_page.empty()) text += fmt::format("  wrong in the cache {}\n", result.first_wrong_page);
+  if (!result.kept.empty()) text += fmt::format("  left behind        {}\n", result.kept);
   return text;
 }
 
@@ -190,6 +192,8 @@ std::string to_json(const RunResult& result, const EngineOptions& options) {
   json["pages_free"] = result.pages_free;
   json["pages_cached"] = result.pages_cached;
   json["verify"] = result.verify;
+  json["first_wrong_page"] = result.first_wrong_page;
+  json["kept"] = result.kept;
   json["failure"] = result.failure;
   return json.dump(2) + "\n";
 }

@@ -30,6 +30,7 @@ struct RunResult {
   std::uint32_t finished = 0;
   std::uint32_t wrong_answers = 0;
   std::string first_wrong;
+  std::vector<std::uint32_t> wrong_requests;
   std::array<std::uint64_t, kCounts> counts{};
   std::array<std::uint64_t, kStages> failures{};
   std::array<std::uint64_t, kStages> kills{};
@@ -42,6 +43,8 @@ struct RunResult {
   std::uint64_t pages_lost = 0;
   std::uint64_t evictions = 0;
   std::optional<LlamaResult> llama;  // with --engine llama: instead of wrong_answers
+  std::string first_wrong_page;      // in the cache, of a run with wrong outputs
+  std::string kept;                  // where all of a run that is wrong is
   std::string verify;                // what `kvtrie verify` would say; empty: clean
 
   [[nodiscard]] bool right() const {

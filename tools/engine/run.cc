@@ -6,18 +6,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <stdexcept>
-#include <system_error>
-#include <utility>
+#include <vector>
 
 #include "tools/engine/crew.h"
+#include "tools/engine/failure.h"
 #include "tools/engine/llama_part.h"
 #include "tools/engine/report.h"
 #include "tools/replay/mix_report.h"
@@ -26,6 +25,7 @@
 namespace kvtrie::engine {
 namespace {
 
+constexpr std::size_t kLlamaSuspectsMax = 50;
 constexpr auto kRestLimit = std::chrono::seconds(5);
 
 // The replay's kvtried, on the system's clock. Places for the killed, which are given back a little
@@ -51,42 +51,37 @@ void put_text(char (&field)[N], const std::string& text) {
   std::memcpy(field, text.c_str(), text.size() + 1);
 }
 
-// What is left of a run that is wrong: llama.cpp's schedules.
-class Schedules {
- public:
-  explicit Schedules(bool wanted) {
-    if (!wanted) return;
-    path_ = (std::filesystem::temp_directory_path() / "kvtrie-engine-XXXXXX").string();
-    if (::mkdtemp(path_.data()) == nullptr) throw std::system_error(errno, std::generic_category(), path_);
+// Those that are wrong first. Of the others, which may have a wrong page of theirs, as many as are compared soon.
+std::vector<std::uint32_t> suspects(const RunResult& result, const EngineOptions& options) {
+  std::vector<std::uint32_t> all = result.wrong_requests;
+  std::size_t most = options.requests;
+  if (result.llama) {
+    most = kLlamaSuspectsMax;
+    for (const WrongPage& wrong : result.llama->wrong_pages) all.push_back(wrong.request);
+    for (const TokenDifference& wrong : result.llama->differences) all.push_back(wrong.request);
   }
-  Schedules(const Schedules&) = delete;
-  Schedules& operator=(const Schedules&) = delete;
-  ~Schedules() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] const std::string& path() const { return path_; }
-  std::string keep() { return std::exchange(path_, {}); }
+  for (std::uint32_t index = 0; index < options.requests; ++index) all.push_back(index);
+  std::set<std::uint32_t> known;
+  std::erase_if(all, [&known](std::uint32_t index) { return !known.insert(index).second; });
+  all.resize(std::min(all.size(), most));
+  return all;
+}
 
- private:
-  std::string path_;
-};
-
-// Segment and pools as they are at the end, so that `kvtrie` can look at them later.
-void copy_cache(const std::string& cache, const std::string& folder) {
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with("kvtrie." + cache + ".")) continue;
-    std::error_code ignored;  // a help; what is wrong is said all the same
-    std::filesystem::copy_file(entry.path(), folder + "/" + name, ignored);
+void leave_behind(const Board& board, const EngineOptions& options, Leftovers& leftovers, RunResult& result) {
+  leftovers.copy_cache(board.settings().cache);
+  const bool outputs_wrong = result.wrong_answers > 0 || (result.llama && !result.llama->first_wrong().empty());
+  if (outputs_wrong) {
+    result.first_wrong_page =
+        dump_first_wrong_page(board, options, suspects(result, options), leftovers.path());
   }
+  result.kept = leftovers.keep();
 }
 
 RunResult run_on(const EngineOptions& options, const std::string& program, replay::OwnCache& cache,
                  replay::Signals& signals) {
-  Schedules schedules(options.run.engine == EngineKind::kLlama);
+  Leftovers leftovers(options.artifacts);
   RunSettings settings = options.run;
-  put_text(settings.schedules, schedules.path());
+  put_text(settings.schedules, leftovers.path());
   put_text(settings.cache, cache.name());
   put_text(settings.directory, cache.directory());
   settings.start_ns = now_ns();
@@ -111,11 +106,8 @@ RunResult run_on(const EngineOptions& options, const std::string& program, repla
       signals.wait(std::chrono::milliseconds(0));
       return signals.asked_to_end();
     });
-    if (!result.right()) {
-      copy_cache(cache.name(), schedules.path());
-      result.llama->kept = schedules.keep();
-    }
   }
+  if (!result.right()) leave_behind(board, options, leftovers, result);
   return result;
 }
 
@@ -137,6 +129,7 @@ ExitCode run_engines(const EngineOptions& asked) {
     EngineOptions options = asked;
     put_text(options.run.model, options.model);
     put_text(options.run.back_end, options.back_end);
+    put_text(options.run.dump, options.dump);
     if (options.run.engine == EngineKind::kLlama && !ask_model(options)) return kExitUsage;
     replay::Signals signals;
     const std::string program = replay::own_path();

@@ -5,14 +5,19 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tools/engine/board.h"
+#include "tools/engine/dumping_engine.h"
 #include "tools/engine/engine_loop.h"
 #include "tools/engine/hash_engine.h"
 #include "tools/engine/llama_part.h"
@@ -54,12 +59,28 @@ kv::PrefillSpeed warm_up(Engine& engine, const kv::Geometry& geometry, std::uint
   return speed;
 }
 
+// Debug dumps of its steps, where they are asked for.
+std::unique_ptr<Engine> with_dumps(EngineInNamespace made, const RunSettings& settings, const PageShape& shape,
+                                   const char* name) {
+  if (settings.dump[0] == '\0') return std::move(made.engine);
+  std::string error;
+  const auto options = dump::parse_dump_options(settings.dump, error);
+  if (!options) throw std::runtime_error(error);
+  std::string fields;
+  for (const auto& [key, value] : made.fields) fields += key + "=" + value + "\n";
+  return std::make_unique<DumpingEngine>(std::move(made.engine), *options, name, fields, shape);
+}
+
 // All that its KV depends on: the hash's seed and the size of a token's KV.
+std::vector<std::pair<std::string, std::string>> hash_fields(const RunSettings& settings, const PageShape& shape) {
+  return {{"model", "hash"},
+          {"weights", fmt::format("{:x}", settings.seed)},
+          {"kv_bytes", fmt::format("{}", shape.page_bytes / shape.tokens_per_page)}};
+}
+
 EngineInNamespace make_hash_engine(const RunSettings& settings, const kv::Geometry& geometry, std::uint32_t number) {
   EngineInNamespace made;
-  made.fields = {{"model", "hash"},
-                 {"weights", fmt::format("{:x}", settings.seed)},
-                 {"kv_bytes", fmt::format("{}", geometry.page_bytes / geometry.tokens_per_page)}};
+  made.fields = hash_fields(settings, {geometry.tokens_per_page, geometry.page_bytes});
   made.engine = std::make_unique<HashEngine>(
       HashModel{.seed = settings.seed,
                 .tokens_per_page = geometry.tokens_per_page,
@@ -73,7 +94,7 @@ void serve(Board& board, std::uint32_t number) {
   const kv::Library library = kv::Library::linked();
   const kv::Worker worker = attach(library, settings, fmt::format("engine-{}", number));
   const kv::Geometry geometry = worker.geometry();
-  const EngineInNamespace made = settings.engine == EngineKind::kLlama
+  EngineInNamespace made = settings.engine == EngineKind::kLlama
                                      ? make_llama_engine(settings, {geometry.tokens_per_page, geometry.page_bytes})
                                      : make_hash_engine(settings, geometry, number);
   std::vector<kvtrie_field> fields;
@@ -82,10 +103,24 @@ void serve(Board& board, std::uint32_t number) {
   const char* const label = settings.engine == EngineKind::kLlama ? "llama.cpp" : "hash";
   const kvtrie_namespace name_space = worker.open_namespace(fields, label);
   const kv::PrefillSpeed measured = warm_up(*made.engine, geometry, settings.chunk);
-  EngineLoop(worker, name_space, *made.engine, board, number, measured).run();
+  const std::unique_ptr<Engine> engine =
+      with_dumps(std::move(made), settings, {geometry.tokens_per_page, geometry.page_bytes}, label);
+  EngineLoop(worker, name_space, *engine, board, number, measured).run();
 }
 
 }  // namespace
+
+AloneInNamespace make_alone_engine(const RunSettings& settings, const PageShape& shape, double page_bound) {
+  if (settings.engine == EngineKind::kLlama) return make_alone_llama(settings, shape, page_bound);
+  AloneInNamespace made;
+  made.fields = hash_fields(settings, shape);
+  made.engine = std::make_unique<HashEngine>(
+      HashModel{.seed = settings.seed, .tokens_per_page = shape.tokens_per_page, .page_bytes = shape.page_bytes});
+  made.is_right = [](std::span<const std::byte> page, std::span<const std::byte> right) {
+    return std::ranges::equal(page, right);
+  };
+  return made;
+}
 
 int run_worker(int board_fd, std::uint32_t worker) {
   Board board(board_fd);

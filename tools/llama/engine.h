@@ -15,7 +15,7 @@
 
 #include "dump/dumper.h"
 #include "worker_plugin/llama/kvtrie_llama.h"
-#include "worker_plugin/llama/kvtrie_llama_dump.h"
+#include "worker_plugin/llama/kvtrie_dump.h"
 
 namespace kvtrie::llama {
 

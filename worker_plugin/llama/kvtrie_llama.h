@@ -159,7 +159,7 @@ class SharedContext {
   // Before its sequences are used.
   void set_wait(const WaitSettings& settings) { wait_ = settings; }
   void set_say(Say say) { say_ = say; }
-  // Debug dumps (kvtrie_llama_dump.h); NULL, or one that is off: none. `dumper` outlives this. `say` is told of the first
+  // Debug dumps (kvtrie_dump.h); NULL, or one that is off: none. `dumper` outlives this. `say` is told of the first
   // one that could not be written, and may be NULL.
   void set_dumps(dump::Dumper* dumper, Say say);
   // Whether there are any: ask before a batch is put together for them.

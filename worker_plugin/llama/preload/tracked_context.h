@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "worker_plugin/llama/kvtrie_llama.h"
-#include "worker_plugin/llama/kvtrie_llama_dump.h"
+#include "worker_plugin/llama/kvtrie_dump.h"
 #include "worker_plugin/llama/preload/real.h"
 
 namespace kvtrie::llama {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 
-#include "worker_plugin/llama/kvtrie_llama_dump.h"
+#include "worker_plugin/llama/kvtrie_dump.h"
 
 #include <algorithm>
 #include <exception>
