@@ -182,7 +182,7 @@ TEST_F(LlamaDumpTest, AnUnmodifiedProgramIsDumpedByItsVariable) {
 // others write into what is free.
 TEST_F(LlamaDumpTest, PagesAreHeldWhileTheyAreDumped) {
   serve(16, 90);
-  const std::string prompt = tokens(600) + "-n 8 ";
+  const std::string prompt = tokens(600) + "-n 16 ";
   (void)answer(prompt + cached());
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
@@ -191,6 +191,16 @@ TEST_F(LlamaDumpTest, PagesAreHeldWhileTheyAreDumped) {
     ::execl("/bin/sh", "sh", "-c", (command + " >" + folder("out")).c_str(), nullptr);
     ::_exit(127);
   }
+  struct Ended {
+    pid_t pid;
+    ~Ended() {
+      if (pid > 0 && ::waitpid(pid, nullptr, WNOHANG) == 0) {
+        ::kill(pid, SIGKILL);
+        ::waitpid(pid, nullptr, 0);
+      }
+    }
+  };
+  const Ended ended{child};
   // Not the first one: the sequence holds what it has just imported.
   const auto unfinished = [&] {
     for (const std::string& dump : dumps_in(folder("dumps"))) {
@@ -301,11 +311,13 @@ TEST_F(LlamaDumpTest, AFailureLeavesADumpThatNamesThePageAndTheCacheAsItWas) {
 TEST_F(LlamaDumpTest, AFailureOfAnUnmodifiedProgramNamesThePage) {
   keep_artifacts_here();
   serve(16);
-  const Ran alone = run(plain());
-  (void)run(plain(), preloaded("KVTRIE_LLAMA_DUMP=" + folder("cold") + ",after,max=2"));
+  const std::string program =
+      std::string(KVTRIE_TEST_ODD_ENGINE) + " context_of " + model() + " " + back_end_library() + " 1024";
+  const Ran alone = run(program);
+  (void)run(program, preloaded("KVTRIE_LLAMA_DUMP=" + folder("cold") + ",after,max=2"));
   const Json page = info_of(dumps_in(folder("cold"))[1])["pages"][1];
   for (std::uint64_t token = 0; token < 16; ++token) (void)flip(page["page"], page["parts"][0], token * 64 + 3);
-  const testing::AssertionResult result = same_output(run(plain(), preloaded()), alone, plain());
+  const testing::AssertionResult result = same_output(run(program, preloaded()), alone, program);
   EXPECT_FALSE(result);
   const std::string name = "first page that differs: page " + page["page"].dump() +
                            " of the cache, part k.0, request 0 position 1 plane 0 (page ";
