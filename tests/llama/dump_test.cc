@@ -182,7 +182,7 @@ TEST_F(LlamaDumpTest, AnUnmodifiedProgramIsDumpedByItsVariable) {
 // others write into what is free.
 TEST_F(LlamaDumpTest, PagesAreHeldWhileTheyAreDumped) {
   serve(16, 90);
-  const std::string prompt = tokens(600) + "-n 16 ";
+  const std::string prompt = tokens(592) + "-n 16 ";
   (void)answer(prompt + cached());
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
