@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <optional>
 #include <set>
 
 #include "tests/llama/llama_process.h"
@@ -55,7 +56,16 @@ class LlamaDumpTest : public PreloadedTest {
     return at;
   }
   // Artifacts of this test's failures go away with it.
-  void keep_artifacts_here() const { ASSERT_EQ(::setenv("KVTRIE_ARTIFACTS", folder("artifacts").c_str(), 1), 0); }
+  void keep_artifacts_here() {
+    const char* const before = std::getenv("KVTRIE_ARTIFACTS");
+    artifacts_before_ = before == nullptr ? "" : before;
+    ASSERT_EQ(::setenv("KVTRIE_ARTIFACTS", folder("artifacts").c_str(), 1), 0);
+  }
+  void TearDown() override {
+    PreloadedTest::TearDown();
+    if (artifacts_before_) (void)::setenv("KVTRIE_ARTIFACTS", artifacts_before_->c_str(), 1);  // empty: as none
+  }
+  std::optional<std::string> artifacts_before_;
 };
 
 TEST_F(LlamaDumpTest, HasWhatIsComputedAndThePagesThatItReads) {
