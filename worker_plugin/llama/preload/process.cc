@@ -93,17 +93,8 @@ Process& Process::get() noexcept {
 Process* Process::existing() { return the_process; }
 
 Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()) {
-  const LoadedLibrary library = find_loaded_llama(reinterpret_cast<const void*>(&settings_from_environment));
-  const auto find = [&](const char* name, auto& call) {
-    call = reinterpret_cast<std::remove_reference_t<decltype(call)>>(
-        library.handle == nullptr ? nullptr : ::dlsym(library.handle, name));
-  };
-#define KVTRIE_LLAMA_FIND(name) find(#name, real_.name);
-  KVTRIE_LLAMA_INTERPOSED(KVTRIE_LLAMA_FIND)
-#undef KVTRIE_LLAMA_FIND
-  find("_Z26llama_set_embeddings_nextnP13llama_contextbb", real_.set_embeddings_nextn);
-  find("_Z30llama_set_embeddings_layer_inpP13llama_contextjb", real_.set_embeddings_layer_inp);
   if (settings_.cache.empty()) return;
+  const LoadedLibrary library = find_loaded_llama(reinterpret_cast<const void*>(&settings_from_environment));
   std::string missing;
   if (!library.problem.empty()) {
     say_once(library.problem);
@@ -113,6 +104,22 @@ Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()
     say_once(library.path + " is llama.cpp " + version + ", and this was built for " KVTRIE_LLAMA_API);
   } else {
     on_ = true;
+  }
+}
+
+// Copies that are loaded later come with models of their own.
+const Copy& Process::copy_for(Place place, const void* caller) noexcept {
+  using enum Place;
+  const bool makes = place == llama_model_load_from_file || place == llama_load_model_from_file ||
+                     place == llama_model_load_from_splits || place == llama_init_from_model ||
+                     place == llama_new_context_with_model;
+  try {
+    for (const std::string& path : makes ? copies_.look_again() : std::vector<std::string>()) {
+      if (on_) say_once("another copy of libllama is loaded, and what is computed with that one is its own: " + path);
+    }
+    return copies_.of(caller);
+  } catch (const std::exception&) {  // no memory
+    return copies_.first();
   }
 }
 
@@ -133,6 +140,22 @@ void Process::add_model(const llama_model* model, ModelSource source) noexcept {
 void Process::remove_model(const llama_model* model) noexcept {
   const std::lock_guard lock(making_);
   models_.erase(model);
+  changed_.erase(model);
+}
+
+void Process::model_changes(const llama_model* model, const char* why) noexcept {
+  const std::lock_guard making(making_);
+  try {
+    changed_[model] = why;
+  } catch (const std::exception&) {
+    models_.erase(model);  // not known, not shared
+  }
+  const std::lock_guard lock(mutex_);
+  for (const auto& [context, tracked] : contexts_) {
+    if (calls_.llama_get_model(context) != model) continue;
+    const std::lock_guard inside(tracked->mutex);  // not while it computes
+    tracked->stop(why);
+  }
 }
 
 SharedCache* Process::cache() {
@@ -153,6 +176,7 @@ void Process::keep_context(llama_context* context, std::unique_ptr<TrackedContex
 llama_context* Process::share_context(llama_model* model, const llama_context_params& params) {
   const auto source = models_.find(model);
   if (source == models_.end()) throw Refused("a model that was not loaded from files");
+  if (const auto changed = changed_.find(model); changed != changed_.end()) throw Refused(changed->second);
   if (const std::string reason = reason_not_to_share(source->second); !reason.empty()) throw Refused(reason);
   const llama_context_params wanted = shareable_params(params, settings_.unify);
   const WaitSettings wait{.mode = wait_mode(settings_.wait)};
