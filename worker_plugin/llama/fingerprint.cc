@@ -185,7 +185,7 @@ Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_co
 
 std::string reason_not_to_share(const ModelSource& source) {
   const bool weights = !source.params.no_alloc && !source.params.vocab_only;
-  return weights ? "" : "its model was loaded without weights";
+  return weights ? "" : "its model was loaded without weights and computes nothing (to measure memory? Of it alone)";
 }
 
 std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params) {

@@ -48,6 +48,7 @@ std::string report_of(const TrackedContext& context) {
   add("batches_ahead", batches.batches_ahead);
   add("tokens_given", batches.tokens_given);
   add("tokens_seen", batches.tokens_seen);
+  add("states_restored", batches.states_restored);
   if (const SharedContext* shared = context.shared()) {
     for (const auto& [name, value] : list(shared->counters()))
       add(name, value);

@@ -365,7 +365,10 @@ void TrackedContext::saved(llama_seq_id id, std::span<const std::uint8_t> state)
 
 void TrackedContext::restored(llama_seq_id id, std::span<const std::uint8_t> state) {
   if (!shared_ || stopped_ || state.empty() || beyond(id)) return;
-  if (const SharedSequence* const known = saved_.find(state)) sequence(id).copied_from(*known, known->size());
+  const SharedSequence* const known = saved_.find(state);
+  if (known == nullptr) return;
+  sequence(id).copied_from(*known, known->size());
+  ++counters_.states_restored;
 }
 
 }  // namespace kvtrie::llama

@@ -34,6 +34,7 @@ struct BatchCounters {
   std::uint64_t batches_ahead = 0;   // parts of batches that were computed before the rest, for those who wait
   std::uint64_t tokens_given = 0;    // by the program
   std::uint64_t tokens_seen = 0;     // by llama_decode
+  std::uint64_t states_restored = 0;  // of sequences, that the program had taken out itself
 };
 
 class TrackedContext {
