@@ -106,7 +106,8 @@ EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape
   if (const std::string reason = llama::reason_not_to_share(calls, session.context(), session.params());
       !reason.empty())
     throw std::runtime_error(reason);
-  const llama::ModelSource source = llama::describe_model(llama::parts_of_model(settings.model), model.params());
+  const llama::ModelSource source =
+      llama::describe_model(llama::parts_of_model(settings.model), model.params(), llama_max_devices());
   EngineInNamespace made;
   made.fields = llama::fingerprint(calls, source, session.context(), session.params(), {});
   made.engine = std::move(engine);

@@ -17,6 +17,7 @@
   CALL(llama_version)            \
   CALL(llama_decode)             \
   CALL(llama_synchronize)        \
+  CALL(llama_max_devices)        \
   CALL(llama_get_model)          \
   CALL(llama_get_memory)         \
   CALL(llama_n_ctx)              \

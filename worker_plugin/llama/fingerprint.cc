@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
@@ -79,7 +80,12 @@ std::string loaded_with(const Calls& calls, const ModelSource& source) {
   std::string all = text("gpu_layers=%d split=%d main_gpu=%d extra_bufts=%d", params.n_gpu_layers,
                          static_cast<int>(params.split_mode), params.main_gpu, params.use_extra_bufts ? 1 : 0);
   if (params.no_host) all += " no_host";
-  const std::string rest = source.overrides + devices;
+  // Which device computes what, and devices of another kind compute other last bits. All 0 is as none.
+  std::string split;
+  if (std::ranges::any_of(source.split, [](float part) { return part != 0; })) {
+    for (const float part : source.split) split += text("%a,", static_cast<double>(part));
+  }
+  const std::string rest = source.overrides + devices + split;
   return rest.empty() ? all : all + " " + short_hash(rest);
 }
 
@@ -137,8 +143,10 @@ std::vector<std::string> parts_of_model(const std::string& path) {
   return parts;
 }
 
-ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params) {
-  ModelSource source{{}, params, {}, {}};
+ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params,
+                           std::size_t devices_max) {
+  ModelSource source{{}, params, {}, {}, {}};
+  if (params.tensor_split != nullptr) source.split.assign(params.tensor_split, params.tensor_split + devices_max);
   for (const ggml_backend_dev_t* device = params.devices; device != nullptr && *device != nullptr; ++device)
     source.devices.push_back(*device);
   for (const std::string& path : paths)

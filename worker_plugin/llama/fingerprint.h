@@ -25,11 +25,13 @@ struct ModelSource {
   std::vector<FileVersion> files;  // as they were when it was loaded
   llama_model_params params{};     // it was loaded with; pointers in it may be gone, so see below
   std::vector<ggml_backend_dev_t> devices;  // params.devices, without the NULL
+  std::vector<float> split;        // params.tensor_split: parts of the model on each device
   std::string overrides;           // text of params.kv_overrides and tensor_buft_overrides while they were there
 };
 // Throws std::system_error: a file is not there. Before the model is loaded, so that what is put in its place meanwhile
-// is seen: a model whose files are others by the time of fingerprint() is refused.
-ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params);
+// is seen: a model whose files are others by the time of fingerprint() is refused. `devices_max`: llama_max_devices().
+ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params,
+                           std::size_t devices_max);
 
 struct FingerprintOptions {
   std::string tenant;       // salt: pages are shared among equal ones only

@@ -106,7 +106,7 @@ __attribute__((destructor)) void report_at_end() {
 template <typename Paths>
 std::optional<kvtrie::llama::ModelSource> described(Paths paths, const llama_model_params& params) noexcept {
   try {
-    return kvtrie::llama::describe_model(paths(), params);
+    return kvtrie::llama::describe_model(paths(), params, Process::get().devices_max());
   } catch (const std::exception&) {
     return std::nullopt;  // no file, or no memory: a model that is not known, and not shared
   }

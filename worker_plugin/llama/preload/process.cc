@@ -99,10 +99,14 @@ Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()
   std::string missing;
   if (!library.problem.empty()) {
     say_once(library.problem);
-  } else if (!find_calls(library.handle, calls_, missing)) {
-    say_once(library.path + " has no " + missing + ": not the llama.cpp that this was built for");
-  } else if (const std::string version = calls_.llama_version(); version != KVTRIE_LLAMA_API) {
+    return;
+  }
+  const bool complete = find_calls(library.handle, calls_, missing);
+  const std::string version = calls_.llama_version == nullptr ? "" : calls_.llama_version();
+  if (!version.empty() && version != KVTRIE_LLAMA_API) {
     say_once(library.path + " is llama.cpp " + version + ", and this was built for " KVTRIE_LLAMA_API);
+  } else if (!complete) {
+    say_once(library.path + " has no " + missing + ": not the llama.cpp that this was built for");
   } else {
     on_ = true;
   }

@@ -66,6 +66,7 @@ class Process {
   static Process* existing();
 
   [[nodiscard]] const Real& real() const { return real_; }
+  [[nodiscard]] std::size_t devices_max() const { return calls_.llama_max_devices(); }
   // The libllama that a call goes to which came from there.
   const Copy& copy_for(Place place, const void* caller) noexcept;
   // Whether this call is looked at: a cache is named, the libllama is the one that this was built for, and llama.cpp
