@@ -194,15 +194,23 @@ void no_memory(Odd& odd) {
   }
 }
 
-// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that.
+// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that, s takes
+// the sequence's state out, r puts it back, b with another bit.
 void told(Odd& odd) {
   odd.params.n_batch = 1024;
   odd.start();
   const int size = std::atoi(odd.more.c_str());
   std::uint32_t name = 20;
+  std::vector<std::uint8_t> state;
   for (int c = 0; (c = std::getchar()) != EOF; ++name) {
     if (c == 'c') llama_memory_clear(odd.memory, true);
     if (c == 'd') odd.decode("told", words(name, static_cast<std::size_t>(size)), 0);
+    if (c == 's') {
+      state.resize(llama_state_seq_get_size(odd.context, 0));
+      (void)llama_state_seq_get_data(odd.context, state.data(), state.size(), 0);
+    }
+    if (c == 'b') state[state.size() - 64] ^= 1;  // of a value in it
+    if (c == 'b' || c == 'r') (void)llama_state_seq_set_data(odd.context, state.data(), state.size(), 0);
     for (int i = 0; c == 'g' && i < 48; ++i)
       odd.decode("told", words(name + static_cast<std::uint32_t>(i), 1), size + i);
   }

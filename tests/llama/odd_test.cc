@@ -180,6 +180,24 @@ TEST_F(LlamaOddTest, IsFlushedWhileItWaits) {
   EXPECT_EQ(told_, "");
 }
 
+// As llama-server's prompt cache does. What comes back goes on where it was; after a flush it is private as before.
+TEST_F(LlamaOddTest, PutsStatesBack) {
+  serve(16);
+  told("200", "dsc", "drg", [] {});
+  EXPECT_EQ(report()[0]["states_restored"], 1);
+  EXPECT_EQ(report()[0]["pages_published"], 200 / 16 + 248 / 16);
+  told("200", "dsc", "dbg", [] {});  // one bit is another
+  EXPECT_EQ(report()[0]["states_restored"], 0);
+  EXPECT_EQ(report()[0]["pages_published"], 0);
+  const auto flush = [&] {
+    const Ran flushed = run(program("kvtrie") + " flush 0 --cache " + cache_.name() + " --dir " + cache_.directory());
+    ASSERT_EQ(flushed.code, 0) << flushed.err;
+  };
+  told("200", "dsc", "drg", flush);
+  EXPECT_EQ(report()[0]["states_restored"], 1);
+  EXPECT_EQ(report()[0]["pages_published"], 200 / 16);  // the one that was computed behind the flush
+}
+
 // Evicted is not flushed: it is published again.
 TEST_F(LlamaOddTest, IsEvictedWhileItWaits) {
   serve(16);
