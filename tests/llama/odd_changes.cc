@@ -120,6 +120,18 @@ void sampler(Odd& odd) {
   std::printf("token %d\n", llama_get_sampled_token_ith(odd.context, 199));
 }
 
+// From the start: a chain can be made ready for a back end once.
+void sampler_from_the_start(Odd& odd) {
+  llama_sampler* const chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+  llama_sampler_chain_add(chain, llama_sampler_init_greedy());
+  llama_sampler_seq_config config{0, chain};
+  odd.params.samplers = &config;
+  odd.params.n_samplers = 1;
+  odd.start();
+  odd.decode("sampled", words(1, 200), 0);
+  std::printf("token %d\n", llama_get_sampled_token_ith(odd.context, 199));
+}
+
 // By one context of two; a third one comes later.
 void trained(Odd& odd) {
   odd.params.type_k = odd.params.type_v = GGML_TYPE_F32;
@@ -230,6 +242,7 @@ const Modes& changes() {
       {"lora", lora},
       {"read_lora", read_lora},
       {"sampler", sampler},
+      {"sampler_from_the_start", sampler_from_the_start},
       {"trained", trained},
       {"threads", threads},
       {"split", split},

@@ -120,6 +120,7 @@ TEST_F(LlamaOddTest, StopsSharingAndSaysSo) {
     EXPECT_EQ(report()[0]["pages_published"], reads ? 6 : 0);
     EXPECT_EQ(report()[0]["tokens_imported"], reads ? 0 : 192);
   }
+  EXPECT_NE(same(odd("sampler_from_the_start")).err.find("samples"), std::string::npos);
   EXPECT_EQ(same(odd("warmed_up")).err, "");
   EXPECT_EQ(report()[0]["pages_published"], 12);  // of the last prompt alone
   EXPECT_NE(run(odd("none"), preloaded()).err.find("no call"), std::string::npos);

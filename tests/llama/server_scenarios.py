@@ -105,9 +105,9 @@ class Server:
         return self
 
     def context(self):
-        """Of the context that computes: others measure memory."""
+        """Of the context that computes: others measure memory, or foresee tokens."""
         contexts = json.loads(self.report_file.read_text())["contexts"]
-        return max(contexts, key=lambda c: c["tokens_given"])
+        return max(contexts, key=lambda c: (c["sharing"], c["tokens_given"]))
 
 
 class Scenarios:
@@ -206,6 +206,32 @@ class Scenarios:
         self.check("pages imported", c["pages_imported"] >= 300 // 16, c)
         self.check("diverged", c["diverged"] > 0, c)
 
+    def other_flags(self):
+        print("other ways to run it")
+        system = words(70, 400)
+        # The third is the second one without its beginning, the fourth repeats itself.
+        prompts = [system + words(71, 100), system + words(72, 40), (system + words(72, 40))[64:],
+                   system + 12 * words(73, 8)]
+        ways = {"flash": ["-fa", "on"], "reuse": ["--cache-reuse", "32", "-np", "1"], "small": ["-b", "128", "-ub", "64"],
+                "draft": ["-md", self.options.model, "--spec-type", "draft-simple"], "sampled": ["--backend-sampling"]}
+        for way, more in ways.items():
+            flags, texts = ["-c", "4096", *more], {}
+            for name, tenant in (("alone", None), ("first", f"f-{way}"), ("second", f"f-{way}")):
+                server = self.server(f"{way}_{name}", flags, tenant).ready()
+                texts[name] = [server.ask(prompt, 24)[0] for prompt in prompts]
+                server.end()
+                self.check(f"{way}_{name}: the same texts", texts[name] == texts["alone"])
+                if tenant is not None and way != "sampled":
+                    c = self.report(server)
+            if way == "sampled":
+                self.check("a sampler in the back end is said", server.said("samples in the back end") == 1)
+            elif way == "reuse":
+                self.check("moved what its slot had", server.said("reusing chunk") > 0 and c["diverged"] > 0, c)
+            elif way == "draft":
+                self.check("looked ahead", server.said("draft acceptance") > 0)
+            if way != "sampled":
+                self.check(f"{way}: pages imported", c["pages_imported"] >= 400 // 16, c)
+
     def own_caches(self):
         print("slots with KV caches of their own (-np 2): passed through, or made one")
         flags, prompts = ["-c", "4096", "-np", "2"], [words(50, 400) + words(51 + i, 30) for i in range(2)]
@@ -265,7 +291,7 @@ def main():
     parser.add_argument("--only", action="append", help="a scenario")
     options = parser.parse_args()
     scenarios = Scenarios(options)
-    names = options.only or ["one_after_the_other", "conversations", "context_shift", "own_caches", "killed"]
+    names = options.only or ["one_after_the_other", "conversations", "context_shift", "other_flags", "own_caches", "killed"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for name in names:

@@ -103,8 +103,7 @@ EngineInNamespace make_llama_engine(const RunSettings& settings, const PageShape
   auto engine = std::make_unique<LlamaEngine>(model, settings, shape, std::move(schedule));
   const LlamaSession& session = engine->session();
   const llama::Calls calls = llama::linked_calls();
-  if (const std::string reason = llama::reason_not_to_share(calls, session.context(), session.params());
-      !reason.empty())
+  if (const std::string reason = llama::reason_not_to_share(calls, model.get(), session.params()); !reason.empty())
     throw std::runtime_error(reason);
   const llama::ModelSource source =
       llama::describe_model(llama::parts_of_model(settings.model), model.params(), llama_max_devices());

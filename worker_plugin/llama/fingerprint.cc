@@ -196,9 +196,7 @@ std::string reason_not_to_share(const ModelSource& source) {
   return weights ? "" : "its model was loaded without weights and computes nothing (to measure memory? Of it alone)";
 }
 
-std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params) {
-  const llama_model* const model = calls.llama_get_model(context);
-  if (calls.llama_get_memory(context) == nullptr) return "it has no KV cache";
+std::string reason_not_to_share(const Calls& calls, const llama_model* model, const llama_context_params& params) {
   if (calls.llama_model_is_recurrent(model) || calls.llama_model_is_hybrid(model)) {
     return "its model keeps a recurrent state, which is no pages";
   }

@@ -48,8 +48,9 @@ bool long_positions(const Calls& calls, const llama_model* model, std::uint32_t 
 Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_context* context,
                    const llama_context_params& params, const FingerprintOptions& options);
 
-// Empty, or why pages of a model that was loaded so, or of this context, cannot be shared.
+// Empty, or why pages of a model that was loaded so, or of contexts that are made so of it, cannot be shared. Before a
+// context is made: one that is refused later has used what is in its parameters (samplers can be used once).
 std::string reason_not_to_share(const ModelSource& source);
-std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params);
+std::string reason_not_to_share(const Calls& calls, const llama_model* model, const llama_context_params& params);
 
 }  // namespace kvtrie::llama

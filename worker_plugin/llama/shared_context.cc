@@ -179,7 +179,9 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
       memory_(calls.llama_get_memory(context)),
       scratch_(static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1) {
   if (const std::string reason = reason_not_to_share(source); !reason.empty()) throw Refused(reason);
-  if (const std::string reason = reason_not_to_share(calls_, context, params); !reason.empty()) throw Refused(reason);
+  if (memory_ == nullptr) throw Refused("it has no KV cache");
+  const llama_model* const model = calls_.llama_get_model(context);
+  if (const std::string reason = reason_not_to_share(calls_, model, params); !reason.empty()) throw Refused(reason);
   if (!params.kv_unified) throw Refused("its KV cache is not unified");
   shape_ = probe_state(calls_, context);
   const std::uint64_t bytes = shape_.bytes(tokens_per_page());

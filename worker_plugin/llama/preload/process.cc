@@ -183,6 +183,7 @@ llama_context* Process::share_context(llama_model* model, const llama_context_pa
   if (source == models_.end()) throw Refused("a model that was not loaded from files");
   if (const auto changed = changed_.find(model); changed != changed_.end()) throw Refused(changed->second);
   if (const std::string reason = reason_not_to_share(source->second); !reason.empty()) throw Refused(reason);
+  if (const std::string reason = reason_not_to_share(calls_, model, params); !reason.empty()) throw Refused(reason);
   const llama_context_params wanted = shareable_params(params, settings_.unify);
   const WaitSettings wait{.mode = wait_mode(settings_.wait)};
   SharedCache* const cache = this->cache();
