@@ -35,12 +35,12 @@
  *
  * What a wrong guess costs: an owner that never comes costs one limit, slowness * gain + grace at most; one that is
  * slow but publishes is found out at its first pages, or grace later at most. Not before: until then it looks as one
- * does that is as fast as we and publishes all at its end (wait_policy_test, ASlowOwnerCostsWhatCannotBeKnown). An owner that dies costs no time-out: the wait ends when the
- * coordinator has taken its pages back, and KVTRIE_OK says that the pages are this sequence's to allocate. Then, and
- * after every allocate, several may announce at once: the first is the next owner, and announced_by_another() tells
- * the others, who release and begin again, to wait for that one. The same look catches a begin that came while an
- * owner was announcing page by page, and saw a short part of what was to come; it has a millisecond to announce the
- * rest.
+ * does that is as fast as we and publishes all at its end (WaitPolicyTest.ASlowOwnerCostsWhatCannotBeKnown). An owner
+ * that dies costs no time-out: the wait ends when the coordinator has taken its pages back, and KVTRIE_OK says that the
+ * pages are this sequence's to allocate. Then, and after every allocate, several may announce at once: the first is the
+ * next owner, and announced_by_another() tells the others, who release and begin again, to wait for that one. The same
+ * look catches a begin that came while an owner was announcing page by page, and saw a short part of what was to come;
+ * it has a millisecond to announce the rest.
  *
  * Defaults: slowness 2 (the owner computes a batch beside), grace 20 ms, worth 2 ms (a wake-up takes up to 0.1 ms on
  * an idle host, much more on a busy one), at most 30 s.

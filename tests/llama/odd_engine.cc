@@ -194,8 +194,8 @@ void no_memory(Odd& odd) {
   }
 }
 
-// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that, s takes
-// the sequence's state out, r puts it back, b with another bit.
+// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that, s
+// takes the sequence's state out, r puts it back, b with another bit.
 void told(Odd& odd) {
   odd.params.n_batch = 1024;
   odd.start();

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The kvtrie authors
-"""llama-server processes, unmodified, that share prefixes: what server_test runs. Each scenario is asked of a server without
-the library first, one request at a time, and then of servers with it, several requests at a time; the texts must be the same,
-and tokens that llama_decode did not see and pages that were imported are counted.
-    server_scenarios.py --server PROGRAM --libraries FOLDER --bin FOLDER --preload LIBRARY --model FILE --cache NAME --work FOLDER
+"""llama-server processes, unmodified, that share prefixes: what server_test runs. Each scenario is asked of a server
+without the library first, one request at a time, and then of servers with it, several requests at a time; the texts
+must be the same, and tokens that llama_decode did not see and pages that were imported are counted.
+    server_scenarios.py --server PROGRAM --libraries FOLDER --bin FOLDER --preload LIBRARY --model FILE --cache NAME
+                        --work FOLDER [--only SCENARIO]
 """
 import argparse
 import concurrent.futures
@@ -132,8 +133,8 @@ class Scenarios:
         c = server.context()
         self.check(f"{server.name}: shares", c["sharing"], c)
         self.check(f"{server.name}: no failures", all(c.get(f) == 0 for f in FAILURES), c)
-        print(f"  {server.name}: tokens given {c['tokens_given']}, seen by llama_decode {c['tokens_seen']}; pages imported "
-              f"{c.get('pages_imported')}, published {c.get('pages_published')}; states known again "
+        print(f"  {server.name}: tokens given {c['tokens_given']}, seen by llama_decode {c['tokens_seen']}; pages "
+              f"imported {c.get('pages_imported')}, published {c.get('pages_published')}; states known again "
               f"{c['states_restored']}")
         return c
 
@@ -162,7 +163,8 @@ class Scenarios:
             for turn in range(turns):
                 told = ask_all(turn, chats)
                 texts.append(told)
-                chats = [chat + text + words(100 + 10 * turn + i, 30) for i, (chat, text) in enumerate(zip(chats, told))]
+                chats = [chat + text + words(100 + 10 * turn + i, 30)
+                         for i, (chat, text) in enumerate(zip(chats, told))]
             return texts
 
         alone = self.server("alone", flags).ready()
@@ -212,7 +214,8 @@ class Scenarios:
         # The third is the second one without its beginning, the fourth repeats itself.
         prompts = [system + words(71, 100), system + words(72, 40), (system + words(72, 40))[64:],
                    system + 12 * words(73, 8)]
-        ways = {"flash": ["-fa", "on"], "reuse": ["--cache-reuse", "32", "-np", "1"], "small": ["-b", "128", "-ub", "64"],
+        ways = {"flash": ["-fa", "on"], "reuse": ["--cache-reuse", "32", "-np", "1"],
+                "small": ["-b", "128", "-ub", "64"],
                 "draft": ["-md", self.options.model, "--spec-type", "draft-simple"], "sampled": ["--backend-sampling"]}
         for way, more in ways.items():
             flags, texts = ["-c", "4096", *more], {}
@@ -291,7 +294,8 @@ def main():
     parser.add_argument("--only", action="append", help="a scenario")
     options = parser.parse_args()
     scenarios = Scenarios(options)
-    names = options.only or ["one_after_the_other", "conversations", "context_shift", "other_flags", "own_caches", "killed"]
+    names = options.only or ["one_after_the_other", "conversations", "context_shift", "other_flags", "own_caches",
+                             "killed"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for name in names:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The kvtrie authors
-"""tools/measure-engines and tools/llama/demo that are stopped by a signal, to them alone or to all of their group, leave no
-memory and no process behind.
+"""tools/measure-engines and tools/llama/demo that are stopped by a signal, to them alone or to all of their group,
+leave no memory and no process behind.
     stopped_test.py SOURCE_DIR BUILD_DIR LLAMA_DIR
 """
 import os
