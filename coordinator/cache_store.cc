@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "coordinator/host_memory.h"
 #include "coordinator/raised_nice.h"
 #include "coordinator/warm_start.h"
 #include "shm/crash_point.h"
@@ -305,9 +306,9 @@ class Store {
   MaybeFailure make_segment(const CacheShape& shape, const FileDescriptor& claimed) {
     const std::uint64_t bytes = layout_of(shape.geometry).segment_bytes;
     const std::string what = fmt::format("/dev/shm/{} of {} bytes", name_, bytes);
-    if (Status status = reserve_object(claimed.get(), bytes, options_.mode); !status) {
-      return failure_of(what, status);
-    }
+    Status reserved = place_memory(claimed.get(), bytes, options_.memory, segment_huge_bytes_);
+    if (reserved) reserved = reserve_object(claimed.get(), bytes, options_.mode);
+    if (!reserved) return failure_of(what, reserved);
     // Not the claimed descriptor: with that one the lock would be handed out.
     Result<FileDescriptor> fd = open_temporary(name_, Access::kReadWrite);
     if (!fd) return failure_of(what, fd.error());
@@ -347,7 +348,11 @@ class Store {
     if (!fd) return failure_of("/dev/shm/" + name_, fd.error());
     objects_.segment_read_only = std::move(*fd);
     if (MaybeFailure failure = objects_.device->start()) return failure;
-    log_(fmt::format("event=device cache={} {}", options_.cache, objects_.device->describe()));
+    std::string memory;
+    if (options_.memory.huge_pages) {
+      memory = objects_.adopted ? " segment_huge_bytes=as_made" : fmt::format(" segment_huge_bytes={}", segment_huge_bytes_);
+    }
+    log_(fmt::format("event=device cache={} {}{}", options_.cache, objects_.device->describe(), memory));
     return {};
   }
 
@@ -358,6 +363,7 @@ class Store {
   const std::function<bool()>& stopped_;
   const std::string name_ = segment_object_name(options_.cache);
   SegmentIdentity identity_;
+  std::uint64_t segment_huge_bytes_ = 0;  // when it was made
   std::optional<Segment> old_;
 };
 

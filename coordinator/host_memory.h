@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Where and how a host plane's memory lies: huge pages, NUMA node, locked. Asked for and not to be had is an error at
-// the start that says what to configure; nothing falls back in silence. (How much of a plane the kernel backed by huge
-// pages is in the log, event=device: it may have had too few.)
+// Where and how the memory of segment and host planes lies: huge pages, NUMA node; planes locked. Asked for and not to be
+// had is an error at the start that says what to configure; nothing falls back in silence. (How much of it the kernel
+// backed by huge pages is in the log, event=device: it may have had too few.)
 //
-// Huge pages and the node are decided when the memory is made; an adopted plane's stays where it is. Locks are the
+// Huge pages and the node are decided when the memory is made; of an adopted cache it stays where it is. Locks are the
 // coordinator's own and taken at each start.
 #pragma once
 

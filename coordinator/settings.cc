@@ -142,7 +142,7 @@ constexpr Setting kSettings[] = {
     {"namespaces", kValue, "N", "Namespaces, 1 to 65536 (1024)", number<&Options::namespaces>},
     {"stripes", kValue, "N", "Locks of the index, 1 to 65536 (1024)", number<&Options::stripes>},
     {"device", kValue, "DEVICE", "Where the pages' bytes are: host, queued, cuda:N, cuda:N,M,... (host)", device},
-    {"huge-pages", kSwitch, "", "Host planes in huge pages; /dev/shm must be mounted with huge=advise", huge_pages},
+    {"huge-pages", kSwitch, "", "Segment and host planes in huge pages; /dev/shm must be mounted with huge=advise", huge_pages},
     {"numa-node", kValue, "N", "Host planes in the memory of this NUMA node", numa_node},
     {"mlock", kSwitch, "", "Lock host planes in memory", lock_memory},
     {"queue-delay-ms", kValue, "N", "Queued device: how late a copy is performed, at least (0)",

@@ -91,8 +91,16 @@ void find_runs(const Segment& segment, std::uint32_t first, std::uint32_t count,
     if (run.length != 0) best.add(run);
     run.length = 0;
   };
+  const auto more = [&](std::uint32_t page, std::uint32_t pages) {
+    if (run.length == 0) run.first = page;
+    run.length += pages;
+  };
   for (std::uint32_t chunk = first; chunk < first + count; ++chunk) {
     const std::uint64_t bits = segment.free_bits(chunk).load(std::memory_order_relaxed);
+    if (bits == low_bits(kChunkPages)) {  // as most are while a cache fills
+      more(chunk * kChunkPages, kChunkPages);
+      continue;
+    }
     for (std::uint32_t bit = 0; bit < kChunkPages;) {
       const std::uint64_t rest = bits >> bit;
       if (rest == 0) {
@@ -104,8 +112,7 @@ void find_runs(const Segment& segment, std::uint32_t first, std::uint32_t count,
         bit += taken;
       }
       const auto length = static_cast<std::uint32_t>(std::countr_one(bits >> bit));
-      if (run.length == 0) run.first = chunk * kChunkPages + bit;
-      run.length += length;
+      more(chunk * kChunkPages + bit, length);
       bit += length;
     }
   }

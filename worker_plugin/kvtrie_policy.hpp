@@ -30,15 +30,17 @@
  *       it is silent, or slow
  *   ignore when g > 0 and (w - grace) * p / g > slowness * gain + grace
  *       at the speed at which pages came, the rest takes too long
- *   else wait, at most limit - w, and look again after gain / 4 (1 to 250 ms)
+ *   else wait, at most limit - w, and look again after gain / 8 (1 to 250 ms), or sooner: when the rule before this one
+ *       would say no if nothing else came until then
  *
  * What a wrong guess costs: an owner that never comes costs one limit, slowness * gain + grace at most; one that is
- * slow but publishes is found out at its first pages. An owner that dies costs no time-out: the wait ends when the
- * coordinator has taken its pages back, and KVTRIE_OK says that the pages are this sequence's to allocate. Then, and
- * after every allocate, several may announce at once: the first is the next owner, and announced_by_another() tells
- * the others, who release and begin again, to wait for that one. The same look catches a begin that came while an
- * owner was announcing page by page, and saw a short part of what was to come; it has a millisecond to announce the
- * rest.
+ * slow but publishes is found out at its first pages, or grace later at most. Not before: until then it looks as one
+ * does that is as fast as we and publishes all at its end (WaitPolicyTest.ASlowOwnerCostsWhatCannotBeKnown). An owner
+ * that dies costs no time-out: the wait ends when the coordinator has taken its pages back, and KVTRIE_OK says that the
+ * pages are this sequence's to allocate. Then, and after every allocate, several may announce at once: the first is the
+ * next owner, and announced_by_another() tells the others, who release and begin again, to wait for that one. The same
+ * look catches a begin that came while an owner was announcing page by page, and saw a short part of what was to come;
+ * it has a millisecond to announce the rest.
  *
  * Defaults: slowness 2 (the owner computes a batch beside), grace 20 ms, worth 2 ms (a wake-up takes up to 0.1 ms on
  * an idle host, much more on a busy one), at most 30 s.
@@ -124,9 +126,12 @@ class WaitPolicy {
     const double limit =
         std::min(options_.slowness * (came + announced) / tokens_per_s + grace, options_.limit_ms * 1e-3);
     if (so_far.seconds >= limit) return ignore;
-    if (came > 0 && (so_far.seconds - grace) * announced / came > options_.slowness * gain + grace) return ignore;
+    const double too_slow = grace + (options_.slowness * gain + grace) * came / announced;
+    if (came > 0 && so_far.seconds > too_slow) return ignore;
     const std::uint32_t wait_ms = whole_ms(limit - so_far.seconds);
-    return {Choice::kWait, wait_ms, std::min({whole_ms(gain / 4), wait_ms, kLookMs})};
+    std::uint32_t look_ms = std::min({whole_ms(gain / 8), wait_ms, kLookMs});
+    if (came > 0) look_ms = std::min(look_ms, whole_ms(too_slow - so_far.seconds));
+    return {Choice::kWait, wait_ms, look_ms};
   }
   /* Long enough to look whether somebody else computes it. */
   bool is_worth_waiting_for(double tokens, double tokens_per_s) const noexcept {

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <functional>
 #include <optional>
 #include <utility>
@@ -200,12 +201,12 @@ TEST_F(CacheStoreTest, PoisonedSegmentGetsASuccessorOfTheSameShape) {
   EXPECT_NE(log_.find("event=successor"), std::string::npos);
 }
 
-// In a /dev/shm of its own, of this size; the child's exit code.
-int in_small_shm(const char* size, const std::function<int()>& work) {
+// In a /dev/shm of its own, mounted with these options; the child's exit code.
+int in_own_shm(const char* mount_options, const std::function<int()>& work) {
   const pid_t pid = ::fork();
   if (pid == 0) {
     if (::unshare(CLONE_NEWNS) != 0 || ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
-        ::mount("tmpfs", "/dev/shm", "tmpfs", 0, size) != 0) {
+        ::mount("tmpfs", "/dev/shm", "tmpfs", 0, mount_options) != 0) {
       ::_exit(77);
     }
     ::_exit(work());
@@ -215,9 +216,32 @@ int in_small_shm(const char* size, const std::function<int()>& work) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1000;
 }
 
+TEST_F(CacheStoreTest, SegmentLiesInHugePagesWhereTheMountGivesThem) {
+  options_.memory.huge_pages = true;
+  options_.pages = 32768;  // 5 MiB of segment
+  const int code = in_own_shm("huge=advise,size=64m", [this] {
+    for (const std::string says : {" segment_huge_bytes=", " segment_huge_bytes=as_made"}) {
+      log_.clear();
+      CacheObjects objects;
+      if (const MaybeFailure failure = open(objects)) {
+        std::fprintf(stderr, "%s\n", failure->text.c_str());
+        return 1;
+      }
+      // Not all, if the host is short of them; but some.
+      if (log_.find(says) == std::string::npos || log_.find(" segment_huge_bytes=0") != std::string::npos) {
+        std::fprintf(stderr, "%s\n", log_.c_str());
+        return 2;
+      }
+    }
+    return 0;
+  });
+  if (code == 77) GTEST_SKIP() << "needs root, and a kernel with huge pages in tmpfs";
+  EXPECT_EQ(code, 0);
+}
+
 TEST_F(CacheStoreTest, SuccessorThatDoesNotFitBesideItsPredecessorWaitsForItsMemory) {
   options_.page_bytes = 16384;  // 2 MiB a plane, 4 MiB in all
-  const int code = in_small_shm("size=7m", [this] {
+  const int code = in_own_shm("size=7m", [this] {
     {
       std::optional<CacheObjects> old(std::in_place);
       if (open(*old)) return 1;

@@ -12,24 +12,19 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cinttypes>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <map>
 #include <new>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "tests/llama/words.h"
+#include "tests/llama/odd.h"
 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"
-
-// libllama's, in no public header.
-void llama_set_embeddings_nextn(llama_context* context, bool on, bool masked);
 
 namespace {
 
@@ -41,50 +36,6 @@ bool asked_by_the_preload_library(const void* caller) {
   return ::dladdr(caller, &info) != 0 &&
          std::string_view(info.dli_fname).find("kvtrie-llama-preload") != std::string::npos;
 }
-
-struct Odd {
-  std::string model_path;
-  std::string more;
-  llama_model_params model_params = llama_model_default_params();
-  llama_context_params params = llama_context_default_params();
-  llama_model* model = nullptr;
-  llama_context* context = nullptr;
-  llama_memory_t memory = nullptr;
-
-  void load() {
-    model = llama_model_load_from_file(model_path.c_str(), model_params);
-    if (model == nullptr) std::exit(9);
-  }
-  void make() {
-    context = llama_init_from_model(model, params);
-    if (context == nullptr) std::exit(8);
-    memory = llama_get_memory(context);
-  }
-  void start() {
-    load();
-    make();
-  }
-  void decode(const char* step, const Tokens& tokens, int from, llama_seq_id sequence = 0) const {
-    llama_batch batch = llama_batch_init(static_cast<std::int32_t>(tokens.size()), 0, 1);
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      batch.token[i] = tokens[i];
-      batch.pos[i] = from + static_cast<int>(i);
-      batch.n_seq_id[i] = 1;
-      batch.seq_id[i][0] = sequence;
-      batch.logits[i] = i + 1 == tokens.size() ? 1 : 0;
-    }
-    batch.n_tokens = static_cast<std::int32_t>(tokens.size());
-    const int code = llama_decode(context, batch);
-    llama_batch_free(batch);
-    const auto last = static_cast<std::int32_t>(tokens.size()) - 1;
-    const float* const logits = code == 0 ? llama_get_logits_ith(context, last) : nullptr;
-    const auto size = static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model)));
-    const std::uint64_t hash = logits == nullptr ? 0 : XXH3_64bits(logits, size * sizeof *logits);
-    std::printf("%s %d %016" PRIx64 "\n", step, code, hash);
-    std::fflush(stdout);
-  }
-  void remove(int from) const { (void)llama_memory_seq_rm(memory, 0, from, -1); }
-};
 
 void add_long_factors(Odd& odd) {
   ggml_context* tensors = nullptr;
@@ -194,13 +145,6 @@ void reader(Odd& odd) {
   odd.decode("end", tokens, 0);
 }
 
-void hidden_states(Odd& odd) {
-  odd.start();
-  llama_set_embeddings_nextn(odd.context, true, false);
-  llama_set_embeddings_nextn(odd.context, false, false);
-  odd.decode("end", words(1, 200), 0);
-}
-
 void not_causal(Odd& odd) {
   odd.start();
   llama_set_causal_attn(odd.context, false);
@@ -250,15 +194,23 @@ void no_memory(Odd& odd) {
   }
 }
 
-// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that.
+// What standard input says: c empties the sequence, d computes a new prompt of MORE tokens, g goes on behind that, s
+// takes the sequence's state out, r puts it back, b with another bit.
 void told(Odd& odd) {
   odd.params.n_batch = 1024;
   odd.start();
   const int size = std::atoi(odd.more.c_str());
   std::uint32_t name = 20;
+  std::vector<std::uint8_t> state;
   for (int c = 0; (c = std::getchar()) != EOF; ++name) {
     if (c == 'c') llama_memory_clear(odd.memory, true);
     if (c == 'd') odd.decode("told", words(name, static_cast<std::size_t>(size)), 0);
+    if (c == 's') {
+      state.resize(llama_state_seq_get_size(odd.context, 0));
+      (void)llama_state_seq_get_data(odd.context, state.data(), state.size(), 0);
+    }
+    if (c == 'b') state[state.size() - 64] ^= 1;  // of a value in it
+    if (c == 'b' || c == 'r') (void)llama_state_seq_set_data(odd.context, state.data(), state.size(), 0);
     for (int i = 0; c == 'g' && i < 48; ++i)
       odd.decode("told", words(name + static_cast<std::uint32_t>(i), 1), size + i);
   }
@@ -281,7 +233,7 @@ void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 int main(int argc, char** argv) {
-  const std::map<std::string, std::function<void(Odd&)>> modes = {
+  const Modes modes = {
       {"add_long_factors", add_long_factors},
       {"without_weights", without_weights},
       {"few_outputs", few_outputs},
@@ -293,7 +245,6 @@ int main(int argc, char** argv) {
       {"ids_beyond", ids_beyond},
       {"shifted_copy", shifted_copy},
       {"reader", reader},
-      {"hidden_states", hidden_states},
       {"not_causal", not_causal},
       {"warmed_up", warmed_up},
       {"with_a_child", with_a_child},
@@ -302,7 +253,7 @@ int main(int argc, char** argv) {
       {"told", told},
       {"none", none},
   };
-  if (argc < 4 || !modes.contains(argv[1])) return 2;
+  if (argc < 4 || (!modes.contains(argv[1]) && !changes().contains(argv[1]))) return 2;
   llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   if (ggml_backend_load(argv[3]) == nullptr) return 3;
   Odd odd;
@@ -312,6 +263,6 @@ int main(int argc, char** argv) {
   odd.params.n_batch = odd.params.n_ubatch = 512;
   odd.params.n_threads = odd.params.n_threads_batch = 1;
   odd.params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-  modes.at(argv[1])(odd);
+  (modes.contains(argv[1]) ? modes : changes()).at(argv[1])(odd);
   return 0;
 }

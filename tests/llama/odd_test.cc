@@ -4,7 +4,9 @@
 // Programs that do what few programs do (odd_engine.cc), with the preload library: the same comes out of them, and what
 // others find is right.
 
+#include <atomic>
 #include <set>
+#include <string_view>
 #include <thread>
 
 #include "tests/llama/llama_process.h"
@@ -109,6 +111,16 @@ TEST_F(LlamaOddTest, StopsSharingAndSaysSo) {
     EXPECT_NE(same(odd(mode)).err.find(words), std::string::npos) << mode;
     EXPECT_EQ(report()[0]["pages_published"], 0);
   }
+  for (const auto& [mode, words] : {std::pair{"layer_inputs", "hidden state"}, {"sampler", "samples"}}) {
+    const Ran ran = same(odd(mode));
+    EXPECT_NE(ran.err.find(words), std::string::npos) << mode;
+    EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
+    // What came before is shared, be it others' or its own.
+    const bool reads = mode == std::string_view("layer_inputs");
+    EXPECT_EQ(report()[0]["pages_published"], reads ? 6 : 0);
+    EXPECT_EQ(report()[0]["tokens_imported"], reads ? 0 : 192);
+  }
+  EXPECT_NE(same(odd("sampler_from_the_start")).err.find("samples"), std::string::npos);
   EXPECT_EQ(same(odd("warmed_up")).err, "");
   EXPECT_EQ(report()[0]["pages_published"], 12);  // of the last prompt alone
   EXPECT_NE(run(odd("none"), preloaded()).err.find("no call"), std::string::npos);
@@ -169,6 +181,24 @@ TEST_F(LlamaOddTest, IsFlushedWhileItWaits) {
   EXPECT_EQ(told_, "");
 }
 
+// As llama-server's prompt cache does. What comes back goes on where it was; after a flush it is private as before.
+TEST_F(LlamaOddTest, PutsStatesBack) {
+  serve(16);
+  told("200", "dsc", "drg", [] {});
+  EXPECT_EQ(report()[0]["states_restored"], 1);
+  EXPECT_EQ(report()[0]["pages_published"], 200 / 16 + 248 / 16);
+  told("200", "dsc", "dbg", [] {});  // one bit is another
+  EXPECT_EQ(report()[0]["states_restored"], 0);
+  EXPECT_EQ(report()[0]["pages_published"], 0);
+  const auto flush = [&] {
+    const Ran flushed = run(program("kvtrie") + " flush 0 --cache " + cache_.name() + " --dir " + cache_.directory());
+    ASSERT_EQ(flushed.code, 0) << flushed.err;
+  };
+  told("200", "dsc", "drg", flush);
+  EXPECT_EQ(report()[0]["states_restored"], 1);
+  EXPECT_EQ(report()[0]["pages_published"], 200 / 16);  // the one that was computed behind the flush
+}
+
 // Evicted is not flushed: it is published again.
 TEST_F(LlamaOddTest, IsEvictedWhileItWaits) {
   serve(16);
@@ -190,6 +220,112 @@ TEST_F(LlamaOddTest, WritesThePagesThatOthersWrite) {
   }
   EXPECT_EQ(pages.size(), 6U);
   EXPECT_EQ(std::set<std::string>(pages.begin(), pages.end()).size(), 3U);
+}
+
+// The second time its prompt was imported, and its last token is at another place of llama.cpp's batch.
+TEST_F(LlamaOddTest, ReadsOutputsBehindCallsThatFail) {
+  serve(16);
+  EXPECT_EQ(same(odd("encodes")).err, "");
+  EXPECT_EQ(same(odd("encodes")).err, "");
+  EXPECT_EQ(report()[0]["tokens_imported"], 192 + 88);
+}
+
+// KV with an adapter is nobody else's; nor what was computed without one in a context that had one.
+TEST_F(LlamaOddTest, SetsAnAdapterInMidSequence) {
+  serve(16);
+  const std::string adapter = cache_.directory() + "/lora.gguf";
+  ASSERT_EQ(run(odd("add_lora", adapter)).code, 0);
+  const Ran ran = same(odd("lora", adapter));
+  EXPECT_NE(ran.err.find("LoRA"), std::string::npos) << ran.err;
+  EXPECT_EQ(report()[0]["pages_published"], 100 / 16);
+  EXPECT_EQ(same(odd("read_lora")).err, "");
+  EXPECT_EQ(report()[0]["tokens_imported"], 100 / 16 * 16);
+  EXPECT_EQ(same(odd("lora", adapter)).out, ran.out);  // behind imported pages
+  EXPECT_EQ(report()[0]["tokens_imported"], 100 / 16 * 16);
+}
+
+// All contexts of the model compute other KV from then on, the one that is not trained and one that is made later, too.
+TEST_F(LlamaOddTest, TrainsItsModel) {
+  serve(16, 64, 2 * page_bytes(16));  // of F32
+  EXPECT_NE(same(odd("trained")).err.find("trained"), std::string::npos);
+  const Json contexts = report();
+  ASSERT_EQ(contexts.size(), 3U);
+  for (const Json& context : contexts)
+    EXPECT_EQ(context["sharing"], false) << context.dump();
+  EXPECT_EQ(contexts[1]["pages_published"], 100 / 16) << contexts.dump();  // before
+}
+
+TEST_F(LlamaOddTest, ReportsWhileThreadsCompute) {
+  serve(16);
+  const std::string alone = run(odd("threads")).out;
+  std::atomic<bool> done = false;
+  unsigned whole = 0;
+  std::thread reader([&] {
+    std::string last;
+    while (!done) {
+      std::ifstream file(report_path());
+      const std::string text(std::istreambuf_iterator<char>(file), {});
+      if (text.empty() || text == last) continue;
+      EXPECT_FALSE(Json::parse(text, nullptr, false).is_discarded()) << text;
+      ++whole;
+      last = text;
+    }
+  });
+  const Ran ran = run(odd("threads"), preloaded());
+  done = true;
+  reader.join();
+  EXPECT_EQ(ran.out, alone) << ran.err;
+  EXPECT_GT(whole, 5U);
+  ASSERT_EQ(report().size(), 22U);
+  for (std::size_t i = 20; i < 22; ++i) {
+    EXPECT_EQ(report()[i]["tokens_given"], 20 * 100);
+    EXPECT_EQ(report()[i]["tokens_imported"], 10 * 96);  // each prompt's second time
+  }
+}
+
+TEST_F(LlamaOddTest, SplitsItsModelOverDevices) {
+  serve(16);
+  EXPECT_EQ(same(odd("split", "31")).err, "");
+  for (const auto& [split, imported] : {std::pair{"31", 192}, {"13", 0}, {"0", 0}}) {
+    (void)same(odd("split", split));
+    EXPECT_EQ(report()[0]["tokens_imported"], imported) << split;
+  }
+  (void)same(odd("context_of", "1024"));
+  EXPECT_EQ(report()[0]["tokens_imported"], 192);  // none is as all 0
+}
+
+// A copy that is there from the start, and one that comes later: with another soname, for a library that needs that.
+TEST_F(LlamaOddTest, LoadsAnotherLibllama) {
+  serve(16);
+  const auto renamed = [&](const std::string& from, const std::string& to) {
+    std::ifstream file(from, std::ios::binary);
+    std::string bytes(std::istreambuf_iterator<char>(file), {});
+    std::size_t at = 0;
+    for (const std::string_view soname = "libllama.v0.5.0.so"; (at = bytes.find(soname, at)) != std::string::npos;)
+      bytes.replace(at, soname.size(), "libllama.v0.5.9.so");
+    std::ofstream(cache_.directory() + "/" + to, std::ios::binary) << bytes;
+  };
+  renamed(KVTRIE_TEST_LLAMA_DIR "/lib/libllama.v0.5.0.so", "libllama.v0.5.9.so");
+  renamed(KVTRIE_TEST_ODD_PLUGIN, "plugin.so");
+  const Ran two = same(odd("two_copies", cache_.directory() + "/libllama.v0.5.9.so"));
+  EXPECT_NE(two.err.find("two copies of libllama"), std::string::npos) << two.err;
+  EXPECT_EQ(std::count(two.err.begin(), two.err.end(), '\n'), 1) << two.err;
+  EXPECT_FALSE(std::filesystem::exists(report_path()));
+
+  const Ran later = same(odd("second_copy", cache_.directory()));
+  EXPECT_NE(later.out.find("its own"), std::string::npos) << later.out;
+  EXPECT_NE(later.err.find("another copy of libllama"), std::string::npos) << later.err;
+  EXPECT_EQ(std::count(later.err.begin(), later.err.end(), '\n'), 1) << later.err;
+  ASSERT_EQ(report().size(), 1U);
+  EXPECT_EQ(report()[0]["pages_published"], 200 / 16);  // the first one's go on
+}
+
+// Its structures and arguments are others: nothing of them is changed.
+TEST_F(LlamaOddTest, IsOfAnotherVersion) {
+  const Ran ran = same(KVTRIE_TEST_OTHER_ENGINE);
+  EXPECT_EQ(ran.out, "6534\n140.5\n");
+  EXPECT_NE(ran.err.find("is llama.cpp 99.0.0"), std::string::npos) << ran.err;
+  EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << ran.err;
 }
 
 TEST_F(LlamaOddTest, HasNoMemory) {

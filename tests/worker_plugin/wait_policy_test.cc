@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace kvtrie::client {
@@ -57,7 +58,7 @@ TEST_F(WaitPolicyTest, TheWaitIsBounded) {
   const Advice advice = advise(found(0, 100));  // 100 ms of prefill
   EXPECT_EQ(advice.choice, Choice::kWait);
   EXPECT_NEAR(advice.wait_ms, 220, 1);
-  EXPECT_NEAR(advice.look_ms, 25, 1);
+  EXPECT_NEAR(advice.look_ms, 12.5, 1);
   EXPECT_NEAR(advise(found(0, 100), {0, .2}).wait_ms, 20, 1);
   EXPECT_LE(advise(found(0, 100), {0, .2}).look_ms, 21U);
   EXPECT_EQ(advise(found(0, 100), {0, .2199}).choice, Choice::kWait);
@@ -86,6 +87,52 @@ TEST_F(WaitPolicyTest, ASlowOwnerIsLeftAtItsFirstPages) {
   EXPECT_EQ(advise(found(160, 90), {160, .100}).choice, Choice::kIgnore) << "a tenth";
   // Near the end of it even a slow one is faster than computing all again.
   EXPECT_EQ(advise(found(1520, 5), {1520, .200}).choice, Choice::kWait);
+}
+
+// A wait for one prompt, in the policy's own steps and with a clock of the test's.
+struct Simulated {
+  double slowness = 1;         // of the owner, against us
+  std::uint64_t step = 128;    // tokens after which it publishes
+  double held_up_s = 0;        // once, before its first step
+};
+struct Ended {
+  double after_s = 0;
+  std::uint64_t tokens = 0;  // that came
+};
+Ended simulate(const WaitPolicy& policy, const Simulated& owner) {
+  constexpr std::uint64_t kPrompt = 2048;
+  constexpr double kSpeed = 50'000;
+  for (double now = 0;;) {
+    const double computed = (now - owner.held_up_s) * kSpeed / owner.slowness + 1e-6;
+    std::uint64_t came = computed <= 0 ? 0 : static_cast<std::uint64_t>(computed) / owner.step * owner.step;
+    came = std::min(came, kPrompt);
+    BeginResult seen;
+    seen.cached_tokens = came;
+    seen.pending_pages = static_cast<std::uint32_t>((kPrompt - came) / 16);
+    const Advice advice = policy.advise(seen, kSpeed, {came, now});
+    if (advice.choice != Choice::kWait) return {now, came};
+    now += advice.look_ms * 1e-3;
+  }
+}
+
+// Computing takes 41 ms. An owner that takes ten times as long has its first 128 tokens after 25.6 ms.
+TEST_F(WaitPolicyTest, ASlowOwnerCostsWhatCannotBeKnown) {
+  const Ended slow = simulate(policy_, {.slowness = 10});
+  EXPECT_EQ(slow.tokens, 128U);
+  EXPECT_GE(slow.after_s, .0256);
+  EXPECT_LT(slow.after_s, .0256 + .041 / 8 + .0003) << "a look later";
+  // Nobody could have stopped sooner: so far that one looked the same, and this one is worth waiting for.
+  EXPECT_EQ(simulate(policy_, {.step = 2048}).tokens, 2048U);
+  // Why not at the first pages of those that come late: the host held them up. They are as fast as we.
+  EXPECT_EQ(simulate(policy_, {.held_up_s = .020}).tokens, 2048U);
+  EXPECT_EQ(simulate(policy_, {.slowness = 1.9}).tokens, 2048U);
+  // What it costs at most, whatever the owner does.
+  for (double slowness = 1; slowness < 1000; slowness *= 1.1) {
+    for (const std::uint64_t step : {16, 128, 512, 2048}) {
+      const Ended ended = simulate(policy_, {.slowness = slowness, .step = step});
+      EXPECT_LT(ended.after_s, 2 * .041 + .020 + .002) << slowness << " " << step;
+    }
+  }
 }
 
 TEST_F(WaitPolicyTest, WithoutASpeedThereIsNoReasonToWait) {

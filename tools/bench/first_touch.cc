@@ -167,7 +167,7 @@ std::string start_once(const Settings& settings, const replay::Plugin& plugin, r
   if (shm && !shm->problem().empty()) return shm->problem();
   FreshCache cache(settings, plugin, signals, starts.flags);
   starts.ready_ms.push_back(cache.ready_ns() / 1e6);
-  if (!starts.flags.empty()) starts.made_ms.push_back(cache.prefaulted_ns() / 1e6);
+  if (!starts.flags.empty() && !starts.huge) starts.made_ms.push_back(cache.prefaulted_ns() / 1e6);
   cache.attach();
   starts.fill_ns.push_back(cache.fill(1));
   starts.write_ns.push_back(cache.write_bytes());
@@ -177,15 +177,14 @@ std::string start_once(const Settings& settings, const replay::Plugin& plugin, r
 void measure_starts(const Settings& settings, const replay::Plugin& plugin, replay::Signals& signals, Report& report) {
   std::vector<Starts> all{{"as it is", {}, false},
                           {"--prefault", {"--prefault"}, false},
-                          {"/dev/shm with huge pages", {}, true},
-                          {"huge pages, --prefault", {"--prefault"}, true}};
+                          {"--huge-pages", {"--huge-pages"}, true}};
   std::string problem;
   for (std::uint32_t round = 0; round < std::min(settings.rounds, kRoundsMax); ++round) {
     for (Starts& starts : all) {
       if (std::string why = start_once(settings, plugin, signals, starts); !why.empty()) problem = why;
     }
   }
-  if (!problem.empty()) report.note(fmt::format("no rows with huge pages: {}", problem));
+  if (!problem.empty()) report.note(fmt::format("no rows with --huge-pages: {}", problem));
   const Starts& plain = all.front();
   const auto add = [&](const char* what, std::vector<double> Starts::*figures, const char* unit) {
     for (const Starts& starts : all) {
@@ -239,8 +238,7 @@ void measure_lookups(const Settings& settings, const replay::Plugin& plugin, rep
   small.prefaulted_ns();
   const HugeShm shm;
   if (!shm.problem().empty()) return;
-  FreshCache huge(settings, plugin, signals, {"--prefault"});
-  huge.prefaulted_ns();
+  FreshCache huge(settings, plugin, signals, {"--huge-pages"});
   double percent = 0;
   for (FreshCache* cache : {&huge, &small}) {
     cache->attach();
@@ -255,11 +253,11 @@ void measure_lookups(const Settings& settings, const replay::Plugin& plugin, rep
     const Rounds ns = alternate(settings.rounds, {[&, t = tokens, p = pages] { return huge.hit(*t, p); },
                                                   [&, t = tokens, p = pages] { return small.hit(*t, p); }});
     report.add({"begin, release", fmt::format("{}, 4 KiB pages", name), spread_of(ns[1]), "ns/page"});
-    report.add({"begin, release", fmt::format("{}, huge pages", name), spread_of(ns[0]), "ns/page", "4 KiB pages",
+    report.add({"begin, release", fmt::format("{}, --huge-pages", name), spread_of(ns[0]), "ns/page", "4 KiB pages",
                 ratio_of(ns[0], ns[1])});
   }
   report.note(
-      fmt::format("with huge pages, {:.0f} % of what the worker has mapped of the cache are huge pages", percent));
+      fmt::format("with --huge-pages, {:.0f} % of what the worker has mapped of the cache are huge pages", percent));
 }
 
 }  // namespace

@@ -24,8 +24,8 @@ std::string enter(FileDescriptor& before) {
   before = std::move(outside);
   // Else the mount would be seen outside.
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return failed("making mounts private");
-  if (::mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "huge=always,mode=1777,size=90%") == 0) return {};
-  return failed("mounting /dev/shm with huge=always");
+  if (::mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "huge=advise,mode=1777,size=90%") == 0) return {};
+  return failed("mounting /dev/shm with huge=advise");
 }
 
 }  // namespace

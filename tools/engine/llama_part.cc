@@ -49,12 +49,12 @@ class AloneEngine final : public Engine {
 
 // All that its KV depends on.
 std::vector<std::pair<std::string, std::string>> fields_of(const RunSettings& settings, const LlamaSession& session) {
+  const LlamaModel& model = model_of(settings);
   const llama::Calls calls = llama::linked_calls();
-  if (const std::string reason = llama::reason_not_to_share(calls, session.context(), session.params());
-      !reason.empty())
+  if (const std::string reason = llama::reason_not_to_share(calls, model.get(), session.params()); !reason.empty())
     throw std::runtime_error(reason);
   const llama::ModelSource source =
-      llama::describe_model(llama::parts_of_model(settings.model), model_of(settings).params());
+      llama::describe_model(llama::parts_of_model(settings.model), model.params(), llama_max_devices());
   return llama::fingerprint(calls, source, session.context(), session.params(), {});
 }
 

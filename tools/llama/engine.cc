@@ -48,7 +48,7 @@ Engine::Engine(const EngineOptions& options) : options_(options), dumper_(option
   const auto start = Clock::now();
   const llama_model_params model_params = llama_model_default_params();
   // Before it is loaded: a file that is replaced meanwhile is then another one.
-  const ModelSource source = describe_model(parts_of_model(options.model), model_params);
+  const ModelSource source = describe_model(parts_of_model(options.model), model_params, llama_max_devices());
   model_.reset(llama_model_load_from_file(options.model.c_str(), model_params));
   if (!model_) throw EngineError(fmt::format("{}: cannot be loaded", options.model));
 

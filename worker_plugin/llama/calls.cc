@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <link.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace kvtrie::llama {
@@ -18,20 +19,19 @@ int add_name(dl_phdr_info* info, std::size_t, void* names) {
   return 0;
 }
 
+}  // namespace
+
 const void* object_of(const void* address) {
   Dl_info info{};
   return ::dladdr(address, &info) != 0 ? info.dli_fbase : nullptr;
 }
 
-}  // namespace
-
-LoadedLibrary find_loaded_llama(const void* not_in) {
+std::vector<LoadedCopy> find_loaded_copies(const void* not_in) {
   // Names first: dlopen takes the loader's lock, which the walk holds.
   std::vector<std::string> names;
   ::dl_iterate_phdr(&add_name, &names);
-  LoadedLibrary found;
+  std::vector<LoadedCopy> found;
   const void* const self = object_of(not_in);
-  const void* found_object = nullptr;
   for (const std::string& name : names) {
     void* const handle = ::dlopen(name.c_str(), RTLD_LAZY | RTLD_NOLOAD);
     if (handle == nullptr) continue;
@@ -40,20 +40,22 @@ LoadedLibrary find_loaded_llama(const void* not_in) {
     const void* const object = decode == nullptr ? nullptr : object_of(decode);
     Dl_info info{};
     const bool defined_here = object != nullptr && ::dladdr(decode, &info) != 0 && name == info.dli_fname;
-    if (!defined_here || object == self || object == found_object) {
+    if (defined_here && object != self && std::ranges::find(found, object, &LoadedCopy::object) == found.end()) {
+      found.push_back({handle, name, object});
+    } else {
       ::dlclose(handle);
-      continue;
     }
-    if (found_object != nullptr) {
-      ::dlclose(handle);
-      found.problem = "two copies of libllama are loaded: " + found.path + " and " + name;
-      continue;
-    }
-    found_object = object;
-    found.handle = handle;
-    found.path = name;
   }
-  if (found.handle == nullptr) found.problem = "no libllama is loaded";
+  return found;
+}
+
+LoadedLibrary find_loaded_llama(const void* not_in) {
+  const std::vector<LoadedCopy> copies = find_loaded_copies(not_in);
+  if (copies.empty()) return {nullptr, {}, "no libllama is loaded"};
+  LoadedLibrary found{copies[0].handle, copies[0].path, {}};
+  if (copies.size() > 1) {
+    found.problem = "two copies of libllama are loaded: " + copies[0].path + " and " + copies[1].path;
+  }
   return found;
 }
 

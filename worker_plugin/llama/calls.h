@@ -10,12 +10,14 @@
 #include <llama.h>
 
 #include <string>
+#include <vector>
 
 // Name by name, for the table and for those who fill it.
 #define KVTRIE_LLAMA_CALLS(CALL) \
   CALL(llama_version)            \
   CALL(llama_decode)             \
   CALL(llama_synchronize)        \
+  CALL(llama_max_devices)        \
   CALL(llama_get_model)          \
   CALL(llama_get_memory)         \
   CALL(llama_n_ctx)              \
@@ -73,6 +75,16 @@ struct LoadedLibrary {
   std::string path;
   std::string problem;  // not empty: why nothing should be shared through it
 };
+struct LoadedCopy {
+  void* handle = nullptr;  // for dlsym; never closed
+  std::string path;
+  const void* object = nullptr;  // where it is mapped
+};
+// All that are loaded, in that order. `not_in`: as below.
+std::vector<LoadedCopy> find_loaded_copies(const void* not_in);
+// Where the object that has this address is mapped. NULL: none has.
+const void* object_of(const void* address);
+
 // `not_in`: an address in the object that asks, whose own definitions of the same names do not count. Several copies of
 // libllama in one process are a problem: nobody could say which one a context belongs to; the handle is of the first.
 LoadedLibrary find_loaded_llama(const void* not_in);

@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
@@ -79,7 +80,12 @@ std::string loaded_with(const Calls& calls, const ModelSource& source) {
   std::string all = text("gpu_layers=%d split=%d main_gpu=%d extra_bufts=%d", params.n_gpu_layers,
                          static_cast<int>(params.split_mode), params.main_gpu, params.use_extra_bufts ? 1 : 0);
   if (params.no_host) all += " no_host";
-  const std::string rest = source.overrides + devices;
+  // Which device computes what, and devices of another kind compute other last bits. All 0 is as none.
+  std::string split;
+  if (std::ranges::any_of(source.split, [](float part) { return part != 0; })) {
+    for (const float part : source.split) split += text("%a,", static_cast<double>(part));
+  }
+  const std::string rest = source.overrides + devices + split;
   return rest.empty() ? all : all + " " + short_hash(rest);
 }
 
@@ -137,8 +143,10 @@ std::vector<std::string> parts_of_model(const std::string& path) {
   return parts;
 }
 
-ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params) {
-  ModelSource source{{}, params, {}, {}};
+ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params,
+                           std::size_t devices_max) {
+  ModelSource source{{}, params, {}, {}, {}};
+  if (params.tensor_split != nullptr) source.split.assign(params.tensor_split, params.tensor_split + devices_max);
   for (const ggml_backend_dev_t* device = params.devices; device != nullptr && *device != nullptr; ++device)
     source.devices.push_back(*device);
   for (const std::string& path : paths)
@@ -185,12 +193,10 @@ Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_co
 
 std::string reason_not_to_share(const ModelSource& source) {
   const bool weights = !source.params.no_alloc && !source.params.vocab_only;
-  return weights ? "" : "its model was loaded without weights";
+  return weights ? "" : "its model was loaded without weights and computes nothing (to measure memory? Of it alone)";
 }
 
-std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params) {
-  const llama_model* const model = calls.llama_get_model(context);
-  if (calls.llama_get_memory(context) == nullptr) return "it has no KV cache";
+std::string reason_not_to_share(const Calls& calls, const llama_model* model, const llama_context_params& params) {
   if (calls.llama_model_is_recurrent(model) || calls.llama_model_is_hybrid(model)) {
     return "its model keeps a recurrent state, which is no pages";
   }

@@ -25,11 +25,13 @@ struct ModelSource {
   std::vector<FileVersion> files;  // as they were when it was loaded
   llama_model_params params{};     // it was loaded with; pointers in it may be gone, so see below
   std::vector<ggml_backend_dev_t> devices;  // params.devices, without the NULL
+  std::vector<float> split;        // params.tensor_split: parts of the model on each device
   std::string overrides;           // text of params.kv_overrides and tensor_buft_overrides while they were there
 };
 // Throws std::system_error: a file is not there. Before the model is loaded, so that what is put in its place meanwhile
-// is seen: a model whose files are others by the time of fingerprint() is refused.
-ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params);
+// is seen: a model whose files are others by the time of fingerprint() is refused. `devices_max`: llama_max_devices().
+ModelSource describe_model(const std::vector<std::string>& paths, const llama_model_params& params,
+                           std::size_t devices_max);
 
 struct FingerprintOptions {
   std::string tenant;       // salt: pages are shared among equal ones only
@@ -46,8 +48,9 @@ bool long_positions(const Calls& calls, const llama_model* model, std::uint32_t 
 Fields fingerprint(const Calls& calls, const ModelSource& source, const llama_context* context,
                    const llama_context_params& params, const FingerprintOptions& options);
 
-// Empty, or why pages of a model that was loaded so, or of this context, cannot be shared.
+// Empty, or why pages of a model that was loaded so, or of contexts that are made so of it, cannot be shared. Before a
+// context is made: one that is refused later has used what is in its parameters (samplers can be used once).
 std::string reason_not_to_share(const ModelSource& source);
-std::string reason_not_to_share(const Calls& calls, const llama_context* context, const llama_context_params& params);
+std::string reason_not_to_share(const Calls& calls, const llama_model* model, const llama_context_params& params);
 
 }  // namespace kvtrie::llama

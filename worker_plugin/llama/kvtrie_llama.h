@@ -182,6 +182,7 @@ class SharedContext {
   friend class SharedSequence;
   bool open_namespace();
   void warm_up();
+  void map_pool();
   [[nodiscard]] client::WaitPolicy wait_policy() const;
   // Computes some tokens of nothing, unless a speed is known.
   void learn_speed();
@@ -216,6 +217,7 @@ class SharedContext {
   kvtrie_namespace namespace_{};
   std::unique_ptr<std::byte[]> buffer_;  // of states of several pages
   std::size_t buffer_bytes_ = 0;
+  const std::byte* mapped_until_ = nullptr;  // the pool's first pages, as far as they are mapped; NULL: none
   std::chrono::steady_clock::time_point no_room_until_{};  // until then nobody waits for free pages
   Counters counters_;
   std::string last_failure_;

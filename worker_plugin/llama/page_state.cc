@@ -4,7 +4,10 @@
 #include "worker_plugin/llama/page_state.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+
+#include "worker_plugin/streaming_copy.h"
 
 namespace kvtrie::llama {
 namespace {
@@ -64,6 +67,29 @@ void copy_rows(std::byte* to, std::size_t to_stride, const std::byte* from, std:
       break;
     default:
       all([bytes](std::byte* a, const std::byte* b) { std::memcpy(a, b, bytes); });
+  }
+}
+
+// `rows` of a state of all pages, `bytes` of a row for each page: to places[i] + offset, one row behind the other. Pages
+// are written in pieces of some KiB and past the caches, since nobody here reads them again.
+void scatter_rows(std::span<std::byte* const> places, std::size_t offset, const std::byte* from, std::size_t rows,
+                  std::size_t bytes) {
+  StreamingCopy copy;
+  std::array<std::byte, 32768> block;  // fits into a core's first cache
+  const std::size_t stride = places.size() * bytes;
+  if (rows == 1 || stride > block.size()) {
+    for (std::size_t i = 0; i < places.size(); ++i)
+      for (std::size_t row = 0; row < rows; ++row)
+        copy.add(places[i] + offset + row * bytes, from + row * stride + i * bytes, bytes);
+    return;
+  }
+  for (std::size_t row = 0, count = 0; row < rows; row += count, from += count * stride) {
+    count = std::min(block.size() / stride, rows - row);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      std::byte* const piece = block.data() + i * count * bytes;
+      copy_rows(piece, bytes, from + i * bytes, stride, count, bytes);
+      copy.add(places[i] + offset + row * bytes, piece, count * bytes);
+    }
   }
 }
 
@@ -174,19 +200,18 @@ bool StateShape::split(std::span<const std::byte> state, std::int32_t first, std
   for (const StateSection& section : sections_) {
     const std::size_t cell = section.cell_bytes;
     from += section.header.size();
-    for (std::size_t i = 0; i < pages.size(); ++i) {
-      std::byte* const to = pages[i] + offset + section.header.size();
-      std::memcpy(pages[i] + offset, section.header.data(), section.header.size());
-      if (in_order) {
-        copy_rows(to, tokens * cell, from + i * tokens * cell, count * cell, section.rows, tokens * cell);
-        continue;
-      }
+    for (std::byte* const page : pages)
+      std::memcpy(page + offset, section.header.data(), section.header.size());
+    offset += section.header.size();
+    if (in_order) scatter_rows(pages, offset, from, section.rows, tokens * cell);
+    for (std::size_t i = 0; !in_order && i < pages.size(); ++i) {
+      std::byte* const to = pages[i] + offset;
       for (std::uint32_t token = 0; token < tokens; ++token) {
         const std::size_t own = cells[i * tokens + token];
         copy_rows(to + token * cell, tokens * cell, from + own * cell, count * cell, section.rows, cell);
       }
     }
-    offset += section.header.size() + section.rows * tokens * cell;
+    offset += section.rows * tokens * cell;
     from += section.rows * count * cell;
   }
   return true;

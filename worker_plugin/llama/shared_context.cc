@@ -182,7 +182,9 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
       memory_(calls.llama_get_memory(context)),
       scratch_(static_cast<llama_seq_id>(calls.llama_n_seq_max(context)) - 1) {
   if (const std::string reason = reason_not_to_share(source); !reason.empty()) throw Refused(reason);
-  if (const std::string reason = reason_not_to_share(calls_, context, params); !reason.empty()) throw Refused(reason);
+  if (memory_ == nullptr) throw Refused("it has no KV cache");
+  const llama_model* const model = calls_.llama_get_model(context);
+  if (const std::string reason = reason_not_to_share(calls_, model, params); !reason.empty()) throw Refused(reason);
   if (!params.kv_unified) throw Refused("its KV cache is not unified");
   shape_ = probe_state(calls_, context);
   const std::uint64_t bytes = shape_.bytes(tokens_per_page());
@@ -196,8 +198,27 @@ SharedContext::SharedContext(SharedCache& cache, const Calls& calls, llama_conte
   warm_up();
 }
 
+// The pool's memory is mapped into this process when the context is made, and not by its requests: as much of it as there
+// is time for, from its first page on, which is where a coordinator begins to give pages. The rest: map_for_writing().
+void SharedContext::map_pool() {
+  constexpr std::chrono::milliseconds kTimeMax{100};
+  constexpr std::size_t kPieceBytes = 8U << 20;
+  std::byte* const first = page(0);
+  std::byte* const last = page(static_cast<std::uint32_t>(attachment_->geometry.pages - 1));
+  if (first == nullptr || last <= first) return;
+  mapped_until_ = first;
+  const auto start = std::chrono::steady_clock::now();
+  const std::size_t bytes = static_cast<std::size_t>(last - first) + attachment_->geometry.page_bytes;
+  for (std::size_t at = 0; at < bytes && std::chrono::steady_clock::now() - start < kTimeMax; at += kPieceBytes) {
+    std::byte* const piece = first + at;
+    map_for_writing({&piece, 1}, std::min(kPieceBytes, bytes - at));
+    mapped_until_ = piece + std::min(kPieceBytes, bytes - at);
+  }
+}
+
 // What a process does for the first time costs page faults and symbols to be bound: here, and not in its first request.
 void SharedContext::warm_up() {
+  map_pool();
   const std::span<std::byte> run = buffer(shape_.bytes(pages_in_a_run(shape_, tokens_per_page()) * tokens_per_page()));
   std::ranges::fill(run, std::byte{0});
   const std::vector<std::uint32_t> tokens(tokens_per_page(), UINT32_MAX);  // of nobody
@@ -264,6 +285,7 @@ bool SharedContext::attach_again() {
     sequence->cache_lost();
   (void)kvtrie_release(std::exchange(guard_, {}));
   attachment_ = next;
+  mapped_until_ = nullptr;
   if (!open_namespace()) return false;
   lost_ = false;
   return true;
@@ -340,7 +362,8 @@ bool SharedContext::export_run(llama_seq_id sequence, std::span<std::byte* const
   const std::uint32_t tokens = tokens_per_page();
   const std::size_t bytes = shape_.bytes(pages.size() * tokens);
   const auto begin = static_cast<llama_pos>(first);
-  map_for_writing(pages, shape_.bytes(tokens));
+  const std::size_t page_bytes = shape_.bytes(tokens);
+  if (*std::ranges::max_element(pages) + page_bytes > mapped_until_) map_for_writing(pages, page_bytes);
   const auto get = [&](std::byte* to) {
     return calls_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(to), bytes, scratch_) == bytes;
   };

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// What stands before libllama's functions when this library is loaded with LD_PRELOAD. Each goes straight on to the one
-// it stands for when nothing is shared, and when llama.cpp calls it from within another of these.
+// What is done instead of libllama's functions when this library is loaded with LD_PRELOAD.
+// stubs.cc comes here only from callers of the libllama that this was built for, and not when
+// llama.cpp calls from within another of these.
 //
-// Preloaded libraries are in the global scope, which is searched first for a library that was loaded with RTLD_LOCAL,
-// too (a node addon); the functions that they stand for are found through the loader's list of objects
-// (find_loaded_llama).
+// Preloaded libraries are in the global scope, which is searched first for a library that was
+// loaded with RTLD_LOCAL, too (a node addon); the functions that they stand for are found through
+// the loader's list of objects (copies.h).
 
 #include <llama.h>
 #include <unistd.h>
@@ -30,7 +31,6 @@ using kvtrie::llama::Real;
 using kvtrie::llama::TrackedContext;
 
 const Real& real() { return Process::get().real(); }
-bool looked_at() { return !Inside::already() && Process::get().on(); }
 
 // The context of a call that is looked at, for as long as the call lasts; else false.
 class Use {
@@ -59,8 +59,8 @@ class Use {
   TrackedContext* context_;
   std::unique_lock<std::mutex> lock_;
 };
-Use use(const llama_context* context) { return Use(looked_at() ? Process::get().find(context) : nullptr); }
-Use use(llama_memory_t memory) { return Use(looked_at() ? Process::get().find(memory) : nullptr); }
+Use use(const llama_context* context) { return Use(Process::get().find(context)); }
+Use use(llama_memory_t memory) { return Use(Process::get().find(memory)); }
 
 // `ours` does what llama.cpp's function does, too. Where it cannot, the real one does.
 template <typename Ours, typename Theirs>
@@ -81,6 +81,8 @@ std::int32_t place(const llama_context* context, std::int32_t index) {
   const Use found = use(context);
   return found ? found->place(index) : index;
 }
+
+constexpr const char* kTrained = "its model is trained";
 
 const pid_t loaded_in = ::getpid();
 
@@ -104,7 +106,7 @@ __attribute__((destructor)) void report_at_end() {
 template <typename Paths>
 std::optional<kvtrie::llama::ModelSource> described(Paths paths, const llama_model_params& params) noexcept {
   try {
-    return kvtrie::llama::describe_model(paths(), params);
+    return kvtrie::llama::describe_model(paths(), params, Process::get().devices_max());
   } catch (const std::exception&) {
     return std::nullopt;  // no file, or no memory: a model that is not known, and not shared
   }
@@ -132,65 +134,35 @@ llama_context* init_from_model(llama_model* model, llama_context_params params) 
   return Process::get().make_context(model, params);
 }
 
-// A structure by value has another size in another llama.cpp. So these four jump, with the program's arguments
-// untouched, to what a route says: the function above, or the real one where that is another llama.cpp or nothing is
-// shared.
-using Function = void (*)();
-template <typename Ours, typename Theirs>
-Function route(Ours* ours, Theirs* theirs) {
-  return looked_at() ? reinterpret_cast<Function>(ours) : reinterpret_cast<Function>(theirs);
-}
-
 }  // namespace
 
-extern "C" {
+namespace kvtrie::llama::interposed {
 
-__attribute__((used, visibility("hidden"))) Function kvtrie_route_load_from_file() {
-  return route(&load_from_file, real().llama_model_load_from_file);
+llama_model* llama_model_load_from_file(const char* path, llama_model_params params) {
+  return load_from_file(path, params);
 }
-__attribute__((used, visibility("hidden"))) Function kvtrie_route_load_from_splits() {
-  return route(&load_from_splits, real().llama_model_load_from_splits);
+llama_model* llama_load_model_from_file(const char* path, llama_model_params params) {
+  return load_from_file(path, params);
 }
-__attribute__((used, visibility("hidden"))) Function kvtrie_route_init_from_model() {
-  return route(&init_from_model, real().llama_init_from_model);
+llama_model* llama_model_load_from_splits(const char** paths, std::size_t count, llama_model_params params) {
+  return load_from_splits(paths, count, params);
 }
-__attribute__((used, visibility("hidden"))) Function kvtrie_route_opt_init(llama_context* context) {
-  use(context).stop_if(true, "its model is trained");
-  return reinterpret_cast<Function>(real().llama_opt_init);
+llama_context* llama_init_from_model(llama_model* model, llama_context_params params) {
+  return init_from_model(model, params);
 }
-
-#define KVTRIE_JUMP(name, routed)              \
-  __asm__(".text\n.globl " #name               \
-          "\n"                                 \
-          ".type " #name ", @function\n" #name \
-          ":\n"                                \
-          "  push %rdi\n"                      \
-          "  push %rsi\n"                      \
-          "  sub $8, %rsp\n"                   \
-          "  call " #routed                    \
-          "\n"                                 \
-          "  add $8, %rsp\n"                   \
-          "  pop %rsi\n"                       \
-          "  pop %rdi\n"                       \
-          "  jmp *%rax\n"                      \
-          ".size " #name ", .-" #name "\n")
-KVTRIE_JUMP(llama_model_load_from_file, kvtrie_route_load_from_file);
-KVTRIE_JUMP(llama_load_model_from_file, kvtrie_route_load_from_file);
-KVTRIE_JUMP(llama_model_load_from_splits, kvtrie_route_load_from_splits);
-KVTRIE_JUMP(llama_init_from_model, kvtrie_route_init_from_model);
-KVTRIE_JUMP(llama_new_context_with_model, kvtrie_route_init_from_model);
-KVTRIE_JUMP(llama_opt_init, kvtrie_route_opt_init);
-#undef KVTRIE_JUMP
+llama_context* llama_new_context_with_model(llama_model* model, llama_context_params params) {
+  return init_from_model(model, params);
+}
 
 void llama_model_free(llama_model* model) {
-  if (looked_at()) Process::get().remove_model(model);
+  Process::get().remove_model(model);
   real().llama_model_free(model);
 }
 
-void llama_free_model(llama_model* model) { llama_model_free(model); }
+void llama_free_model(llama_model* model) { interposed::llama_model_free(model); }
 
 void llama_free(llama_context* context) {
-  if (looked_at()) {
+  {
     const Inside inside;
     Process::get().remove_context(context);
   }
@@ -199,7 +171,7 @@ void llama_free(llama_context* context) {
 
 std::uint32_t llama_n_seq_max(const llama_context* context) {
   // Without its lock, which another thread may hold for long: this does not change.
-  const TrackedContext* const found = looked_at() ? Process::get().find(context) : nullptr;
+  const TrackedContext* const found = Process::get().find(context);
   return found == nullptr || found->sequences_asked == 0 ? real().llama_n_seq_max(context) : found->sequences_asked;
 }
 
@@ -211,8 +183,9 @@ std::int32_t llama_decode(llama_context* context, llama_batch batch) {
 }
 
 std::int32_t llama_encode(llama_context* context, llama_batch batch) {
-  use(context).note([](TrackedContext& c) { c.forget_places(); });
-  return real().llama_encode(context, batch);
+  const std::int32_t code = real().llama_encode(context, batch);
+  if (code != -1) use(context).note([](TrackedContext& c) { c.forget_places(); });  // else the outputs are as before
+  return code;
 }
 
 // ---- the KV cache
@@ -266,16 +239,39 @@ bool llama_state_load_file(llama_context* context, const char* path, llama_token
   return real().llama_state_load_file(context, path, tokens, capacity, count);
 }
 
+// A program that takes a sequence's state out and puts it back (llama-server's prompt cache) goes
+// on where that was.
+std::size_t llama_state_seq_get_data(llama_context* context, std::uint8_t* data, std::size_t bytes,
+                                     llama_seq_id sequence) {
+  return interposed::llama_state_seq_get_data_ext(context, data, bytes, sequence, LLAMA_STATE_SEQ_FLAGS_NONE);
+}
+
+std::size_t llama_state_seq_get_data_ext(llama_context* context, std::uint8_t* data, std::size_t bytes,
+                                         llama_seq_id sequence, llama_state_seq_flags flags) {
+  const Use found = use(context);
+  const Inside inside;
+  const std::size_t written = real().llama_state_seq_get_data_ext(context, data, bytes, sequence, flags);
+  if (flags == LLAMA_STATE_SEQ_FLAGS_NONE) {
+    found.note([=](TrackedContext& c) { c.saved(sequence, {data, written}); });
+  }
+  return written;
+}
+
 std::size_t llama_state_seq_set_data(llama_context* context, const std::uint8_t* data, std::size_t bytes,
                                      llama_seq_id sequence) {
-  use(context).note([=](TrackedContext& c) { c.loaded(sequence); });
-  return real().llama_state_seq_set_data(context, data, bytes, sequence);
+  return interposed::llama_state_seq_set_data_ext(context, data, bytes, sequence, LLAMA_STATE_SEQ_FLAGS_NONE);
 }
 
 std::size_t llama_state_seq_set_data_ext(llama_context* context, const std::uint8_t* data, std::size_t bytes,
                                          llama_seq_id sequence, llama_state_seq_flags flags) {
-  use(context).note([=](TrackedContext& c) { c.loaded(sequence); });
-  return real().llama_state_seq_set_data_ext(context, data, bytes, sequence, flags);
+  const Use found = use(context);
+  const Inside inside;
+  found.note([=](TrackedContext& c) { c.loaded(sequence); });
+  const std::size_t read = real().llama_state_seq_set_data_ext(context, data, bytes, sequence, flags);
+  if (flags == LLAMA_STATE_SEQ_FLAGS_NONE) {
+    found.note([=](TrackedContext& c) { c.restored(sequence, {data, read}); });
+  }
+  return read;
 }
 
 std::size_t llama_state_seq_load_file(llama_context* context, const char* path, llama_seq_id sequence,
@@ -313,11 +309,22 @@ void llama_set_warmup(llama_context* context, bool on) {
   real().llama_set_warmup(context, on);
 }
 
+// Training changes the weights of the model, and so what all its contexts compute from now on.
+void llama_opt_init(llama_context* context, llama_model* model, llama_opt_params params) {
+  Process::get().model_changes(model, kTrained);
+  real().llama_opt_init(context, model, params);
+}
+
 void llama_opt_epoch(llama_context* context, ggml_opt_dataset_t dataset, ggml_opt_result_t trained,
                      ggml_opt_result_t evaluated, std::int64_t split, ggml_opt_epoch_callback after_training,
                      ggml_opt_epoch_callback after_evaluation) {
-  use(context).stop_if(true, "its model is trained");
+  use(context).stop_if(true, kTrained);
   real().llama_opt_epoch(context, dataset, trained, evaluated, split, after_training, after_evaluation);
+}
+
+bool llama_set_sampler(llama_context* context, llama_seq_id sequence, llama_sampler* sampler) {
+  use(context).stop_if(sampler != nullptr, "it samples in the back end");
+  return real().llama_set_sampler(context, sequence, sampler);
 }
 
 // ---- outputs of the last batch, by the program's index
@@ -341,17 +348,16 @@ KVTRIE_BY_INDEX(llama_token*, llama_get_sampled_candidates_ith)
 KVTRIE_BY_INDEX(std::uint32_t, llama_get_sampled_candidates_count_ith)
 #undef KVTRIE_BY_INDEX
 
-}  // extern "C"
+// ---- C++ functions of libllama that no public header has, for speculative decoding
 
-// ---- C++ functions of libllama that no public header has (src/llama-ext.h), for speculative decoding
-
-#define KVTRIE_EXPORTED __attribute__((visibility("default")))
-KVTRIE_EXPORTED void llama_set_embeddings_nextn(llama_context* context, bool on, bool masked) {
+void llama_set_embeddings_nextn(llama_context* context, bool on, bool masked) {
   use(context).stop_if(on, "every token's hidden state is read");
-  if (real().set_embeddings_nextn != nullptr) real().set_embeddings_nextn(context, on, masked);
+  real().llama_set_embeddings_nextn(context, on, masked);
 }
 
-KVTRIE_EXPORTED void llama_set_embeddings_layer_inp(llama_context* context, std::uint32_t layer, bool on) {
+void llama_set_embeddings_layer_inp(llama_context* context, std::uint32_t layer, bool on) {
   use(context).stop_if(on, "every token's hidden state is read");
-  if (real().set_embeddings_layer_inp != nullptr) real().set_embeddings_layer_inp(context, layer, on);
+  real().llama_set_embeddings_layer_inp(context, layer, on);
 }
+
+}  // namespace kvtrie::llama::interposed

@@ -48,6 +48,7 @@ std::string report_of(const TrackedContext& context) {
   add("batches_ahead", batches.batches_ahead);
   add("tokens_given", batches.tokens_given);
   add("tokens_seen", batches.tokens_seen);
+  add("states_restored", batches.states_restored);
   if (const SharedContext* shared = context.shared()) {
     for (const auto& [name, value] : list(shared->counters()))
       add(name, value);
@@ -94,24 +95,19 @@ Process& Process::get() noexcept {
 Process* Process::existing() { return the_process; }
 
 Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()) {
-  const LoadedLibrary library = find_loaded_llama(reinterpret_cast<const void*>(&settings_from_environment));
-  const auto find = [&](const char* name, auto& call) {
-    call = reinterpret_cast<std::remove_reference_t<decltype(call)>>(
-        library.handle == nullptr ? nullptr : ::dlsym(library.handle, name));
-  };
-#define KVTRIE_LLAMA_FIND(name) find(#name, real_.name);
-  KVTRIE_LLAMA_INTERPOSED(KVTRIE_LLAMA_FIND)
-#undef KVTRIE_LLAMA_FIND
-  find("_Z26llama_set_embeddings_nextnP13llama_contextbb", real_.set_embeddings_nextn);
-  find("_Z30llama_set_embeddings_layer_inpP13llama_contextjb", real_.set_embeddings_layer_inp);
   if (settings_.cache.empty()) return;
+  const LoadedLibrary library = find_loaded_llama(reinterpret_cast<const void*>(&settings_from_environment));
   std::string missing;
   if (!library.problem.empty()) {
     say_once(library.problem);
-  } else if (!find_calls(library.handle, calls_, missing)) {
-    say_once(library.path + " has no " + missing + ": not the llama.cpp that this was built for");
-  } else if (const std::string version = calls_.llama_version(); version != KVTRIE_LLAMA_API) {
+    return;
+  }
+  const bool complete = find_calls(library.handle, calls_, missing);
+  const std::string version = calls_.llama_version == nullptr ? "" : calls_.llama_version();
+  if (!version.empty() && version != KVTRIE_LLAMA_API) {
     say_once(library.path + " is llama.cpp " + version + ", and this was built for " KVTRIE_LLAMA_API);
+  } else if (!complete) {
+    say_once(library.path + " has no " + missing + ": not the llama.cpp that this was built for");
   } else {
     on_ = true;
   }
@@ -121,6 +117,22 @@ Process::Process() : settings_(settings_from_environment()), made_in_(::getpid()
     dumper_.emplace(*std::move(options));
   } else {
     say_once("KVTRIE_LLAMA_DUMP: " + problem, "");
+  }
+}
+
+// Copies that are loaded later come with models of their own.
+const Copy& Process::copy_for(Place place, const void* caller) noexcept {
+  using enum Place;
+  const bool makes = place == llama_model_load_from_file || place == llama_load_model_from_file ||
+                     place == llama_model_load_from_splits || place == llama_init_from_model ||
+                     place == llama_new_context_with_model;
+  try {
+    for (const std::string& path : makes ? copies_.look_again() : std::vector<std::string>()) {
+      if (on_) say_once("another copy of libllama is loaded, and what is computed with that one is its own: " + path);
+    }
+    return copies_.of(caller);
+  } catch (const std::exception&) {  // no memory
+    return copies_.first();
   }
 }
 
@@ -141,6 +153,22 @@ void Process::add_model(const llama_model* model, ModelSource source) noexcept {
 void Process::remove_model(const llama_model* model) noexcept {
   const std::lock_guard lock(making_);
   models_.erase(model);
+  changed_.erase(model);
+}
+
+void Process::model_changes(const llama_model* model, const char* why) noexcept {
+  const std::lock_guard making(making_);
+  try {
+    changed_[model] = why;
+  } catch (const std::exception&) {
+    models_.erase(model);  // not known, not shared
+  }
+  const std::lock_guard lock(mutex_);
+  for (const auto& [context, tracked] : contexts_) {
+    if (calls_.llama_get_model(context) != model) continue;
+    const std::lock_guard inside(tracked->mutex);  // not while it computes
+    tracked->stop(why);
+  }
 }
 
 SharedCache* Process::cache() {
@@ -161,7 +189,9 @@ void Process::keep_context(llama_context* context, std::unique_ptr<TrackedContex
 llama_context* Process::share_context(llama_model* model, const llama_context_params& params) {
   const auto source = models_.find(model);
   if (source == models_.end()) throw Refused("a model that was not loaded from files");
+  if (const auto changed = changed_.find(model); changed != changed_.end()) throw Refused(changed->second);
   if (const std::string reason = reason_not_to_share(source->second); !reason.empty()) throw Refused(reason);
+  if (const std::string reason = reason_not_to_share(calls_, model, params); !reason.empty()) throw Refused(reason);
   const llama_context_params wanted = shareable_params(params, settings_.unify);
   const WaitSettings wait{.mode = wait_mode(settings_.wait)};
   SharedCache* const cache = this->cache();

@@ -32,6 +32,7 @@
 #include <vector>
 
 #include "dump/dumper.h"
+#include "worker_plugin/llama/preload/copies.h"
 #include "worker_plugin/llama/preload/real.h"
 #include "worker_plugin/llama/preload/tracked_context.h"
 
@@ -69,12 +70,20 @@ class Process {
   static Process* existing();
 
   [[nodiscard]] const Real& real() const { return real_; }
-  // Whether calls are looked at at all: a cache is named, and the libllama is the one that this was built for.
-  [[nodiscard]] bool on() const { return on_; }
+  [[nodiscard]] std::size_t devices_max() const { return calls_.llama_max_devices(); }
+  // The libllama that a call goes to which came from there.
+  const Copy& copy_for(Place place, const void* caller) noexcept;
+  // Whether this call is looked at: a cache is named, the libllama is the one that this was built for, and llama.cpp
+  // does not call itself.
+  [[nodiscard]] bool looks_at(const Copy& copy) const {
+    return on_ && !Inside::already() && &copy == &copies_.first();
+  }
 
   // None of these throws; what cannot be remembered is not shared.
   void add_model(const llama_model* model, ModelSource source) noexcept;
   void remove_model(const llama_model* model) noexcept;
+  // Its weights: nothing of it is shared any more.
+  void model_changes(const llama_model* model, const char* why) noexcept;
   llama_context* make_context(llama_model* model, const llama_context_params& params) noexcept;
   // Before llama_free.
   void remove_context(const llama_context* context) noexcept;
@@ -94,7 +103,8 @@ class Process {
   llama_context* share_context(llama_model* model, const llama_context_params& params);
 
   const PreloadSettings settings_;
-  Real real_;
+  Copies copies_;
+  const Real real_{copies_.first().functions};
   Calls calls_;
   bool on_ = false;
   std::optional<dump::Dumper> dumper_;  // of all contexts
@@ -104,6 +114,7 @@ class Process {
   std::set<std::string> said_;
   std::mutex making_;  // of these; may be held long: files are hashed
   std::map<const llama_model*, ModelSource> models_;
+  std::map<const llama_model*, const char*> changed_;  // why
   std::optional<SharedCache> cache_;
   std::mutex mutex_;  // of these; taken after making_
   std::map<const llama_context*, std::unique_ptr<TrackedContext>> contexts_;

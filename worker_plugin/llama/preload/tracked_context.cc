@@ -18,7 +18,7 @@ constexpr std::int32_t kNotComputed = std::numeric_limits<std::int32_t>::max(); 
 std::size_t tokens_before(llama_pos position) { return static_cast<std::size_t>(std::max(position, 0)); }
 
 // llama_decode's codes after which the KV cache is as before the call.
-bool restored(std::int32_t code) { return code == 1 || code == -1; }
+bool left_as_before(std::int32_t code) { return code == 1 || code == -1; }
 
 bool output_asked(const llama_batch& batch, std::int32_t i) {
   return batch.logits == nullptr ? i == batch.n_tokens - 1 : batch.logits[i] != 0;
@@ -28,6 +28,7 @@ bool output_asked(const llama_batch& batch, std::int32_t i) {
 
 void TrackedContext::stop(std::string_view reason) noexcept {
   stopped_ = true;
+  saved_.clear();
   for (auto& [id, sequence] : sequences_)
     sequence->diverged_at(0);
   try {
@@ -212,7 +213,7 @@ void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
   for (Part& part : parts) {
     const std::size_t size = part.size_before + part.imported;
     std::size_t computed = part.tokens.size() - part.imported;
-    if (restored(code)) {
+    if (left_as_before(code)) {
       // As before the program's call, which had nothing imported.
       if (part.imported > 0) {
         (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
@@ -227,7 +228,6 @@ void TrackedContext::settle(std::vector<Part>& parts, std::int32_t code) {
     }
     part.sequence->decoded(std::span(part.tokens).subspan(part.imported, computed));
   }
-  if (restored(code)) place_.clear();
 }
 
 void TrackedContext::decode_shared(const llama_batch& batch, std::vector<Part>& parts,
@@ -254,7 +254,7 @@ void TrackedContext::dump(std::span<const Part> parts, std::optional<DecodeDump>
 // The KV cache is as before the program's call, or, where that was answered, as llama.cpp left it.
 void TrackedContext::give_up(std::vector<Part>& parts, std::optional<std::int32_t> code,
                              std::string_view why) noexcept {
-  if (!code || restored(*code)) {
+  if (!code || left_as_before(*code)) {
     for (const Part& part : parts) {
       if (part.followed) {
         (void)real_.llama_memory_seq_rm(memory_, part.id, static_cast<llama_pos>(part.size_before), -1);
@@ -267,7 +267,17 @@ void TrackedContext::give_up(std::vector<Part>& parts, std::optional<std::int32_
 }
 
 std::int32_t TrackedContext::decode(const llama_batch& batch) noexcept {
-  place_.clear();
+  // Of a batch that llama.cpp refuses nothing is computed, and the outputs of the one before are still there.
+  std::vector<std::int32_t> before;
+  before.swap(place_);
+  const std::uint64_t ahead = counters_.batches_ahead;
+  const std::int32_t code = decode_any(batch);
+  if (left_as_before(code)) place_.clear();
+  if (left_as_before(code) && counters_.batches_ahead == ahead) place_.swap(before);
+  return code;
+}
+
+std::int32_t TrackedContext::decode_any(const llama_batch& batch) noexcept {
   ++counters_.batches;
   counters_.tokens_given += static_cast<std::uint64_t>(std::max(batch.n_tokens, 0));
   if (beyond(batch) && !unified_asked) return -1;  // llama.cpp's answer without the id more
@@ -359,6 +369,21 @@ void TrackedContext::loaded(llama_seq_id id) {
   const auto count = static_cast<llama_seq_id>(calls_.llama_n_seq_max(context_)) - 1;
   for (llama_seq_id any = 0; any < count; ++any)
     sequence(any).diverged_at(0);
+}
+
+void TrackedContext::saved(llama_seq_id id, std::span<const std::uint8_t> state) {
+  if (!shared_ || stopped_ || state.empty() || beyond(id)) return;
+  const SharedSequence& from = sequence(id);
+  const std::size_t there = tokens_before(calls_.llama_memory_seq_pos_max(memory_, id) + 1);
+  if (!from.diverged() && from.size() == there && there > 0) saved_.put(*shared_, from, state);
+}
+
+void TrackedContext::restored(llama_seq_id id, std::span<const std::uint8_t> state) {
+  if (!shared_ || stopped_ || state.empty() || beyond(id)) return;
+  const SharedSequence* const known = saved_.find(state);
+  if (known == nullptr) return;
+  sequence(id).copied_from(*known, known->size());
+  ++counters_.states_restored;
 }
 
 }  // namespace kvtrie::llama

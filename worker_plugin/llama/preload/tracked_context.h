@@ -24,6 +24,7 @@
 #include "worker_plugin/llama/kvtrie_llama.h"
 #include "worker_plugin/llama/kvtrie_dump.h"
 #include "worker_plugin/llama/preload/real.h"
+#include "worker_plugin/llama/preload/saved_states.h"
 
 namespace kvtrie::llama {
 
@@ -34,6 +35,7 @@ struct BatchCounters {
   std::uint64_t batches_ahead = 0;   // parts of batches that were computed before the rest, for those who wait
   std::uint64_t tokens_given = 0;    // by the program
   std::uint64_t tokens_seen = 0;     // by llama_decode
+  std::uint64_t states_restored = 0;  // of sequences, that the program had taken out itself
 };
 
 class TrackedContext {
@@ -73,6 +75,10 @@ class TrackedContext {
   void shifted(llama_seq_id sequence, llama_pos from, llama_pos delta);
   // Its KV came from elsewhere. -1: of all sequences.
   void loaded(llama_seq_id sequence);
+  // The program took the sequence's state out: these bytes. They are known again in restored(), of the same bytes.
+  void saved(llama_seq_id sequence, std::span<const std::uint8_t> state);
+  // After loaded(): the sequence has what these bytes say, if there are any.
+  void restored(llama_seq_id sequence, std::span<const std::uint8_t> state);
   void embeddings(bool on) { embeddings_ = on; }
   // Every expert of a model computes meanwhile: KV of then is of nobody's use.
   void warm_up(bool on) { warming_up_ = on; }
@@ -93,6 +99,7 @@ class TrackedContext {
   // Whether a call names an id that the program did not ask for: then nothing is shared from now on.
   bool beyond(llama_seq_id id);
   bool beyond(const llama_batch& batch);
+  std::int32_t decode_any(const llama_batch& batch) noexcept;
   void decode_shared(const llama_batch& batch, std::vector<Part>& parts, std::optional<std::int32_t>& code);
   void give_up(std::vector<Part>& parts, std::optional<std::int32_t> code, std::string_view why) noexcept;
   SharedSequence& sequence(llama_seq_id id);
@@ -113,6 +120,7 @@ class TrackedContext {
   const llama_memory_t memory_;
   std::unique_ptr<SharedContext> shared_;
   std::map<llama_seq_id, std::unique_ptr<SharedSequence>> sequences_;
+  SavedStates saved_;
   const Say say_;
   std::string reason_;
   bool embeddings_ = false;
