@@ -35,7 +35,8 @@ struct DumpOptions {
   std::uint64_t dumps_max = 1000;           // of this process; then no more
 };
 
-// "DIR[,raw][,after][,tag=N][,asked][,max=N]", as programs take it from a flag or their environment. `error` says what is wrong.
+// "DIR[,raw][,after][,tag=N][,asked][,max=N]", as programs take it from a flag or their
+// environment. `error` says what is wrong.
 std::optional<DumpOptions> parse_dump_options(std::string_view text, std::string& error);
 
 struct DumpedRequest {

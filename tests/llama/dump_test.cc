@@ -312,8 +312,7 @@ TEST_F(LlamaDumpTest, AFailureLeavesADumpThatNamesThePageAndTheCacheAsItWas) {
     std::filesystem::copy_file(entry.path(), "/dev/shm/" + entry.path().filename().string(),
                                std::filesystem::copy_options::overwrite_existing);
   }
-  const Ran stats = run(program("kvtrie") + " page " + page["page"].dump() + " --stats --json --cache " + cache_.name() +
-                        " --dir " + cache_.directory());
+  const Ran stats = run(program("kvtrie") + " page " + page["page"].dump() + " --stats --json" + cached());
   EXPECT_EQ(stats.code, 0) << stats.err;
   EXPECT_NE(stats.out.find("\"k.1\""), std::string::npos) << stats.out;
 }

@@ -73,7 +73,8 @@ void Artifact::keep(const TemporaryCache& cache) const {
 
 std::string Artifact::says() const {
   const std::string page = first_page_that_differs(alone(), shared());
-  return (page.empty() ? "no page differs in the dumps of the same once more\n" : page) + "left behind: " + path_ + "\n";
+  const std::string none = "no page differs in the dumps of the same once more\n";
+  return (page.empty() ? none : page) + "left behind: " + path_ + "\n";
 }
 
 std::string first_page_that_differs(const std::string& alone, const std::string& shared) {

@@ -26,8 +26,8 @@ class Artifact {
   std::string shared() const { return path_ + "/shared"; }
   // Before anything else is done with the cache.
   void keep(const TemporaryCache& cache) const;
-  // For the failure's text: the first page of the dumps in shared() that is another one in alone(), by number, place and
-  // part, and where all this is.
+  // For the failure's text: the first page of the dumps in shared() that is another one in alone(), by number, place
+  // and part, and where all this is.
   std::string says() const;
 
  private:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Debug dumps (docs/dumps.md) around another engine's steps: its batch, and the pages that it reads ("before"), with those
-// that it has written ("after"). The loop's sequences hold all of them. A request's tag is its index.
+// Debug dumps (docs/dumps.md) around another engine's steps: its batch, and the pages that it reads ("before"), with
+// those that it has written ("after"). The loop's sequences hold all of them. A request's tag is its index.
 #pragma once
 
 #include <cstdint>

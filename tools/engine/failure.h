@@ -34,8 +34,8 @@ class Leftovers {
   std::string path_;
 };
 
-// Looks for the text of each of `requests` in the cache, in this order, and computes the KV of what is there alone. Of the
-// first one with a page that is another: dumps of both below `folder`, and what `kvtrie diff-dumps` says of them. Else
+// Looks for the text of each of `requests` in the cache, in this order, and computes the KV of what is there alone. Of
+// the first one with a page that is another: dumps of both below `folder`, and what `kvtrie diff-dumps` says of them. Else
 // says that, or why it cannot be known.
 [[nodiscard]] std::string dump_first_wrong_page(const Board& board, const EngineOptions& options,
                                                 std::span<const std::uint32_t> requests, const std::string& folder);

@@ -77,7 +77,8 @@ class Engine {
     void operator()(llama_context* context) const { llama_free(context); }
   };
   void decode(const std::vector<llama_token>& tokens, std::size_t from, std::size_t to);
-  double decode_next(SharedSequence* sequence, const std::vector<llama_token>& tokens, std::size_t from, std::size_t to);
+  double decode_next(SharedSequence* sequence, const std::vector<llama_token>& tokens, std::size_t from,
+                     std::size_t to);
 
   EngineOptions options_;
   std::unique_ptr<llama_model, Free> model_;

@@ -12,8 +12,8 @@
 //   sequence.decoded(...)                                   of each sequence
 //   if (dump) dump->after()                                 "after", when that is wanted, too
 //
-// Pages are read while they are held: by the sequence, or, where it holds nothing between its batches, by a lease for the
-// dump alone. With "after" to come, sequences keep what they hold until then.
+// Pages are read while they are held: by the sequence, or, where it holds nothing between its batches, by a lease for
+// the dump alone. With "after" to come, sequences keep what they hold until then.
 #pragma once
 
 #include <cstdint>

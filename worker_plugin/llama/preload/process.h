@@ -12,8 +12,8 @@
 //                         is likely to cost less than to compute it, too
 //   KVTRIE_LLAMA_HASHES   folder where hashes of model files are remembered; empty: none ($XDG_CACHE_HOME/kvtrie,
 //                         ~/.cache/kvtrie)
-//   KVTRIE_LLAMA_DUMP     debug dumps before each llama_decode (docs/dumps.md): DIR[,raw][,after][,tag=N][,max=N], where a
-//                         sequence's tag is its id
+//   KVTRIE_LLAMA_DUMP     debug dumps before each llama_decode (docs/dumps.md): DIR[,raw][,after][,tag=N][,max=N],
+//                         where a sequence's tag is its id
 //   KVTRIE_LLAMA_REPORT   file for counters as JSON, %p in it stands for the process id; written when a context is
 //                         freed and at the end
 #pragma once
