@@ -163,18 +163,6 @@ class Lessees {
   std::vector<std::unique_ptr<replay::Attachment>> attachments_;
 };
 
-// Stopped as long as this lives.
-class StoppedCoordinator {
- public:
-  explicit StoppedCoordinator(const replay::OwnCache& cache) : cache_(cache) { cache_.stop(); }
-  StoppedCoordinator(const StoppedCoordinator&) = delete;
-  StoppedCoordinator& operator=(const StoppedCoordinator&) = delete;
-  ~StoppedCoordinator() { cache_.go_on(); }
-
- private:
-  const replay::OwnCache& cache_;
-};
-
 // The evictor itself, in this process: the cache's coordinator is stopped meanwhile, so it is the only one.
 void measure_batches(const Settings& settings, Report& report) {
   constexpr std::uint32_t kPromptPages = 128;

@@ -13,8 +13,6 @@
 
 namespace kvtrie::bench {
 
-inline constexpr std::uint64_t kPagesABlock = 1U << 17;  // of one timing: some milliseconds
-
 enum Candidate : std::uint8_t { kFull, kFullTokensStay, kHalf, kMiss, kStream, kIndexStream, kCandidates };
 
 class Lookups {
