@@ -222,6 +222,12 @@ void report_churn(const Settings& settings, const BenchCache& cache, const std::
   report.add({"evicted meanwhile", state, spread_of(measured[1].back()), "M pages/s"});
 }
 
+// A large cache takes minutes to turn over as often as the others. Its runs are what they will be before: the notes tell.
+double turnovers_of(const Settings& settings, std::uint64_t pages) {
+  if (settings.turnovers > 0) return settings.turnovers;
+  return pages > kJudgedPages ? 3 : 10;
+}
+
 void report_state(const Settings& settings, const BenchCache& cache, Report& report) {
   const CacheState& is = cache.state();
   const std::string age = fmt::format("{} pages, {}", count_text(is.pages), name_of(is.age));
@@ -231,6 +237,10 @@ void report_state(const Settings& settings, const BenchCache& cache, Report& rep
   if (aged) {
     report.add({"mean run", fmt::format("{}, turned over {:.1f} times", state, cache.turnovers()),
                 spread_of({cache.mean_run()}), "pages"});
+    std::string runs;
+    for (const auto& [turnovers, run] : cache.runs_while_aged())
+      runs += fmt::format("{}{:.0f} after {:.1f}", runs.empty() ? "" : ", ", run, turnovers);
+    report.note(fmt::format("{}: mean run by how often the pool had turned over: {}", state, runs));
   }
   report_lookups(settings, cache, state, report);
   if (is.low_percent <= 1) report_churn(settings, cache, state, report);
@@ -244,7 +254,8 @@ void run_hit(const Settings& settings, Report& report) {
   if (settings.quick) sizes = {1U << 14};
   if (settings.pages_given) sizes = {settings.pages};
   for (const std::uint64_t pages : sizes) {
-    CacheState state{.pages = pages, .low_percent = 1, .high_percent = 2, .leases = kLeases};
+    CacheState state{.pages = pages, .low_percent = 1, .high_percent = 2, .turnovers = turnovers_of(settings, pages),
+                     .leases = kLeases};
     std::optional<BenchCache> cache;
     for (const Age age : {Age::kFresh, Age::kAged, Age::kShuffled}) {
       if (!wanted(age)) continue;

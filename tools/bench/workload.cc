@@ -217,7 +217,11 @@ void BenchCache::age(const Settings& settings) {
   const std::uint64_t all = std::numeric_limits<std::uint32_t>::max();
   Ageing ageing{.workers = 2, .requests = settings.trace.empty() ? std::max<std::uint64_t>(state_.pages / 64, 1000) : all};
   // Of other prompts each time: those of the trace may all fit.
-  for (; turnovers() < state_.turnovers; ++ageing.lap, ++ageing.seed) bench::age(settings, ageing, cache_);
+  runs_while_aged_.clear();
+  for (; turnovers() < state_.turnovers; ++ageing.lap, ++ageing.seed) {
+    const double run = bench::age(settings, ageing, cache_).run_length;
+    runs_while_aged_.emplace_back(turnovers(), run);
+  }
   for (std::vector<Prompt>& prompts : filled_) prompts.clear();
   const BenchWorker worker(settings, cache_, model());
   for (std::size_t i = 0; i < kPromptPages.size(); ++i) {

@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/bench/sections.h"
@@ -108,6 +109,8 @@ class BenchCache {
   bool of_the_trace(std::uint32_t pages) const;
   // Pages evicted in this state, by the cache's pages.
   double turnovers() const;
+  // While it was aged: how often the pool had turned over, and mean_run() then.
+  const std::vector<std::pair<double, double>>& runs_while_aged() const { return runs_while_aged_; }
   // Of neighbouring pages that one path goes through, over all cached pages.
   double mean_run() const;
 
@@ -123,6 +126,7 @@ class BenchCache {
   std::optional<replay::Observer> observer_;
   std::array<std::vector<Prompt>, kPromptPages.size()> filled_;  // by length; of many every so manieth
   double turnovers_before_ = 0;  // of the pool, in earlier states
+  std::vector<std::pair<double, double>> runs_while_aged_;
 };
 
 }  // namespace kvtrie::bench
