@@ -43,7 +43,7 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
   app.add_option("--limit", options.limit, "Only the first N requests")
       ->type_name("N")
       ->check(no_sign);
-  app.add_option("--lap", options.lap, "The trace once more, later and of other prompts, after N laps (0)")
+  app.add_option("--lap", options.lap, "The trace once more, of other prompts, after N laps (0)")
       ->type_name("N")
       ->check(CLI::Range(0U, kLapsMax))
       ->needs(trace);

@@ -53,9 +53,8 @@ std::vector<Request> load_workload(const ReplayOptions& options) {
   if (trace.requests.empty()) throw UsageError{fmt::format("{}: holds no request", options.trace)};
   // Some traces count from 1970: what matters is the time since their first request.
   const std::uint64_t first = trace.requests.front().timestamp_ms;
-  const std::uint64_t lap_ms = trace.requests.back().timestamp_ms - first + 1;
   for (Request& request : trace.requests) {
-    request.timestamp_ms += options.lap * lap_ms - first;
+    request.timestamp_ms -= first;
     for (std::uint64_t& id : request.hash_ids)
       id += options.lap << kLapShift;
   }
