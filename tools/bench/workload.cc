@@ -211,6 +211,14 @@ void BenchCache::fill(const BenchWorker& worker) {
       if (turn % ((counts.at(i) + kept - 1) / kept) == 0) filled_.at(i).push_back(std::move(prompt));
     }
   }
+  for (std::vector<Prompt>& prompts : filled_) drop_torn(worker, prompts);
+}
+
+// A page whose place in the index was not had stays private.
+void BenchCache::drop_torn(const BenchWorker& worker, std::vector<Prompt>& prompts) {
+  std::erase_if(prompts, [&](const Prompt& prompt) {
+    return worker.begin_and_release(prompt.tokens) * std::size_t{kTokensPerPage} != prompt.tokens.size();
+  });
 }
 
 void BenchCache::age(const Settings& settings) {
@@ -229,6 +237,7 @@ void BenchCache::age(const Settings& settings) {
     if (prompts(length, 1).empty()) cache_more(worker, length, filled_.at(i));
   }
   if (!observer_->settle(std::chrono::seconds(10))) throw std::runtime_error("the evictor does not come to rest");
+  for (std::vector<Prompt>& prompts : filled_) drop_torn(worker, prompts);
 }
 
 // On the pages that are free when the cache is old.

@@ -118,6 +118,7 @@ class BenchCache {
   void fill(const Settings& settings);
   void fill(const BenchWorker& worker);
   void age(const Settings& settings);
+  static void drop_torn(const BenchWorker& worker, std::vector<Prompt>& prompts);
   void cache_more(const BenchWorker& worker, std::uint32_t length, std::vector<Prompt>& prompts) const;
 
   CacheState state_;
