@@ -145,19 +145,19 @@ void report_lookups(const Settings& settings, const BenchCache& cache, const std
 
 // Beside a writer and an evictor.
 constexpr std::array kMeasured{kFull, kHalf, kMiss, kStream};
-constexpr std::array kMeasuredName{"full hit, with a writer", "half hit, with a writer",
-                                   "miss at the first page, with a writer", "stream, with a writer"};
+constexpr std::array kMeasuredName{"full hit", "half hit", "miss at the first page", "stream"};
 constexpr double kShortestNs = 60e6;  // so that writer and evictor both have their turns
 constexpr double kLongestNs = 10e9;
 
 // Of each length and what is measured, then M pages/s that are evicted meanwhile. Each is the mean over one stretch of
 // time, of this thread's alone, in which pages are evicted when they should be.
-std::vector<double> beside(const Churn& churn, std::span<const std::unique_ptr<Lookups>> lengths, bool evicts) {
+std::vector<double> beside(const Segment& segment, std::span<const std::unique_ptr<Lookups>> lengths, bool evicts) {
   std::vector<double> figures(lengths.size() * kMeasured.size() + 1);
-  const std::uint64_t before = churn.evictions();
+  const auto evictions = [&] { return segment.total(Counter::kEvictions); };
+  const std::uint64_t before = evictions();
   const double start = now_ns();
   double took = 0, times = 0;
-  for (; took < kShortestNs || (evicts && churn.evictions() == before); took = now_ns() - start) {
+  for (; took < kShortestNs || (evicts && evictions() == before); took = now_ns() - start) {
     if (took > kLongestNs)
       throw std::runtime_error("beside a writer nothing is evicted: the run is void");
     for (std::size_t i = 0; i + 1 < figures.size(); ++i)
@@ -166,7 +166,7 @@ std::vector<double> beside(const Churn& churn, std::span<const std::unique_ptr<L
   }
   for (double& figure : figures)
     figure /= times;
-  figures.back() = static_cast<double>(churn.evictions() - before) / took * 1e3;
+  figures.back() = static_cast<double>(evictions() - before) / took * 1e3;
   return figures;
 }
 
@@ -183,14 +183,18 @@ std::vector<std::vector<Prompt>> prompts_to_hold(const BenchCache& cache) {
   return held;
 }
 
-// Without and with a writer and an evictor by turns. The prompts are leased, so that they stay.
-void report_churn(const Settings& settings, const BenchCache& cache, const std::string& state,
-                  Report& report) {
-  const std::vector<std::vector<Prompt>> prompts = prompts_to_hold(cache);
+using WithoutAndWith = std::array<Rounds, 2>;
+
+// Without and with a writer and an evictor by turns; of several processes at once the harmonic mean. The prompts are
+// leased, so that they stay.
+WithoutAndWith measure_churn(const Settings& settings, const BenchCache& cache,
+                             const std::vector<std::vector<Prompt>>& prompts, std::uint32_t processes) {
   // Of a large cache a writer and the evictor's scan take a second or two to begin and to end.
   const std::uint32_t rounds = cache.state().pages > kJudgedPages ? std::min(settings.rounds, 3U) : settings.rounds;
-  const auto figures = run_crew(1, [&](CrewMember& member) {
-    const Churn churn(settings, cache);
+  const auto figures = run_crew(processes, [&](CrewMember& member) {
+    std::optional<Churn> churn;
+    if (member.index() == 0) churn.emplace(settings, cache);
+    const replay::Observer observer(cache.own().name());
     std::vector<std::unique_ptr<Lookups>> lengths;
     for (const std::vector<Prompt>& of_one_length : prompts) {
       lengths.push_back(std::make_unique<Lookups>(settings, cache, of_one_length, thread_ns));
@@ -198,25 +202,40 @@ void report_churn(const Settings& settings, const BenchCache& cache, const std::
     }
     for (std::uint32_t round = 0; round <= rounds; ++round) {
       for (const bool with : {false, true}) {
-        if (with) churn.go_on();
-        for (const double figure : beside(churn, lengths, with))
+        if (churn && with) churn->go_on();
+        member.meet();
+        for (const double figure : beside(observer.segment(), lengths, with))
           member.figure(figure);
-        if (with) churn.stop();
+        member.meet();
+        if (churn && with) churn->stop();
       }
     }
   });
   const std::size_t count = prompts.size() * kMeasured.size() + 1;
-  std::array<Rounds, 2> measured{Rounds(count), Rounds(count)};  // without, with
+  WithoutAndWith measured{Rounds(count), Rounds(count)};
   for (std::size_t at = 2 * count; at < figures[0].size(); ++at) {
-    measured.at(at / count % 2)[at % count].push_back(figures[0][at]);
+    double sum = 0;
+    for (const std::vector<double>& of_one : figures) sum += 1 / of_one[at];
+    measured.at(at / count % 2)[at % count].push_back(processes / sum);
   }
-  for (std::size_t i = 0; i + 1 < count; ++i) {
-    const std::size_t pages = prompts[i / kMeasured.size()].front().pages.size();
-    const std::size_t what = i % kMeasured.size();
-    report.add({kMeasuredName.at(what), fmt::format("{}, prompt of {}", state, pages), spread_of(measured[1][i]),
-                kMeasured.at(what) == kMiss ? "ns" : "ns/page", "without", ratio_of(measured[1][i], measured[0][i])});
+  return measured;
+}
+
+void report_churn(const Settings& settings, const BenchCache& cache, const std::string& state,
+                  Report& report) {
+  const std::vector<std::vector<Prompt>> prompts = prompts_to_hold(cache);
+  for (const std::uint32_t processes : {1U, 2U}) {
+    const char* const who = processes == 1 ? "with a writer" : "two processes with a writer";
+    const WithoutAndWith measured = measure_churn(settings, cache, prompts, processes);
+    for (std::size_t i = 0; i < prompts.size() * kMeasured.size(); ++i) {
+      const std::size_t pages = prompts[i / kMeasured.size()].front().pages.size();
+      const std::size_t what = i % kMeasured.size();
+      report.add({fmt::format("{}, {}", kMeasuredName.at(what), who), fmt::format("{}, prompt of {}", state, pages),
+                  spread_of(measured[1][i]), kMeasured.at(what) == kMiss ? "ns" : "ns/page", "without",
+                  ratio_of(measured[1][i], measured[0][i])});
+    }
+    report.add({fmt::format("evicted meanwhile, {}", who), state, spread_of(measured[1].back()), "M pages/s"});
   }
-  report.add({"evicted meanwhile", state, spread_of(measured[1].back()), "M pages/s"});
 }
 
 void report_state(const Settings& settings, const BenchCache& cache, bool with_writer, Report& report) {

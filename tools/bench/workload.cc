@@ -4,12 +4,15 @@
 #include "tools/bench/workload.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
+#include "shm/free_pages.h"
 #include "shm/page_table.h"
 #include "tools/bench/aged.h"
 #include "tools/bench/prompts.h"
@@ -181,7 +184,13 @@ const char* BenchCache::model() const { return state_.age == Age::kAged ? kRepla
 // Nobody evicts meanwhile, though few pages are free.
 void BenchCache::fill(const Settings& settings) {
   const BenchWorker worker(settings, cache_, model());
-  if (segment().total(Counter::kEvictions) > 0 || filled_.front().size() > 0) worker.evict_all();
+  // Those who were killed hold pages until they are reaped.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (FreePages(segment()).count() < state_.pages) {
+    if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("not all pages can be evicted");
+    worker.evict_all();
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
   const StoppedCoordinator stopped(cache_);
   fill(worker);
 }
