@@ -26,7 +26,7 @@ namespace {
 
 constexpr std::uint32_t kPromptPages = 256;
 constexpr std::uint64_t kPartEvicted = 256;  // of the cache: then the evictor is at work
-constexpr auto kLimit = std::chrono::seconds(10);
+constexpr auto kLimit = std::chrono::seconds(60);  // first it takes what is free
 constexpr auto kRestLimit = std::chrono::seconds(3);
 constexpr int kStopsMax = 4;
 

@@ -199,7 +199,7 @@ void BenchCache::fill(const BenchWorker& worker) {
   std::optional<Shuffler> shuffler;
   if (state_.age == Age::kShuffled) shuffler.emplace(worker, state_.pages);
   // With an evictor, what it keeps free stays free.
-  const double percent = state_.high_percent > 0 ? 95 - state_.high_percent : 100;
+  const double percent = state_.high_percent > 0 ? 99 - state_.high_percent : 100;
   const auto counts = prompts_in(static_cast<std::uint64_t>(static_cast<double>(state_.pages) * percent / 100));
   std::uint64_t seed = 0;
   for (std::vector<Prompt>& prompts : filled_) prompts.clear();
