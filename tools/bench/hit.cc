@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <span>
@@ -183,15 +184,17 @@ std::vector<std::vector<Prompt>> prompts_to_hold(const BenchCache& cache) {
   return held;
 }
 
-using WithoutAndWith = std::array<Rounds, 2>;
+// By how many processes look up (1, 2), without and with a writer, figure, round.
+using BesideWriter = std::array<std::array<Rounds, 2>, 2>;
 
-// Without and with a writer and an evictor by turns; of several processes at once the harmonic mean. The prompts are
-// leased, so that they stay.
-WithoutAndWith measure_churn(const Settings& settings, const BenchCache& cache,
-                             const std::vector<std::vector<Prompt>>& prompts, std::uint32_t processes) {
+// Without and with a writer and an evictor by turns, one process and two at once, of which the figure is the harmonic
+// mean. The prompts are leased, so that they stay.
+BesideWriter measure_churn(const Settings& settings, const BenchCache& cache,
+                           const std::vector<std::vector<Prompt>>& prompts) {
   // Of a large cache a writer and the evictor's scan take a second or two to begin and to end.
   const std::uint32_t rounds = cache.state().pages > kJudgedPages ? std::min(settings.rounds, 3U) : settings.rounds;
-  const auto figures = run_crew(processes, [&](CrewMember& member) {
+  constexpr std::chrono::microseconds kBetweenLooks{200};
+  const auto figures = run_crew(2, [&](CrewMember& member) {
     std::optional<Churn> churn;
     if (member.index() == 0) churn.emplace(settings, cache);
     const replay::Observer observer(cache.own().name());
@@ -203,20 +206,26 @@ WithoutAndWith measure_churn(const Settings& settings, const BenchCache& cache,
     for (std::uint32_t round = 0; round <= rounds; ++round) {
       for (const bool with : {false, true}) {
         if (churn && with) churn->go_on();
-        member.meet();
-        for (const double figure : beside(observer.segment(), lengths, with))
-          member.figure(figure);
-        member.meet();
+        for (const std::uint32_t processes : {1U, 2U}) {
+          member.meet(kBetweenLooks);
+          if (member.index() >= processes) continue;
+          for (const double figure : beside(observer.segment(), lengths, with))
+            member.figure(figure);
+        }
+        member.meet(kBetweenLooks);
         if (churn && with) churn->stop();
       }
     }
   });
   const std::size_t count = prompts.size() * kMeasured.size() + 1;
-  WithoutAndWith measured{Rounds(count), Rounds(count)};
-  for (std::size_t at = 2 * count; at < figures[0].size(); ++at) {
-    double sum = 0;
-    for (const std::vector<double>& of_one : figures) sum += 1 / of_one[at];
-    measured.at(at / count % 2)[at % count].push_back(processes / sum);
+  BesideWriter measured;
+  for (auto& of_processes : measured) of_processes = {Rounds(count), Rounds(count)};
+  for (std::size_t turn = 2; turn < 2 * (rounds + 1); ++turn) {  // the first round warms up
+    for (std::size_t i = 0; i < count; ++i) {
+      const double* const first = &figures[0][2 * turn * count + i];
+      measured[0].at(turn % 2)[i].push_back(first[0]);
+      measured[1].at(turn % 2)[i].push_back(2 / (1 / first[count] + 1 / figures[1][turn * count + i]));
+    }
   }
   return measured;
 }
@@ -224,17 +233,18 @@ WithoutAndWith measure_churn(const Settings& settings, const BenchCache& cache,
 void report_churn(const Settings& settings, const BenchCache& cache, const std::string& state,
                   Report& report) {
   const std::vector<std::vector<Prompt>> prompts = prompts_to_hold(cache);
-  for (const std::uint32_t processes : {1U, 2U}) {
-    const char* const who = processes == 1 ? "with a writer" : "two processes with a writer";
-    const WithoutAndWith measured = measure_churn(settings, cache, prompts, processes);
+  const BesideWriter measured = measure_churn(settings, cache, prompts);
+  constexpr std::array kWho{"with a writer", "two processes with a writer"};
+  for (std::size_t processes = 0; processes < kWho.size(); ++processes) {
+    const auto& [without, with] = measured.at(processes);
     for (std::size_t i = 0; i < prompts.size() * kMeasured.size(); ++i) {
       const std::size_t pages = prompts[i / kMeasured.size()].front().pages.size();
       const std::size_t what = i % kMeasured.size();
-      report.add({fmt::format("{}, {}", kMeasuredName.at(what), who), fmt::format("{}, prompt of {}", state, pages),
-                  spread_of(measured[1][i]), kMeasured.at(what) == kMiss ? "ns" : "ns/page", "without",
-                  ratio_of(measured[1][i], measured[0][i])});
+      report.add({fmt::format("{}, {}", kMeasuredName.at(what), kWho.at(processes)),
+                  fmt::format("{}, prompt of {}", state, pages), spread_of(with[i]),
+                  kMeasured.at(what) == kMiss ? "ns" : "ns/page", "without", ratio_of(with[i], without[i])});
     }
-    report.add({fmt::format("evicted meanwhile, {}", who), state, spread_of(measured[1].back()), "M pages/s"});
+    report.add({fmt::format("evicted meanwhile, {}", kWho.at(processes)), state, spread_of(with.back()), "M pages/s"});
   }
 }
 
