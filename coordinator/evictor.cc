@@ -12,6 +12,7 @@
 #include "shm/namespace_table.h"
 #include "shm/page_table.h"
 #include "shm/recovery.h"
+#include "shm/stripe_index.h"
 
 namespace kvtrie {
 namespace {
@@ -19,6 +20,7 @@ namespace {
 constexpr std::uint32_t kBatchPages = 1024;      // bounds how long a page stays Condemned
 constexpr std::uint32_t kPagesBetweenLooks = 8192;
 constexpr std::uint32_t kPagesAhead = 64;  // fetched before a scan looks at them
+constexpr std::size_t kEntriesAhead = 8;   // of a batch: their index buckets are fetched before they are emptied
 constexpr std::uint64_t kSpareLeaves = 1024;
 constexpr std::uint32_t kReservePart = 32;  // of the pages: how many a scan ranks for later calls
 constexpr auto kReserveFor = std::chrono::seconds(60);
@@ -243,7 +245,13 @@ void Evictor::pass_touch_to_parent(PageIndex page) {
 
 void Evictor::retire(EvictReport& report) {
   const PageTable pages(segment_);
-  for (Condemned& victim : batch_) {
+  const StripeIndex index(segment_);
+  for (std::size_t i = 0; i < batch_.size(); ++i) {
+    if (i + kEntriesAhead < batch_.size()) {
+      const Descriptor& ahead = segment_.descriptor(batch_[i + kEntriesAhead].page.page_index());
+      index.prefetch(index.place_of(ahead.prefix_hash.load(std::memory_order_relaxed)));
+    }
+    Condemned& victim = batch_[i];
     const PageIndex page = victim.page.page_index();
     batch_place_[page.value] = 0;
     if (victim.kept) keep(victim);

@@ -188,6 +188,23 @@ TEST_F(ReplayTest, SecondReplayOnTheSameCacheFindsWhatTheFirstLeft) {
   EXPECT_GT(second.json()["pages_hit"], first.json()["pages_hit"]);
 }
 
+TEST_F(ReplayTest, LapsOfATraceAreOfOtherPrompts) {
+  KvtriedProcess daemon(cache_, daemon_words());
+  ASSERT_TRUE(daemon.ready()) << daemon.err();
+  const std::string trace = folder() + "/trace.json";
+  std::ofstream(trace) << R"({"timestamp": 7000, "input_length": 1024, "output_length": 10, "hash_ids": [1, 2]})" "\n"
+                       << R"({"timestamp": 7900, "input_length": 1024, "output_length": 10, "hash_ids": [3, 4]})" "\n";
+  const auto hits_of_lap = [&](const char* lap) {
+    ReplayProcess replay(folder(), {"--cache", cache_.name(), "--dir", cache_.directory(), "--workers", "1", "--trace",
+                                    trace, "--lap", lap});
+    EXPECT_EQ(replay.wait(), 0) << replay.err();
+    return replay.json()["pages_hit"].get<int>();
+  };
+  EXPECT_EQ(hits_of_lap("0"), 0);
+  EXPECT_EQ(hits_of_lap("1"), 0);
+  EXPECT_EQ(hits_of_lap("1"), 128) << "of two prompts of 64 pages";
+}
+
 TEST_F(ReplayTest, FollowsTheTracesTimeWhenAskedTo) {
   // A minute or so of trace time, on the system's clock.
   ReplayProcess replay(folder(), {"--generate", "60", "--speed", "100", "--page-bytes", "64"});

@@ -50,7 +50,8 @@ Aged age(const Settings& settings, const Ageing& ageing, const replay::OwnCache&
   const std::string requests = fmt::format("{}", ageing.requests);
   const std::vector<std::string> what = settings.trace.empty()
                                             ? std::vector<std::string>{"--generate", requests}
-                                            : std::vector<std::string>{"--trace", settings.trace, "--limit", requests};
+                                            : std::vector<std::string>{"--trace", settings.trace, "--limit", requests,
+                                                                       "--lap", fmt::format("{}", ageing.lap)};
   child.arguments.insert(child.arguments.end(), what.begin(), what.end());
   child.standard_output = child.standard_error = log.get();
   const pid_t pid = replay::start_child(child);

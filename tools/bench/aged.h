@@ -22,6 +22,7 @@ struct Ageing {
   std::uint32_t workers = 1;
   std::uint64_t requests = 0;  // of the trace (all, if it has fewer), or generated
   std::uint64_t seed = 1;
+  std::uint64_t lap = 0;  // of the trace: other prompts in each
 };
 
 struct Aged {

@@ -26,7 +26,9 @@ namespace {
 
 constexpr std::uint32_t kPromptPages = 256;
 constexpr std::uint64_t kPartEvicted = 256;  // of the cache: then the evictor is at work
-constexpr auto kLimit = std::chrono::seconds(10);
+constexpr auto kLimit = std::chrono::seconds(60);  // first it takes what is free
+constexpr auto kRestLimit = std::chrono::seconds(3);
+constexpr int kStopsMax = 4;
 
 void write_for_ever(const Settings& settings, const BenchCache& cache) {
   const BenchWorker worker(settings, cache.own(), cache.model());
@@ -117,10 +119,17 @@ void Churn::go_on() const {
   }
 }
 
+// A writer that stops after it took the last pages and before it said so leaves the evictor asleep: then it goes on for a
+// moment.
 void Churn::stop() const {
-  ::kill(pid_, SIGSTOP);
-  await_stop();
-  if (!observer_.settle(kLimit)) throw std::runtime_error("the evictor does not come to rest");
+  for (int tries = 0; tries < kStopsMax; ++tries) {
+    ::kill(pid_, SIGSTOP);
+    await_stop();
+    if (observer_.settle(kRestLimit)) return;
+    ::kill(pid_, SIGCONT);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  throw std::runtime_error("the evictor does not come to rest");
 }
 
 }  // namespace kvtrie::bench

@@ -30,10 +30,9 @@ class Churn {
   void go_on() const;
   // Returns when the writer has stopped and the evictor rests.
   void stop() const;
-  // Since the cache was made.
-  std::uint64_t evictions() const;
 
  private:
+  std::uint64_t evictions() const;  // since the cache was made
   void await_stop() const;
   void place(const cpu_set_t& writers) const;
 

@@ -20,6 +20,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 namespace kvtrie::bench {
 
@@ -65,14 +66,17 @@ std::unique_ptr<CrewMemory, Unmap> shared_memory() {
 
 }  // namespace
 
-void CrewMember::meet() {
+void CrewMember::meet(std::chrono::microseconds between_looks) {
   const std::uint32_t meeting = memory_.meeting.load(std::memory_order_acquire);
   if (memory_.here.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
     memory_.here.store(0, std::memory_order_relaxed);
     memory_.meeting.store(meeting + 1, std::memory_order_release);
     return;
   }
-  while (memory_.meeting.load(std::memory_order_acquire) == meeting) ::sched_yield();
+  while (memory_.meeting.load(std::memory_order_acquire) == meeting) {
+    if (between_looks.count() > 0) std::this_thread::sleep_for(between_looks);
+    else ::sched_yield();
+  }
 }
 
 void CrewMember::figure(double value) {

@@ -5,6 +5,7 @@
 // between their rounds. The caller must not be attached itself and must have no other thread.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -19,8 +20,8 @@ class CrewMember {
       : memory_(memory), index_(index), count_(count) {}
   std::uint32_t index() const { return index_; }
   std::uint32_t count() const { return count_; }
-  // Returns when all have come here.
-  void meet();
+  // Returns when all have come here. Who waits for long and wants to disturb nobody meanwhile looks so often only.
+  void meet(std::chrono::microseconds between_looks = {});
   // Kept for the caller of run_crew, in order. At most kFiguresMax.
   void figure(double value);
 

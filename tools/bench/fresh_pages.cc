@@ -22,6 +22,7 @@
 #include "tools/bench/prompts.h"
 #include "tools/bench/spread.h"
 #include "tools/bench/workload.h"
+#include "tools/replay/observer.h"
 
 namespace kvtrie::bench {
 namespace {
@@ -31,13 +32,17 @@ constexpr std::uint32_t kPagesBetweenTimes = 2048;  // so that reading the clock
 constexpr std::uint32_t kBatchMax = 64;
 constexpr std::uint32_t kDecodeSteps = 64;  // of one sequence
 constexpr char kFloor[] = "hash, lock, write";
+constexpr char kFloorWithIndex[] = "hash, lock, write, two index lines";
+constexpr std::uint32_t kAnnouncedAhead = 16;  // pages whose index lines are fetched together
 
 // What a page that is new cannot do without: its hash, a lock, 128 bytes of descriptor. In memory
-// of its own, as large as all descriptors, from one end to the other.
+// of its own, as large as all descriptors, from one end to the other. With an index of as many lines as the cache's, two
+// of which are looked at and one of which is written, anywhere.
 class WriteFloor {
  public:
-  explicit WriteFloor(std::uint64_t pages)
-      : pages_(pages), bytes_(kFloorLineBytes + pages * kDescriptorBytes) {
+  explicit WriteFloor(const Segment& segment)
+      : pages_(segment.page_count()), index_lines_(segment.layout().bucket_count),
+        bytes_(kFloorLineBytes + pages_ * kDescriptorBytes + index_lines_ * kFloorLineBytes) {
     memory_ = static_cast<std::byte*>(::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                                              MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
     if (memory_ == MAP_FAILED) throw std::runtime_error("no memory for the floor of new pages");
@@ -49,29 +54,46 @@ class WriteFloor {
   ~WriteFloor() { ::munmap(memory_, bytes_); }
 
   // ns a page.
-  double measure(std::span<const std::uint32_t> tokens, std::uint64_t pages) {
+  double measure(std::span<const std::uint32_t> tokens, std::uint64_t pages, bool with_index) {
     return time_ns([&] {
-             std::array<std::uint64_t, kFloorLineBytes / 8> header{};
-             for (std::uint64_t i = 0; i < pages; ++i) {
-               const auto page = tokens.subspan(i * kTokensPerPage % tokens.size(), kTokensPerPage);
-               header[2] = hash_page(header[2], page);
-               std::byte* const descriptor =
-                   memory_ + kFloorLineBytes + next_++ % pages_ * kDescriptorBytes;
-               if (!RobustMutex::acquire(mutex()))
-                 throw std::runtime_error("the floor's lock was not had");
-               std::memcpy(descriptor, header.data(), sizeof header);
-               std::memcpy(descriptor + sizeof header, page.data(), page.size_bytes());
-               if (!RobustMutex::release(mutex()))
-                 throw std::runtime_error("the floor's lock was not given back");
+             std::array<std::uint64_t, kAnnouncedAhead> hashes{};
+             for (std::uint64_t first = 0; first < pages; first += kAnnouncedAhead) {
+               const auto page = [&](std::uint64_t i) {
+                 return tokens.subspan((first + i) * kTokensPerPage % tokens.size(), kTokensPerPage);
+               };
+               for (std::uint64_t i = 0; i < kAnnouncedAhead; ++i) {
+                 hashes.at(i) = hash_page(i == 0 ? hashes.back() + next_ : hashes.at(i - 1), page(i));
+                 if (!with_index) continue;
+                 __builtin_prefetch(index_line(hashes.at(i)), 1);
+                 __builtin_prefetch(index_line(hashes.at(i) >> 32), 1);
+               }
+               for (std::uint64_t i = 0; i < kAnnouncedAhead; ++i) write(hashes.at(i), page(i), with_index);
              }
            }) /
            static_cast<double>(pages);
   }
 
  private:
+  std::uint64_t* index_line(std::uint64_t hash) const {
+    std::byte* const index = memory_ + kFloorLineBytes + pages_ * kDescriptorBytes;
+    return reinterpret_cast<std::uint64_t*>(index + (hash & 0xFFFF'FFFF) % index_lines_ * kFloorLineBytes);
+  }
+
+  void write(std::uint64_t hash, std::span<const std::uint32_t> tokens, bool with_index) {
+    std::array<std::uint64_t, kFloorLineBytes / 8> header{};
+    header[2] = hash;
+    std::byte* const descriptor = memory_ + kFloorLineBytes + next_++ % pages_ * kDescriptorBytes;
+    if (!RobustMutex::acquire(mutex())) throw std::runtime_error("the floor's lock was not had");
+    std::memcpy(descriptor, header.data(), sizeof header);
+    std::memcpy(descriptor + sizeof header, tokens.data(), tokens.size_bytes());
+    if (with_index) index_line(hash)[*index_line(hash >> 32) & 7] = hash;
+    if (!RobustMutex::release(mutex())) throw std::runtime_error("the floor's lock was not given back");
+  }
+
   pthread_mutex_t& mutex() const { return *reinterpret_cast<pthread_mutex_t*>(memory_); }
 
   const std::uint64_t pages_;
+  const std::uint64_t index_lines_;
   const std::size_t bytes_;
   std::byte* memory_;
   std::uint64_t next_ = 0;
@@ -190,7 +212,7 @@ class Writer {
 };
 
 struct Figures {
-  std::vector<double> floor;
+  std::vector<double> floor, floor_with_index;
   std::array<Rounds, kLengths.size()>
       steps;  // by Step; of begin ns a call, of the others ns a page
   std::array<std::vector<double>, kLengths.size()> together;  // ns a page: all but begin
@@ -200,6 +222,9 @@ struct Figures {
 void report_figures(const Figures& figures, Report& report) {
   report.add({kFloor, "XXH3 of the tokens, a robust lock, 128 bytes in a stream",
               spread_of(figures.floor), "ns/page"});
+  report.add({kFloorWithIndex, "the same, and a place in one of two lines, fetched 16 pages ahead",
+              spread_of(figures.floor_with_index), "ns/page", kFloor,
+              ratio_of(figures.floor_with_index, figures.floor)});
   for (std::size_t i = 0; i < kLengths.size(); ++i) {
     const std::uint32_t length = kLengths.at(i);
     const std::string setting =
@@ -208,8 +233,8 @@ void report_figures(const Figures& figures, Report& report) {
             setting,
             spread_of(figures.together.at(i)),
             "ns/page",
-            kFloor,
-            ratio_of(figures.together.at(i), figures.floor)};
+            kFloorWithIndex,
+            ratio_of(figures.together.at(i), figures.floor_with_index)};
     if (length == kLengths.front()) row.target = at_most(120, "ns/page");
     report.add(std::move(row));
     constexpr std::array kParts{std::pair{kAllocate, "... allocate and announce"},
@@ -236,7 +261,8 @@ void report_fresh_pages(const Settings& settings, Report& report) {
   options.low_percent = options.high_percent = 0;
   const replay::OwnCache cache(options, settings.kvtried, signals);
   Writer writer(settings, cache);
-  WriteFloor floor(settings.pages);
+  const replay::Observer observer(cache.name());
+  WriteFloor floor(observer.segment());
   const std::uint64_t pages = settings.pages / 8;
   const std::uint64_t decoded = pages / 16;
 
@@ -256,7 +282,8 @@ void report_fresh_pages(const Settings& settings, Report& report) {
     const auto keep_figure = [&](std::vector<double>& figures_of, double value) {
       if (round > 0) figures_of.push_back(value);
     };
-    keep_figure(figures.floor, floor.measure(long_prompt, pages));
+    keep_figure(figures.floor, floor.measure(long_prompt, pages, false));
+    keep_figure(figures.floor_with_index, floor.measure(long_prompt, pages, true));
     for (std::size_t i = 0; i < kLengths.size(); ++i) {
       const Times times = writer.write(kLengths.at(i), pages);
       writer.evict(pages);

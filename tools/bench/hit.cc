@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// Lookups (lookups.h) in caches of all sizes and ages. Two processes measure the same at the same
-// places; one of them alone and both at once take turns in each round. Then beside a writer that
-// makes the coordinator evict (churn.h).
+// Lookups (lookups.h) in caches of all sizes and ages: one segment of each size is filled, aged, emptied and filled in
+// no order. Two processes measure the same at the same places; one of them alone and both at once take turns in each
+// round. Then beside a writer that makes the coordinator evict (churn.h).
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "tools/bench/churn.h"
 #include "tools/bench/crew.h"
@@ -24,17 +29,26 @@ namespace {
 
 constexpr std::uint32_t kJudgedLength = 2048;
 constexpr std::uint64_t kJudgedPages = 1U << 20;
+// Of a worker: a prompt each of the shortest, and what the others of the process take.
+constexpr std::uint32_t kLeases = kPagesABlock / kPromptPages.front() + 1024;
 
 struct Measured {
   Rounds alone;  // by candidate
   Rounds both;   // of each, while both do the same: the harmonic mean
 };
 
+// Of a large cache fewer, since a round takes longer, and goes over more memory.
+std::uint32_t rounds_of(const Settings& settings, const BenchCache& cache) {
+  return cache.state().pages > kJudgedPages ? (settings.rounds + 1) / 2 : settings.rounds;
+}
+
 Measured measure(const Settings& settings, const BenchCache& cache,
                  const std::vector<Prompt>& prompts) {
+  const std::uint32_t rounds = rounds_of(settings, cache);
   const auto figures = run_crew(2, [&](CrewMember& member) {
     Lookups lookups(settings, cache, prompts);
-    for (std::uint32_t round = 0; round <= settings.rounds; ++round) {
+    for (std::uint32_t round = 0; round <= rounds; ++round) {
+      warm_memory();
       for (std::uint8_t i = 0; i < kCandidates; ++i) {
         const auto candidate = static_cast<Candidate>(i);
         // Reported of shuffled caches alone.
@@ -43,17 +57,15 @@ Measured measure(const Settings& settings, const BenchCache& cache,
           member.figure(0);
           continue;
         }
-        warm_memory();
         member.meet();
         if (member.index() == 0) member.figure(lookups.time(candidate));
-        warm_memory();
         member.meet();
         member.figure(lookups.time(candidate));
       }
     }
   });
   Measured measured{Rounds(kCandidates), Rounds(kCandidates)};
-  for (std::uint32_t round = 1; round <= settings.rounds; ++round) {
+  for (std::uint32_t round = 1; round <= rounds; ++round) {
     for (std::uint8_t i = 0; i < kCandidates; ++i) {
       const std::size_t at = std::size_t{round} * kCandidates + i;
       measured.alone[i].push_back(figures[0][2 * at]);
@@ -88,6 +100,10 @@ void report_two(const CacheState& cache, std::uint32_t length, const std::string
                 const Measured& measured, Report& report) {
   report.add({"full hit, two processes", setting, spread_of(measured.both[kFull]), "ns/page",
               "stream of two", ratio_of(measured.both[kFull], measured.both[kStream])});
+  report.add({"half hit, two processes", setting, spread_of(measured.both[kHalf]), "ns/page",
+              "stream of two", ratio_of(measured.both[kHalf], measured.both[kStream])});
+  report.add({"miss at the first page, two processes", setting, spread_of(measured.both[kMiss]),
+              "ns", "one", ratio_of(measured.both[kMiss], measured.alone[kMiss])});
   const std::vector<double> hit = speed_up(measured, kFull);
   Row row{"two processes together", setting, spread_of(hit), "times one"};
   if (cache.age == Age::kShuffled || cache.pages <= 1U << 14) {
@@ -102,13 +118,15 @@ void report_two(const CacheState& cache, std::uint32_t length, const std::string
 
 void report_lookups(const Settings& settings, const BenchCache& cache, const std::string& state,
                     Report& report) {
-  std::string none;
   for (const std::uint32_t length : kPromptPages) {
-    const std::vector<Prompt> prompts =
-        cache.prompts(length, std::max<std::uint64_t>(kPagesABlock / length, 1));
+    const std::vector<Prompt> prompts = cache.prompts(length);
     if (prompts.empty()) {
-      none += fmt::format("{}{}", none.empty() ? "" : ", ", length);
+      report.note(fmt::format("{}: no prompt is cached of {} pages", state, length));
       continue;
+    }
+    if (cache.state().age == Age::kAged && !cache.of_the_trace(length)) {
+      report.note(fmt::format("{}: prompts of {} pages, which no request has left, were cached after it was aged: {}",
+                              state, length, prompts.size()));
     }
     const std::string setting = fmt::format("{}, prompt of {}", state, length);
     const Measured measured = measure(settings, cache, prompts);
@@ -120,80 +138,132 @@ void report_lookups(const Settings& settings, const BenchCache& cache, const std
     add("full hit, tokens stay", kFullTokensStay, hit_target(cache.state(), length));
     add("half hit", kHalf);
     if (cache.state().age == Age::kShuffled) add("the lines of a full hit, known before", kIndexStream);
-    report.add({"miss at the first page",
-                setting,
-                spread_of(measured.alone[kMiss]),
-                "ns",
-                {},
-                {},
-                at_most(300)});
+    report.add({"miss at the first page", setting, spread_of(measured.alone[kMiss]), "ns", "a line of the index",
+                ratio_of(measured.alone[kMiss], measured.alone[kIndexLine]), at_most(300, "ns")});
     report_two(cache.state(), length, setting, measured, report);
   }
-  if (!none.empty()) report.note(fmt::format("{}: no prompt is cached of {} pages", state, none));
 }
 
 // Beside a writer and an evictor.
-constexpr std::array kMeasured{kFull, kMiss, kStream};
-constexpr std::size_t kFigures = kMeasured.size() + 1;  // and M pages/s that are evicted meanwhile
+constexpr std::array kMeasured{kFull, kHalf, kMiss, kStream};
+constexpr std::array kMeasuredName{"full hit", "half hit", "miss at the first page", "stream"};
 constexpr double kShortestNs = 60e6;  // so that writer and evictor both have their turns
 constexpr double kLongestNs = 10e9;
 
-// Each is the mean over one stretch of time, of this thread's alone, in which pages are evicted
-// when they should be.
-std::array<double, kFigures> beside(const Churn& churn, Lookups& lookups, bool evicts) {
-  std::array<double, kFigures> figures{};
-  const std::uint64_t before = churn.evictions();
+// Of each length and what is measured, then M pages/s that are evicted meanwhile. Each is the mean over one stretch of
+// time, of this thread's alone, in which pages are evicted when they should be.
+std::vector<double> beside(const Segment& segment, std::span<const std::unique_ptr<Lookups>> lengths, bool evicts) {
+  std::vector<double> figures(lengths.size() * kMeasured.size() + 1);
+  const auto evictions = [&] { return segment.total(Counter::kEvictions); };
+  const std::uint64_t before = evictions();
   const double start = now_ns();
   double took = 0, times = 0;
-  for (; took < kShortestNs || (evicts && churn.evictions() == before); took = now_ns() - start) {
+  for (; took < kShortestNs || (evicts && evictions() == before); took = now_ns() - start) {
     if (took > kLongestNs)
       throw std::runtime_error("beside a writer nothing is evicted: the run is void");
-    for (std::size_t i = 0; i < kMeasured.size(); ++i)
-      figures.at(i) += lookups.time(kMeasured.at(i));
+    for (std::size_t i = 0; i + 1 < figures.size(); ++i)
+      figures[i] += lengths[i / kMeasured.size()]->time(kMeasured.at(i % kMeasured.size()));
     ++times;
   }
   for (double& figure : figures)
     figure /= times;
-  figures.back() = static_cast<double>(churn.evictions() - before) / took * 1e3;
+  figures.back() = static_cast<double>(evictions() - before) / took * 1e3;
   return figures;
 }
 
-// Without and with a writer and an evictor by turns. The prompts are leased, so that they stay.
-void report_churn(const Settings& settings, const BenchCache& cache, const std::string& state,
-                  Report& report) {
-  const std::uint32_t length = settings.quick ? 256 : kJudgedLength;
-  // An eighth of the cache, lest what is leased leaves the evictor nothing.
-  const std::uint64_t most = std::min(kPagesABlock, cache.state().pages / 8) / length;
-  const std::vector<Prompt> prompts = cache.prompts(length, most);
-  if (prompts.empty())
-    return report.note(
-        fmt::format("{}, with a writer: no prompt is cached of {} pages", state, length));
-  const auto figures = run_crew(1, [&](CrewMember& member) {
-    const Churn churn(settings, cache);
-    Lookups lookups(settings, cache, prompts, thread_ns);
-    lookups.hold();
-    for (std::uint32_t round = 0; round <= settings.rounds; ++round) {
+// The prompts of each length that are looked up beside a writer. Few enough that what is leased leaves the evictor
+// pages.
+std::vector<std::vector<Prompt>> prompts_to_hold(const BenchCache& cache) {
+  std::vector<std::vector<Prompt>> held;
+  for (const std::uint32_t length : kPromptPages) {
+    const std::uint64_t most = cache.state().pages / 16 / length;
+    if (length > cache.state().pages / 8) continue;
+    held.push_back(cache.prompts(length, std::max<std::uint64_t>(most, 1)));
+    if (held.back().empty()) held.pop_back();
+  }
+  return held;
+}
+
+// By how many processes look up (1, 2), without and with a writer, figure, round.
+using BesideWriter = std::array<std::array<Rounds, 2>, 2>;
+
+// Without and with a writer and an evictor by turns, one process and two at once, of which the figure is the harmonic
+// mean. The prompts are leased, so that they stay.
+BesideWriter measure_churn(const Settings& settings, const BenchCache& cache,
+                           const std::vector<std::vector<Prompt>>& prompts) {
+  // Of a large cache a writer and the evictor's scan take a second or two to begin and to end.
+  const std::uint32_t rounds = cache.state().pages > kJudgedPages ? std::min(settings.rounds, 3U) : settings.rounds;
+  constexpr std::chrono::microseconds kBetweenLooks{200};
+  const auto figures = run_crew(2, [&](CrewMember& member) {
+    std::optional<Churn> churn;
+    if (member.index() == 0) churn.emplace(settings, cache);
+    const replay::Observer observer(cache.own().name());
+    std::vector<std::unique_ptr<Lookups>> lengths;
+    for (const std::vector<Prompt>& of_one_length : prompts) {
+      lengths.push_back(std::make_unique<Lookups>(settings, cache, of_one_length, thread_ns));
+      lengths.back()->hold();
+    }
+    for (std::uint32_t round = 0; round <= rounds; ++round) {
       for (const bool with : {false, true}) {
-        if (with) churn.go_on();
-        for (const double figure : beside(churn, lookups, with))
-          member.figure(figure);
-        if (with) churn.stop();
+        if (churn && with) churn->go_on();
+        for (const std::uint32_t processes : {1U, 2U}) {
+          member.meet(kBetweenLooks);
+          if (member.index() >= processes) continue;
+          for (const double figure : beside(observer.segment(), lengths, with))
+            member.figure(figure);
+        }
+        member.meet(kBetweenLooks);
+        if (churn && with) churn->stop();
       }
     }
   });
-  std::array<Rounds, 2> measured{Rounds(kFigures), Rounds(kFigures)};  // without, with
-  for (std::size_t at = 2 * kFigures; at < figures[0].size(); ++at) {
-    measured.at(at / kFigures % 2)[at % kFigures].push_back(figures[0][at]);
+  const std::size_t count = prompts.size() * kMeasured.size() + 1;
+  BesideWriter measured;
+  for (auto& of_processes : measured) of_processes = {Rounds(count), Rounds(count)};
+  for (std::size_t turn = 2; turn < 2 * (rounds + 1); ++turn) {  // the first round warms up
+    for (std::size_t i = 0; i < count; ++i) {
+      const double* const first = &figures[0][2 * turn * count + i];
+      measured[0].at(turn % 2)[i].push_back(first[0]);
+      measured[1].at(turn % 2)[i].push_back(2 / (1 / first[count] + 1 / figures[1][turn * count + i]));
+    }
   }
-  constexpr std::array kWhat{"full hit, with a writer", "miss at the first page, with a writer",
-                             "stream, with a writer"};
-  const std::string setting = fmt::format("{}, prompt of {}", state, length);
-  for (std::size_t i = 0; i < kWhat.size(); ++i) {
-    report.add({kWhat.at(i), setting, spread_of(measured[1][i]),
-                kMeasured.at(i) == kMiss ? "ns" : "ns/page", "without",
-                ratio_of(measured[1][i], measured[0][i])});
+  return measured;
+}
+
+void report_churn(const Settings& settings, const BenchCache& cache, const std::string& state,
+                  Report& report) {
+  const std::vector<std::vector<Prompt>> prompts = prompts_to_hold(cache);
+  const BesideWriter measured = measure_churn(settings, cache, prompts);
+  constexpr std::array kWho{"with a writer", "two processes with a writer"};
+  for (std::size_t processes = 0; processes < kWho.size(); ++processes) {
+    const auto& [without, with] = measured.at(processes);
+    for (std::size_t i = 0; i < prompts.size() * kMeasured.size(); ++i) {
+      const std::size_t pages = prompts[i / kMeasured.size()].front().pages.size();
+      const std::size_t what = i % kMeasured.size();
+      report.add({fmt::format("{}, {}", kMeasuredName.at(what), kWho.at(processes)),
+                  fmt::format("{}, prompt of {}", state, pages), spread_of(with[i]),
+                  kMeasured.at(what) == kMiss ? "ns" : "ns/page", "without", ratio_of(with[i], without[i])});
+    }
+    report.add({fmt::format("evicted meanwhile, {}", kWho.at(processes)), state, spread_of(with.back()), "M pages/s"});
   }
-  report.add({"evicted meanwhile", setting, spread_of(measured[1].back()), "M pages/s"});
+}
+
+void report_state(const Settings& settings, const BenchCache& cache, bool with_writer, Report& report) {
+  const CacheState& is = cache.state();
+  const std::string age = fmt::format("{} pages, {}", count_text(is.pages), name_of(is.age));
+  const bool aged = is.age == Age::kAged;
+  const std::string state =
+      aged ? fmt::format("{}, {}/{} % free", age, is.low_percent, is.high_percent) : age;
+  if (aged) {
+    report.add({"mean run", fmt::format("{}, turned over {:.1f} times", state, cache.turnovers()),
+                spread_of({cache.mean_run()}), "pages"});
+    std::string runs;
+    for (const auto& [turnovers, run] : cache.runs_while_aged())
+      runs += fmt::format("{}{:.0f} after {:.1f}", runs.empty() ? "" : ", ", run, turnovers);
+    report.note(fmt::format("{}: mean run by how often the pool had turned over: {}", state, runs));
+  }
+  report_lookups(settings, cache, state, report);
+  if (with_writer) report_churn(settings, cache, state, report);
 }
 
 }  // namespace
@@ -204,38 +274,28 @@ void run_hit(const Settings& settings, Report& report) {
   if (settings.quick) sizes = {1U << 14};
   if (settings.pages_given) sizes = {settings.pages};
   for (const std::uint64_t pages : sizes) {
-    const std::string size = count_text(pages) + " pages";
-    // Beside a writer: the size of the targets, or what was asked for.
-    const bool churn = pages == kJudgedPages || settings.quick || settings.pages_given;
-    // A large cache takes minutes to be shuffled or aged.
-    const bool fresh_only = pages > kJudgedPages && !settings.pages_given;
-    if (fresh_only) {
-      report.note(fmt::format(
-          "{}: shuffled and aged only by --pages {}, since making them so takes minutes", size,
-          pages));
+    // A large cache is aged with more free pages: a scan of its evictor then serves for three times as many, and ageing
+    // it is mostly scans. So it is done in a minute.
+    const bool large = pages > kJudgedPages;
+    CacheState state{.pages = pages, .low_percent = large ? 5.0 : 1.0, .high_percent = large ? 10.0 : 2.0,
+                     .turnovers = settings.turnovers, .leases = kLeases};
+    std::optional<BenchCache> cache;
+    for (const Age age : {Age::kFresh, Age::kAged, Age::kShuffled}) {
+      if (!wanted(age)) continue;
+      state.age = age;
+      if (cache) {
+        cache->become(settings, age);
+      } else {
+        cache.emplace(settings, state);
+      }
+      report_state(settings, *cache, true, report);
     }
-    for (const Age age : {Age::kFresh, Age::kShuffled}) {
-      if (!wanted(age) || (fresh_only && age != Age::kFresh)) continue;
-      const BenchCache cache(settings, {.pages = pages, .age = age});
-      report_lookups(settings, cache, fmt::format("{}, {}", size, name_of(age)), report);
-    }
-    if (churn && wanted(Age::kFresh)) {
-      const BenchCache cache(
-          settings, {.pages = pages, .age = Age::kFresh, .low_percent = 1, .high_percent = 2});
-      report_churn(settings, cache, fmt::format("{}, fresh, 1/2 % free", size), report);
-    }
-    if (!wanted(Age::kAged) || fresh_only) continue;
-    for (const double low : {1.0, 5.0}) {
-      const BenchCache cache(settings, {.pages = pages,
-                                        .age = Age::kAged,
-                                        .low_percent = low,
-                                        .high_percent = 2 * low,
-                                        .turnovers = pages > kJudgedPages ? 1.0 : 10.0});
-      const std::string state = fmt::format("{}, aged, {}/{} % free", size, low, 2 * low);
-      report.add({"mean run", state, spread_of({cache.mean_run()}), "pages"});
-      report_lookups(settings, cache, state, report);
-      if (churn && low == 1) report_churn(settings, cache, state, report);
-    }
+    if (!wanted(Age::kAged) || large) continue;
+    cache.reset();
+    state.age = Age::kAged;
+    state.low_percent = 5;
+    state.high_percent = 10;
+    report_state(settings, BenchCache(settings, state), false, report);
   }
 }
 

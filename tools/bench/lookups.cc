@@ -72,6 +72,8 @@ double Lookups::time(Candidate candidate) {
       return time_stream();
     case kIndexStream:
       return time_index_stream();
+    case kIndexLine:
+      return time_index_line();
     case kCandidates:
       break;
   }
@@ -106,6 +108,19 @@ double Lookups::time_misses() {
       [&](std::size_t) {
         missing_[0] += 0x9E37'79B9;
         expect_hit(worker_.begin_and_release(missing_, KVTRIE_TOKENS_STAY), 0);
+      },
+      now_);
+}
+
+// Each says where the next one is.
+double Lookups::time_index_line() {
+  const Segment& segment = observer_.segment();
+  const std::uint64_t lines = segment.layout().bucket_count;
+  return call_ns(
+      kMissesABlock, kMissesABatch,
+      [&](std::size_t i) {
+        const std::uint64_t entry = segment.bucket(line_ % lines).entries[0].load(std::memory_order_relaxed);
+        line_ = replay::mix64(line_ + (entry & 1) + i);
       },
       now_);
 }

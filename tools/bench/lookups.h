@@ -13,9 +13,16 @@
 
 namespace kvtrie::bench {
 
-inline constexpr std::uint64_t kPagesABlock = 1U << 17;  // of one timing: some milliseconds
-
-enum Candidate : std::uint8_t { kFull, kFullTokensStay, kHalf, kMiss, kStream, kIndexStream, kCandidates };
+enum Candidate : std::uint8_t {
+  kFull,
+  kFullTokensStay,
+  kHalf,
+  kMiss,
+  kStream,
+  kIndexStream,
+  kIndexLine,  // anywhere in the index, where nobody knows before
+  kCandidates
+};
 
 class Lookups {
  public:
@@ -23,7 +30,7 @@ class Lookups {
   Lookups(const Settings& settings, const BenchCache& cache, std::vector<Prompt> prompts,
           double (*now)() = now_ns);
 
-  // ns a page that is compared; of kMiss, ns a call. Throws when other pages are hit than should
+  // ns a page that is compared; of kMiss, ns a call, of kIndexLine, ns a line. Throws when other pages are hit than should
   // be.
   double time(Candidate candidate);
   // Leases all prompts as long as this object lives: nobody evicts them.
@@ -34,6 +41,7 @@ class Lookups {
   double time_misses();                                                   // ns a call
   double time_stream() const;                                             // ns a page
   double time_index_stream() const;                                       // ns a page
+  double time_index_line();                                               // ns a line
   // ns a call of lookup(prompt), for all prompts in an order in which neighbours do not follow each
   // other.
   template <typename Lookup>
@@ -45,6 +53,7 @@ class Lookups {
   std::vector<Prompt> prompts_;
   const std::uint32_t length_;
   std::vector<std::uint32_t> missing_;   // tokens that nobody has cached
+  std::uint64_t line_ = 1;               // of the index, where the last look ended
   std::vector<std::uint32_t> in_order_;  // 0, 1, 2 ...
   std::vector<std::vector<std::uint32_t>> buckets_;  // by prompt: where its pages are entered in the index
 };

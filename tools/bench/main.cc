@@ -80,6 +80,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(std::uint64_t{1} << 12, std::uint64_t{1} << 24));
   app.add_option("--age", settings.age, "hit: only caches that are fresh, aged or shuffled")
       ->check(CLI::IsMember({"fresh", "aged", "shuffled"}));
+  app.add_option("--turnovers", settings.turnovers, "hit: how often an aged cache was turned over")
+      ->capture_default_str()
+      ->check(CLI::Range(0.1, 1000.0));
   app.add_option("--busy", settings.busy, "reap: so many other workers look up, allocate and publish meanwhile")
       ->capture_default_str()
       ->check(CLI::Range(0U, 32U));

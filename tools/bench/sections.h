@@ -17,6 +17,7 @@ struct Settings {
   std::uint64_t pages = 1U << 20;  // of the caches; hit has several sizes, unless this was asked for
   bool pages_given = false;
   std::string age;                 // hit: only caches of this age; empty: all
+  double turnovers = 10;           // hit: of an aged cache
   std::uint32_t busy = 0;          // reap: other workers
   int realtime = 0;                // reap: of kvtried and of what measures; 0: ordinary
   std::string trace;               // requests that age a cache; empty: generated ones

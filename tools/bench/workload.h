@@ -8,14 +8,16 @@
 //             cache has ten times over; prompts are paths that are cached then
 //   shuffled  each page of a prompt somewhere else: no two neighbours
 //
-// Fresh and shuffled caches hold prompts of all lengths in turn, each length a quarter of the pages.
+// Fresh and shuffled caches hold prompts of all lengths, each length about a quarter of the pages, at least one prompt.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/bench/sections.h"
@@ -26,6 +28,8 @@
 namespace kvtrie::bench {
 
 inline constexpr std::array<std::uint32_t, 4> kPromptPages{16, 256, 2048, 8192};
+// Of the prompts of one length that are looked up: a timing takes some milliseconds.
+inline constexpr std::uint64_t kPagesABlock = 1U << 17;
 
 enum class Age : std::uint8_t { kFresh, kAged, kShuffled };
 const char* name_of(Age age);
@@ -43,6 +47,7 @@ struct CacheState {
   double turnovers = 10;  // aged
   std::uint64_t page_bytes = 8;
   bool page_checksums = false;
+  std::uint32_t leases = 1024;  // a worker may hold
 };
 
 // One worker of the calling process.
@@ -58,8 +63,13 @@ class BenchWorker {
   std::uint32_t begin_and_release(std::span<const std::uint32_t> tokens, std::uint32_t flags = 0) const;
   kvtrie_sequence begin(std::span<const std::uint32_t> tokens, std::uint32_t& cached, std::uint32_t flags = 0) const;
   void release(kvtrie_sequence sequence) const { plugin_.expect(plugin_->release(sequence), "release"); }
+  // Takes all pages of a prompt.
+  using Allocate = std::function<void(kvtrie_sequence, std::uint32_t pages)>;
   // Allocates, publishes and releases all of it, and notes the pages.
+  void cache(Prompt& prompt, const Allocate& allocate) const;
   void cache(Prompt& prompt) const;
+  // Whatever nobody holds.
+  void evict_all() const;
 
  private:
   const replay::Plugin plugin_;
@@ -70,28 +80,54 @@ class BenchWorker {
 // The segment of a cache, as its coordinator has it.
 Segment open_writable(const std::string& cache);
 
+// The cache's, as long as this lives: nothing is evicted.
+class StoppedCoordinator {
+ public:
+  explicit StoppedCoordinator(const replay::OwnCache& cache) : cache_(cache) { cache_.stop(); }
+  StoppedCoordinator(const StoppedCoordinator&) = delete;
+  StoppedCoordinator& operator=(const StoppedCoordinator&) = delete;
+  ~StoppedCoordinator() { cache_.go_on(); }
+
+ private:
+  const replay::OwnCache& cache_;
+};
+
 class BenchCache {
  public:
   BenchCache(const Settings& settings, const CacheState& state);
+  // The same segment in another state: aged goes on with what is cached, the others evict all of it first.
+  void become(const Settings& settings, Age age);
   const replay::OwnCache& own() const { return cache_; }
   const Segment& segment() const { return observer_->segment(); }
   const CacheState& state() const { return state_; }
   // Of the namespace that prompts() are cached in.
   const char* model() const;
-  // Cached prompts of so many pages, at most `most` of them; fewer, or none, when the cache has no more.
-  std::vector<Prompt> prompts(std::uint32_t pages, std::size_t most) const;
+  // Cached prompts of so many pages, from all over the cache: at most `most` of them and kPagesABlock pages; fewer, or
+  // none, when the cache has no more.
+  std::vector<Prompt> prompts(std::uint32_t pages, std::size_t most = kPagesABlock) const;
+  // Aged: requests have left prompts of so many pages; else, some were cached afterwards.
+  bool of_the_trace(std::uint32_t pages) const;
+  // Pages evicted in this state, by the cache's pages.
+  double turnovers() const;
+  // While it was aged: how often the pool had turned over, and mean_run() then.
+  const std::vector<std::pair<double, double>>& runs_while_aged() const { return runs_while_aged_; }
   // Of neighbouring pages that one path goes through, over all cached pages.
   double mean_run() const;
 
  private:
   void fill(const Settings& settings);
+  void fill(const BenchWorker& worker);
   void age(const Settings& settings);
+  static void drop_torn(const BenchWorker& worker, std::vector<Prompt>& prompts);
+  void cache_more(const BenchWorker& worker, std::uint32_t length, std::vector<Prompt>& prompts) const;
 
   CacheState state_;
   replay::Signals signals_;
   replay::OwnCache cache_;
   std::optional<replay::Observer> observer_;
-  std::array<std::vector<Prompt>, kPromptPages.size()> filled_;  // by length
+  std::array<std::vector<Prompt>, kPromptPages.size()> filled_;  // by length; of many every so manieth
+  double turnovers_before_ = 0;  // of the pool, in earlier states
+  std::vector<std::pair<double, double>> runs_while_aged_;
 };
 
 }  // namespace kvtrie::bench

@@ -43,6 +43,10 @@ void add_options(CLI::App& app, ReplayOptions& options, std::string& speed) {
   app.add_option("--limit", options.limit, "Only the first N requests")
       ->type_name("N")
       ->check(no_sign);
+  app.add_option("--lap", options.lap, "The trace once more, of other prompts, after N laps (0)")
+      ->type_name("N")
+      ->check(CLI::Range(0U, kLapsMax))
+      ->needs(trace);
   app.add_option("--seed", options.seed, "Of the generator and of what workers do by chance (1)")
       ->type_name("N")
       ->check(no_sign);

@@ -24,6 +24,7 @@ enum ExitCode : int {
 };
 
 inline constexpr std::uint32_t kInFlightMax = 256;
+inline constexpr std::uint32_t kLapsMax = 1U << 20;
 
 struct ReplayOptions {
   // The workload: one of the two.
@@ -31,6 +32,7 @@ struct ReplayOptions {
   std::uint64_t generate = 0;
   std::uint64_t limit = kNoLimit;
   std::uint64_t seed = 1;
+  std::uint64_t lap = 0;  // of the trace: how many replays of it this one follows
 
   std::uint32_t workers = 4;
   std::uint32_t in_flight = 4;  // open requests of a worker

@@ -36,6 +36,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kLook = std::chrono::milliseconds(100);
 constexpr auto kLookToKill = std::chrono::milliseconds(1);
 constexpr auto kRestLimit = std::chrono::seconds(5);
+constexpr int kLapShift = 40;  // ids of a trace are smaller
 
 struct UsageError {
   std::string text;
@@ -52,8 +53,11 @@ std::vector<Request> load_workload(const ReplayOptions& options) {
   if (trace.requests.empty()) throw UsageError{fmt::format("{}: holds no request", options.trace)};
   // Some traces count from 1970: what matters is the time since their first request.
   const std::uint64_t first = trace.requests.front().timestamp_ms;
-  for (Request& request : trace.requests)
+  for (Request& request : trace.requests) {
     request.timestamp_ms -= first;
+    for (std::uint64_t& id : request.hash_ids)
+      id += options.lap << kLapShift;
+  }
   return std::move(trace.requests);
 }
 

@@ -106,6 +106,7 @@ TEST(OptionsTest, RefusesWhatCannotBe) {
       {"--generate", "5", "--mix", "--page-bytes", "64"},  // 16 tokens of 8 bytes are more
       {"--generate", "5", "--mix", "--speed", "2"},
       {"--generate", "5", "--mix", "--mix-seed", "-1"},
+      {"--generate", "5", "--lap", "1"},
   };
   for (const std::vector<const char*>& words : wrong) {
     testing::internal::CaptureStderr();
