@@ -160,6 +160,19 @@ std::optional<DumpOptions> parse_dump_options(std::string_view text, std::string
   return options;
 }
 
+namespace {
+
+// For the owner alone, also those above it.
+void make_directories(const std::filesystem::path& directory) {
+  std::filesystem::path made;
+  for (const std::filesystem::path& part : directory) {
+    made /= part;
+    if (::mkdir(made.c_str(), 0700) != 0 && !std::filesystem::is_directory(made)) fail(made.string());
+  }
+}
+
+}  // namespace
+
 WrittenDump Dumper::write(const Dump& dump) noexcept try {
   char number[64];
   std::snprintf(number, sizeof number, "%ld-%06llu-", static_cast<long>(::getpid()),
@@ -168,7 +181,7 @@ WrittenDump Dumper::write(const Dump& dump) noexcept try {
   const std::string directory = options_.directory + "/" + name;
   const std::string unfinished = options_.directory + "/.unfinished-" + name;
   try {
-    std::filesystem::create_directories(options_.directory);
+    make_directories(options_.directory);
     if (::mkdir(unfinished.c_str(), 0700) != 0) fail(unfinished);
     write_dump(dump, unfinished, options_.raw);
     if (::rename(unfinished.c_str(), directory.c_str()) != 0) fail(directory);

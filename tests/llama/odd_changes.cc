@@ -18,6 +18,8 @@ void llama_set_embeddings_nextn(llama_context* context, bool on, bool masked);
 void llama_set_embeddings_layer_inp(llama_context* context, std::uint32_t layer, bool on);
 float* llama_get_embeddings_layer_inp(llama_context* context, std::uint32_t layer);
 
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"  // old_names()
+
 namespace {
 
 void hidden_states(Odd& odd) {
@@ -204,6 +206,28 @@ void split(Odd& odd) {
   odd.decode("end", words(1, 200), 0);
 }
 
+// Two sequences of the same length, and the first one's state put back by functions with old names.
+void old_names(Odd& odd) {
+  odd.start();
+  odd.decode("first", words(1, 96), 0);
+  std::vector<std::uint8_t> state(llama_state_get_size(odd.context));
+  state.resize(llama_state_get_data(odd.context, state.data(), state.size()));
+  const std::string file = odd.more + "/session";
+  (void)llama_state_save_file(odd.context, file.c_str(), nullptr, 0);
+  for (std::uint32_t name : {2U, 3U}) {
+    llama_memory_clear(odd.memory, true);
+    odd.decode("other", words(name, 96), 0);
+    std::size_t count = 0;
+    if (name == 2) {
+      (void)llama_set_state_data(odd.context, state.data());
+    } else {
+      (void)llama_load_session_file(odd.context, file.c_str(), nullptr, 0, &count);
+    }
+    odd.decode("behind", words(9, 96), 96);
+  }
+  llama_free(odd.context);
+}
+
 void* library(const std::string& path) {
   void* const handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) std::fprintf(stderr, "%s\n", ::dlerror());
@@ -246,6 +270,7 @@ const Modes& changes() {
       {"trained", trained},
       {"threads", threads},
       {"split", split},
+      {"old_names", old_names},
       {"two_copies", two_copies},
       {"second_copy", second_copy},
   };

@@ -132,6 +132,28 @@ TEST_F(LlamaWaitTest, ByThePolicyTheAnswerIsTheSame) {
   EXPECT_EQ(all[2]->answer()["counters"]["waits"], 0);
 }
 
+// The limit is of the whole request: who gave up does not begin to wait again.
+TEST_F(LlamaWaitTest, TheLimitIsOfAllWaits) {
+  serve(16, 1024);
+  const Json alone = this->alone();
+  const std::unique_ptr<Asked> owner = ask("always");
+  const std::unique_ptr<Asked> other = ask("always --wait-limit 700");
+  ASSERT_TRUE(owner->go());
+  ASSERT_TRUE(eventually([&] { return counter("pages_published") > 4; }));
+  owner->send(SIGSTOP);
+  ASSERT_FALSE(owner->over());
+  ASSERT_TRUE(other->go());
+  ASSERT_EQ(other->wait(), 0);
+  expect_same(other->answer(), alone);
+  const Json counters = other->answer()["counters"];
+  EXPECT_GE(counters["wait_ns"], 700'000'000U);
+  EXPECT_LT(counters["wait_ns"], 1'300'000'000U);
+  EXPECT_EQ(counters["waits"], 1);
+  EXPECT_LE(counters["pages_private"], kPages) << "a page is private once, however often that is said";
+  owner->send(SIGCONT);
+  ASSERT_EQ(owner->wait(), 0);
+}
+
 // One that is stopped in the middle computes for nobody: by the policy the others go on after a while.
 TEST_F(LlamaWaitTest, AnOwnerThatStopsIsNotWaitedForForEver) {
   serve(16, 1024);  // room for what each computes

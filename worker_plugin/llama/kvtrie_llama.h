@@ -97,7 +97,7 @@ struct WaitSettings {
     kAlways,  // wait while their owner lives
   };
   Mode mode = Mode::kNever;
-  std::uint32_t limit_ms = 120000;  // no wait is longer
+  std::uint32_t limit_ms = 120000;  // no import() waits longer
 };
 // never, auto, always. Anything else throws Refused.
 WaitSettings::Mode wait_mode(const std::string& name);
@@ -183,7 +183,7 @@ class SharedContext {
   bool open_namespace();
   void warm_up();
   void map_pool();
-  [[nodiscard]] client::WaitPolicy wait_policy() const;
+  [[nodiscard]] client::WaitPolicy wait_policy(std::uint32_t limit_ms) const;
   // Computes some tokens of nothing, unless a speed is known.
   void learn_speed();
   std::byte* page(std::uint32_t index) const;
@@ -277,7 +277,7 @@ class SharedSequence {
   void take_in(std::span<const llama_token> next);
   bool begin(std::size_t total, bool again = false);
   void match(const kvtrie_begin_result& found);
-  void wait(bool was_second);
+  bool wait(bool was_second, std::uint32_t limit_ms);
   bool was_second() const;
   void announce_rest();
   void announce(bool on);
@@ -304,6 +304,7 @@ class SharedSequence {
   std::size_t handed_ = 0;      // tokens that sequence_ knows: whole pages
   std::uint32_t cached_ = 0;    // pages of it that were others' when it began
   std::uint32_t written_ = 0;   // pages that have their bytes, those included
+  std::uint32_t private_ = 0;   // pages that the last publish kept private
   kvtrie_begin_result begun_{};  // what is under way behind the matched pages
   bool announcing_ = false;
 };

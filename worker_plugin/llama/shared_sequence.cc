@@ -27,6 +27,7 @@ void SharedSequence::release() {
   begun_ = {};
   handed_ = 0;
   cached_ = written_ = 0;
+  private_ = 0;
 }
 
 void SharedSequence::cache_lost() {
@@ -139,8 +140,13 @@ std::size_t SharedSequence::import(std::span<const llama_token> next, std::size_
   // Whoever was second with announcing the same pages gives its own back and waits for the first. That one announces
   // page by page, some us each, so what is seen of it may still be growing, or nothing yet, when a lock was busy.
   std::uint32_t seen = 0;
+  const std::uint64_t waited_before = context_.counters_.wait_ns;
   for (int second = 0;; ++second) {
-    if (may_wait && !announcing_) wait(second > 0);
+    const std::uint64_t waited_ms = (context_.counters_.wait_ns - waited_before) / 1'000'000;
+    may_wait = may_wait && waited_ms < context_.wait_.limit_ms;
+    if (may_wait && !announcing_) {
+      may_wait = wait(second > 0, context_.wait_.limit_ms - static_cast<std::uint32_t>(waited_ms));
+    }
     if (sequence_.id == 0) break;
     const std::size_t limit =
         std::min(before + std::min(most, next.size()), std::size_t{cached_} * context_.tokens_per_page());
@@ -201,7 +207,8 @@ void SharedSequence::publish() {
     return;
   }
   context_.counters_.pages_published += done.pages_published;
-  context_.counters_.pages_private += done.pages_private;
+  context_.counters_.pages_private += done.pages_private - std::min(done.pages_private, private_);
+  private_ = done.pages_private;  // those that it still has are said each time
   if (whole == handed_) announce(false);
 }
 

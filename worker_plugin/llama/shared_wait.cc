@@ -29,9 +29,9 @@ WaitSettings::Mode wait_mode(const std::string& name) {
   throw Refused("to wait is never, auto or always, not " + name);
 }
 
-client::WaitPolicy SharedContext::wait_policy() const {
+client::WaitPolicy SharedContext::wait_policy(std::uint32_t limit_ms) const {
   client::WaitOptions options;
-  options.limit_ms = wait_.limit_ms;
+  options.limit_ms = limit_ms;
   if (wait_.mode == WaitSettings::Mode::kAlways) {
     options.slowness = std::numeric_limits<float>::max();
     options.worth_ms = 0;
@@ -64,38 +64,45 @@ void SharedContext::learn_speed() {
   (void)calls_.llama_memory_seq_rm(memory_, scratch_, -1, -1);
 }
 
-// Between begin and allocate.
-void SharedSequence::wait(bool was_second) {
+// Between begin and allocate. False: it waited for pages that did not come, and should not again.
+bool SharedSequence::wait(bool was_second, std::uint32_t limit_ms) {
   // Not for pages that it computed itself, as it is ahead of their owner then.
   const std::size_t next_page_ends = (std::size_t{cached_} + 1) * context_.tokens_per_page();
-  if (begun_.pending_pages == 0 || size_ >= next_page_ends) return;
+  if (begun_.pending_pages == 0 || size_ >= next_page_ends) return true;
   const Timer timer(context_.counters_.wait_ns);
   const std::size_t announced = std::size_t{begun_.pending_pages} * context_.tokens_per_page();
   // Pages come when a batch of their owner ends. A short part of a prompt is computed here sooner than that.
   const bool is_short = announced < context_.calls_.llama_n_ubatch(context_.context_) &&
                         announced < (handed_ - std::size_t{cached_} * context_.tokens_per_page()) / 2;
-  if (context_.wait_.mode == WaitSettings::Mode::kAuto && is_short) return;
+  if (context_.wait_.mode == WaitSettings::Mode::kAuto && is_short) return true;
   if (announced >= kSpeedWorth) context_.learn_speed();
   const std::uint32_t cached_before = cached_;
   bool known = true;
+  bool gave_up = false;
   client::Sequence sequence(kvtrie_get_api(KVTRIE_API_VERSION), sequence_);
   try {
     client::BeginResult begun;
     static_cast<kvtrie_begin_result&>(begun) = begun_;
-    const client::WaitPolicy policy = context_.wait_policy();
+    const client::WaitPolicy policy = context_.wait_policy(limit_ms);
     const double speed = context_.speed_.tokens_per_s();
-    if (policy.advise(begun_, speed).choice == client::Choice::kWait) ++context_.counters_.waits;
+    const bool waits = policy.advise(begun_, speed).choice == client::Choice::kWait;
+    context_.counters_.waits += waits ? 1 : 0;
     const client::WaitedWhile waited = client::wait_while_it_pays(sequence, begun, policy, speed, was_second);
     if (waited.outcome == KVTRIE_E_FLUSHED) keep_private_ = true;
     match(waited.result);
+    gave_up = waits && begun_.pending_pages != 0;
   } catch (const client::Error& error) {
     known = false;  // what it has matched
     ++context_.counters_.other_failures;
     context_.last_failure_ = std::string("wait: ") + error.what();
   }
   (void)sequence.take_handle();
-  if (!known) return release();
+  if (!known) {
+    release();
+    return false;
+  }
   context_.counters_.tokens_awaited += std::size_t{cached_ - cached_before} * context_.tokens_per_page();
+  return !gave_up;
 }
 
 bool SharedSequence::was_second() const {

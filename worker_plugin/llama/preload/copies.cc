@@ -13,9 +13,16 @@ namespace {
 
 const void* self() { return reinterpret_cast<const void*>(&self); }
 
-int note_loads(dl_phdr_info* info, std::size_t, void* loads) {
-  *static_cast<unsigned long long*>(loads) = info->dlpi_adds;
-  return 1;
+// How many objects were loaded and unloaded so far: while it stays, an address is in the same object.
+unsigned long long loader_changes() {
+  unsigned long long changes = 0;
+  (void)::dl_iterate_phdr(
+      [](dl_phdr_info* info, std::size_t, void* out) {
+        *static_cast<unsigned long long*>(out) = info->dlpi_adds + info->dlpi_subs;
+        return 1;
+      },
+      &changes);
+  return changes;
 }
 
 Functions functions_of(void* handle) {
@@ -35,28 +42,36 @@ Functions functions_of(void* handle) {
 }  // namespace
 
 std::vector<std::string> Copies::look_again() {
-  unsigned long long loads = 0;
-  (void)::dl_iterate_phdr(&note_loads, &loads);
-  const std::lock_guard lock(mutex_);
-  if (loads == loads_) return {};
-  loads_ = loads;
-  std::vector<std::string> paths;
+  const unsigned long long changes = loader_changes();
+  if (looked_at_.load(std::memory_order_acquire) == changes) return {};
+  std::vector<std::unique_ptr<const Copy>> found;
   for (LoadedCopy& loaded : find_loaded_copies(self())) {
-    const bool known = std::ranges::any_of(copies_, [&](const auto& c) { return c->loaded.object == loaded.object; });
-    if (known) continue;
-    paths.push_back(loaded.path);
     const Functions functions = functions_of(loaded.handle);
-    copies_.push_back(std::make_unique<const Copy>(Copy{std::move(loaded), functions}));
+    found.push_back(std::make_unique<const Copy>(Copy{std::move(loaded), functions}));
   }
-  if (first_ == &none_ && !copies_.empty()) first_ = copies_[0].get();
-  if (!paths.empty()) by_caller_.clear();
-  count_.store(copies_.size(), std::memory_order_release);
+  std::vector<std::string> paths;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& copy : found) {
+      const auto same = [&](const auto& known) { return known->loaded.object == copy->loaded.object; };
+      if (std::ranges::any_of(copies_, same)) continue;
+      paths.push_back(copy->loaded.path);
+      copies_.push_back(std::move(copy));
+    }
+    if (first_ == &none_ && !copies_.empty()) first_ = copies_[0].get();
+    count_.store(copies_.size(), std::memory_order_release);
+    looked_at_.store(changes, std::memory_order_release);
+  }
+  for (const auto& known : found) {
+    if (known) (void)::dlclose(known->loaded.handle);
+  }
   return paths;
 }
 
 // NULL: the object depends on no libllama.
-const Copy* Copies::find(const void* object, const char* path) const {
+const Copy* Copies::find(const void* object, const char* path) {
   const auto at = [this](const void* base) -> const Copy* {
+    const std::lock_guard lock(mutex_);
     for (const auto& copy : copies_) {
       if (copy->loaded.object == base) return copy.get();
     }
@@ -73,13 +88,20 @@ const Copy* Copies::find(const void* object, const char* path) const {
 
 const Copy& Copies::of(const void* caller) {
   if (count() <= 1) return first();
-  Dl_info info{};
-  if (::dladdr(caller, &info) == 0) return first();
+  dl_find_object object{};
+  if (::_dl_find_object(const_cast<void*>(caller), &object) != 0) return first();  // without the loader's lock
+  const unsigned long long changes = loader_changes();
+  {
+    const std::lock_guard lock(mutex_);
+    if (changes != callers_known_at_) by_caller_.clear();
+    callers_known_at_ = changes;
+    if (const auto known = by_caller_.find(object.dlfo_map_start); known != by_caller_.end()) return *known->second;
+  }
+  const Copy* const found = find(object.dlfo_map_start, object.dlfo_link_map->l_name);
+  const Copy& copy = found != nullptr ? *found : first();
   const std::lock_guard lock(mutex_);
-  const Copy*& known = by_caller_[info.dli_fbase];
-  if (known == nullptr) known = find(info.dli_fbase, info.dli_fname);
-  if (known == nullptr) known = &first();
-  return *known;
+  if (callers_known_at_ == changes) by_caller_[object.dlfo_map_start] = &copy;
+  return copy;
 }
 
 }  // namespace kvtrie::llama

@@ -11,7 +11,8 @@
 // Nothing can be known of callers that depend on no libllama (a main program's plugin with
 // functions left open): those get the first copy, as the loader would do.
 //
-// Threads: any. Costs, as long as there is one copy: a load.
+// Threads: any. The loader is asked without a lock of this being held: a library's constructor, which the loader's own
+// lock is held for, may call llama.cpp. Costs, as long as there is one copy: a load.
 #pragma once
 
 #include <atomic>
@@ -43,12 +44,13 @@ class Copies {
   [[nodiscard]] std::size_t count() const { return count_.load(std::memory_order_acquire); }
 
  private:
-  const Copy* find(const void* object, const char* path) const;
+  const Copy* find(const void* object, const char* path);
 
-  std::mutex mutex_;              // of these
-  unsigned long long loads_ = 0;  // objects that the loader had loaded when it was asked last
+  std::atomic<unsigned long long> looked_at_{0};  // the loader's changes so far, when it was asked for copies last
+  std::mutex mutex_;                              // of these
   std::vector<std::unique_ptr<const Copy>> copies_;
-  std::map<const void*, const Copy*> by_caller_;  // by the caller's object
+  std::map<const void*, const Copy*> by_caller_;  // by the caller's object, as long as none was loaded or unloaded
+  unsigned long long callers_known_at_ = 0;
   const Copy none_{};
   std::atomic<const Copy*> first_{&none_};  // constant once there is one
   std::atomic<std::size_t> count_{0};

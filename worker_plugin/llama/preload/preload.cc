@@ -239,6 +239,18 @@ bool llama_state_load_file(llama_context* context, const char* path, llama_token
   return real().llama_state_load_file(context, path, tokens, capacity, count);
 }
 
+// Their older names, which a libllama may bind to its own functions.
+std::size_t llama_set_state_data(llama_context* context, const std::uint8_t* data) {
+  use(context).note([](TrackedContext& c) { c.loaded(-1); });
+  return real().llama_set_state_data(context, data);
+}
+
+bool llama_load_session_file(llama_context* context, const char* path, llama_token* tokens, std::size_t capacity,
+                             std::size_t* count) {
+  use(context).note([](TrackedContext& c) { c.loaded(-1); });
+  return real().llama_load_session_file(context, path, tokens, capacity, count);
+}
+
 // A program that takes a sequence's state out and puts it back (llama-server's prompt cache) goes
 // on where that was.
 std::size_t llama_state_seq_get_data(llama_context* context, std::uint8_t* data, std::size_t bytes,

@@ -82,14 +82,13 @@ namespace {
 std::atomic<Process*> the_process{nullptr};
 }
 
-// Never destroyed: a program's threads may still be inside llama.cpp when it ends.
+// Never destroyed: a program's threads may still be inside llama.cpp when it ends. Made without a lock, since making one
+// asks the loader: its lock may be held by a thread whose library's constructor calls llama.cpp. The first one made stays.
 Process& Process::get() noexcept {
-  static Process* const process = [] {
-    auto* const made = new Process;
-    the_process = made;
-    return made;
-  }();
-  return *process;
+  if (Process* const there = the_process.load(std::memory_order_acquire)) return *there;
+  auto made = std::unique_ptr<Process>(new Process);
+  Process* process = nullptr;
+  return the_process.compare_exchange_strong(process, made.get()) ? *made.release() : *process;
 }
 
 Process* Process::existing() { return the_process; }

@@ -37,7 +37,9 @@
   CALL(llama_state_seq_get_data)           \
   CALL(llama_state_seq_get_data_ext)       \
   CALL(llama_state_set_data)               \
+  CALL(llama_set_state_data)               \
   CALL(llama_state_load_file)              \
+  CALL(llama_load_session_file)            \
   CALL(llama_state_seq_set_data)           \
   CALL(llama_state_seq_set_data_ext)       \
   CALL(llama_state_seq_load_file)          \

@@ -2,7 +2,7 @@
 // Copyright The kvtrie authors
 //
 // States of sequences that a program took out of its context, as llama-server's prompt cache does:
-// whose bytes come back is known by a hash of all of them (XXH3, 128 bits) and their number, so
+// whose bytes come back is known by a keyed hash of all of them (XXH3, 128 bits) and their number, so
 // that the sequence goes on as the one that it was. Of each the tokens are kept, no pages and no
 // bytes.
 #pragma once
