@@ -21,7 +21,7 @@
 #include "tools/bench/floors.h"
 #include "tools/bench/prompts.h"
 #include "tools/bench/sections.h"
-#include "tools/bench/warm.h"
+#include "tools/warm/warm_memory.h"
 #include "tools/bench/workload.h"
 #include "tools/replay/child_process.h"
 #include "tools/replay/histogram.h"

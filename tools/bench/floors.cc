@@ -25,7 +25,6 @@
 #include "tools/bench/prompts.h"
 #include "tools/bench/sections.h"
 #include "tools/bench/spread.h"
-#include "tools/bench/warm.h"
 
 namespace kvtrie::bench {
 namespace {
@@ -33,6 +32,25 @@ namespace {
 static_assert(kFloorLineBytes == kLineBytes);
 static_assert(offsetof(Descriptor, state) == 0 && offsetof(Descriptor, parent) == 8, "one load has both");
 static_assert(kDescriptorBytes == sizeof(Descriptor) + kTokensPerPage * sizeof(std::uint32_t));
+
+// Microseconds to read one line of memory that nobody touched for `idle_seconds`.
+Spread idle_lines_us(double idle_seconds, std::uint32_t lines) {
+  constexpr std::size_t kBytes = 256 * 1024 * 1024;
+  constexpr std::size_t kPageBytes = 4096;
+  void* const memory = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  auto* const bytes = static_cast<volatile unsigned char*>(memory);
+  for (std::size_t at = 0; at < kBytes; at += kPageBytes) bytes[at] = 1;
+  std::this_thread::sleep_for(std::chrono::duration<double>(idle_seconds));
+  replay::Random random(lines);
+  std::vector<double> us;
+  for (std::uint32_t i = 0; i < lines; ++i) {
+    const std::size_t at = random.below(kBytes);
+    us.push_back(time_ns([&] { keep(bytes[at]); }) / 1e3);
+  }
+  ::munmap(memory, kBytes);
+  return spread_of(std::move(us));
+}
 
 constexpr std::size_t kAhead = 16;  // pages or lines; more bought nothing
 

@@ -21,7 +21,7 @@
 #include "tools/bench/crew.h"
 #include "tools/bench/lookups.h"
 #include "tools/bench/sections.h"
-#include "tools/bench/warm.h"
+#include "tools/warm/warm_memory.h"
 #include "tools/bench/workload.h"
 
 namespace kvtrie::bench {

@@ -13,6 +13,8 @@
 #include <functional>
 #include <vector>
 
+#include "tools/warm/warm_memory.h"
+
 namespace kvtrie::bench {
 
 struct Spread {
@@ -63,9 +65,6 @@ double call_ns(std::size_t calls, std::size_t batch, Call&& call, double (*now)(
 
 // By candidate, by round: what each returned. The first round warms up and is left out.
 using Rounds = std::vector<std::vector<double>>;
-
-// Reads all of this process's memory (warm.h).
-void warm_memory();
 
 // Calls the candidates in turn, one after the other, `rounds` times and once before, each with its memory warm.
 inline Rounds alternate(std::uint32_t rounds, const std::vector<std::function<double()>>& candidates) {

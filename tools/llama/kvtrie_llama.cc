@@ -4,20 +4,25 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 
 #include "tools/llama/engine.h"
+#include "tools/warm/warm_memory.h"
 
 namespace kvtrie::llama {
 namespace {
 
 constexpr int kExitUsage = 2;
+constexpr std::chrono::milliseconds kWarmingUp{500};
 constexpr int kExitRefused = 3;
 
 struct Options {
@@ -32,6 +37,7 @@ struct Options {
   bool no_cache = false;
   std::string wait = "auto";
   bool start_on_input = false;
+  std::uint32_t keep_warm_ms = 0;
   std::string dump;
 };
 
@@ -83,6 +89,10 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--tag", engine.tag, "Request tag, in dumps and in `kvtrie workers --leases` (0)")->type_name("N");
   app.add_flag("--start-on-input", options.start_on_input,
                "Say `ready` on standard output when the model is loaded, begin with the next line of standard input");
+  app.add_option("--keep-warm", options.keep_warm_ms,
+                 "Read all of this process's memory so often, for measuring on a virtual machine whose host takes what is "
+                 "idle (0: off)")
+      ->type_name("MS");
   app.add_flag("--json", options.json, "Results as JSON, a line for each answer");
 }
 
@@ -164,11 +174,16 @@ int run(int argc, const char* const* argv) {
   options.engine.wait.mode = wait_mode(options.wait);
   try {
     Engine engine(options.engine);
+    std::optional<KeepWarm> keep_warm;
     if (options.page_tokens != 0) {
       fmt::print("{}\n", engine.page_bytes(options.page_tokens));
       return EXIT_SUCCESS;
     }
     const std::vector<llama_token> prompt = prompt_of(options, engine);
+    if (options.keep_warm_ms != 0) {
+      keep_warm.emplace(std::chrono::milliseconds(options.keep_warm_ms));
+      std::this_thread::sleep_for(kWarmingUp);
+    }
     if (options.start_on_input) {
       fmt::print("ready\n");
       std::fflush(stdout);
