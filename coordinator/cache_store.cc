@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "coordinator/host_memory.h"
@@ -350,7 +351,7 @@ class Store {
     if (MaybeFailure failure = objects_.device->start()) return failure;
     std::string memory;
     if (options_.memory.huge_pages) {
-      memory = objects_.adopted ? " segment_huge_bytes=as_made" : fmt::format(" segment_huge_bytes={}", segment_huge_bytes_);
+      memory = " segment_huge_bytes=" + (objects_.adopted ? "as_made" : std::to_string(segment_huge_bytes_));
     }
     log_(fmt::format("event=device cache={} {}{}", options_.cache, objects_.device->describe(), memory));
     return {};

@@ -100,9 +100,7 @@ void lora(Odd& odd) {
 // What lora() computed with its adapter, and without.
 void read_lora(Odd& odd) {
   odd.start();
-  Tokens tokens = words(1, 100);
-  for (const llama_token token : words(2, 200))
-    tokens.push_back(token);
+  const Tokens tokens = joined(words(1, 100), words(2, 200));
   odd.decode("plain", tokens, 0);
   odd.remove(0);
   odd.decode("plain again", words(3, 200), 0);

@@ -139,9 +139,7 @@ void shifted_copy(Odd& odd) {
 
 void reader(Odd& odd) {
   odd.start();
-  Tokens tokens = words(1, 96);
-  for (const llama_token token : words(2, 200))
-    tokens.push_back(token);
+  const Tokens tokens = joined(words(1, 96), words(2, 200));
   odd.decode("end", tokens, 0);
 }
 

@@ -132,9 +132,7 @@ void hole(Engine& engine) {
   (void)llama_memory_seq_rm(engine.memory, 0, 64, 128);
   engine.prefill("behind_hole", words(13, 100), 240, 0);
   llama_memory_clear(engine.memory, true);
-  Tokens whole = words(12, 240);
-  for (const llama_token token : words(13, 100))
-    whole.push_back(token);
+  const Tokens whole = joined(words(12, 240), words(13, 100));
   engine.prefill("no_hole", whole, 0, 0);
   llama_memory_clear(engine.memory, true);
 }
@@ -152,9 +150,7 @@ void state_from_elsewhere(Engine& engine) {
   if (llama_state_seq_set_data(engine.context, state.data(), state.size(), 0) == 0) fail("set state");
   engine.prefill("behind_loaded", words(15, 60), 100, 0);
   llama_memory_clear(engine.memory, true);
-  Tokens whole = words(14, 100);
-  for (const llama_token token : words(15, 60))
-    whole.push_back(token);
+  const Tokens whole = joined(words(14, 100), words(15, 60));
   engine.prefill("not_loaded", whole, 0, 0);
   llama_memory_clear(engine.memory, true);
 }
@@ -162,12 +158,8 @@ void state_from_elsewhere(Engine& engine) {
 // Tokens alone: where cells lie differs when some come from the cache, and so do last bits.
 void two_sequences(Engine& engine) {
   const Tokens common = words(1, 100);
-  Tokens a = common;
-  Tokens b = common;
-  for (const llama_token token : words(9, 30))
-    a.push_back(token);
-  for (const llama_token token : words(10, 40))
-    b.push_back(token);
+  const Tokens a = joined(common, words(9, 30));
+  const Tokens b = joined(common, words(10, 40));
   engine.batch.n_tokens = 0;
   std::int32_t last_of_a = 0;
   for (std::size_t i = 0; i < b.size(); ++i) {

@@ -95,6 +95,13 @@ class LlamaWaitTest : public LlamaTest {
     EXPECT_TRUE(same_answer(answer, alone, prompt()));
     EXPECT_FALSE(answer.contains("last_failure")) << answer["last_failure"];
   }
+  // Once it has published some pages.
+  void stop_in_the_middle(Asked& owner) const {
+    ASSERT_TRUE(owner.go());
+    ASSERT_TRUE(eventually([&] { return counter("pages_published") > 4; }));
+    owner.send(SIGSTOP);
+    ASSERT_FALSE(owner.over()) << "it was done before it could be stopped";
+  }
   int asked_ = 0;
 };
 
@@ -138,10 +145,7 @@ TEST_F(LlamaWaitTest, TheLimitIsOfAllWaits) {
   const Json alone = this->alone();
   const std::unique_ptr<Asked> owner = ask("always");
   const std::unique_ptr<Asked> other = ask("always --wait-limit 700");
-  ASSERT_TRUE(owner->go());
-  ASSERT_TRUE(eventually([&] { return counter("pages_published") > 4; }));
-  owner->send(SIGSTOP);
-  ASSERT_FALSE(owner->over());
+  ASSERT_NO_FATAL_FAILURE(stop_in_the_middle(*owner));
   ASSERT_TRUE(other->go());
   ASSERT_EQ(other->wait(), 0);
   expect_same(other->answer(), alone);
@@ -160,10 +164,7 @@ TEST_F(LlamaWaitTest, AnOwnerThatStopsIsNotWaitedForForEver) {
   const Json alone = this->alone();
   const std::unique_ptr<Asked> owner = ask("auto");
   const std::unique_ptr<Asked> other = ask("auto");
-  ASSERT_TRUE(owner->go());
-  ASSERT_TRUE(eventually([&] { return counter("pages_published") > 4; }));
-  owner->send(SIGSTOP);
-  ASSERT_FALSE(owner->over());
+  ASSERT_NO_FATAL_FAILURE(stop_in_the_middle(*owner));
   ASSERT_TRUE(other->go());
   ASSERT_EQ(other->wait(), 0);
   expect_same(other->answer(), alone);
@@ -178,10 +179,7 @@ TEST_F(LlamaWaitTest, WhenTheOneThatComputesIsKilledAnotherTakesOver) {
   const std::unique_ptr<Asked> owner = ask("always");
   std::vector<std::unique_ptr<Asked>> others;
   for (int i = 0; i < 3; ++i) others.push_back(ask("always"));
-  ASSERT_TRUE(owner->go());
-  ASSERT_TRUE(eventually([&] { return counter("pages_published") > 4; }));
-  owner->send(SIGSTOP);
-  ASSERT_FALSE(owner->over()) << "it was done before it could be stopped";
+  ASSERT_NO_FATAL_FAILURE(stop_in_the_middle(*owner));
   for (const auto& one : others) ASSERT_TRUE(one->go());
   ASSERT_TRUE(eventually([&] { return counter("pending_waits") == 3; }));
   for (const auto& one : others) ASSERT_FALSE(one->over());

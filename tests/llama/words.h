@@ -22,3 +22,8 @@ inline Tokens words(std::uint32_t name, std::size_t count) {
   }
   return tokens;
 }
+
+inline Tokens joined(Tokens first, const Tokens& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The kvtrie authors
 //
-// A /dev/shm that gives huge pages to who asks for them (kvtried --huge-pages), for the processes that this one starts meanwhile, in a mount namespace of its own: the
-// machine's /dev/shm stays as it is mounted. Caches made there are attached to through their sockets, like any other.
+// A /dev/shm that gives huge pages to who asks for them (kvtried --huge-pages), for the processes that this one
+// starts meanwhile, in a mount namespace of its own: the machine's /dev/shm stays as it is mounted. Caches made there are
+// attached to through their sockets, like any other.
 #pragma once
 
 #include <string>

@@ -20,8 +20,8 @@
 
 int main(int argc, char** argv) {
   if (argc == 5 && std::string_view(argv[1]) == "--worker-fd") {
-    return kvtrie::replay::run_worker(static_cast<int>(kvtrie::replay::number_of(argv[2])), kvtrie::replay::number_of(argv[3]),
-                                      kvtrie::replay::number_of(argv[4]));
+    using kvtrie::replay::number_of;
+    return kvtrie::replay::run_worker(static_cast<int>(number_of(argv[2])), number_of(argv[3]), number_of(argv[4]));
   }
   const std::string directory =
       kvtrie::default_runtime_directory(::geteuid(), std::getenv("XDG_RUNTIME_DIR"));
